@@ -1,0 +1,47 @@
+/* gate.h - what writers pass through, and what a cut or a hold closes.
+ *
+ * All disks of a replica share one gate.  A writer is inside from before its
+ * write is applied until its reply has been handed to the kernel.  A cut waits
+ * until nobody is inside, keeps newcomers out for as long as it takes to put a
+ * restore point into every journal, and opens again: so all disks share one
+ * cut and write order across disks holds at it.  A hold closes and stays
+ * closed: newcomers get RP_HELD, so after a hold returns no write is
+ * acknowledged or applied.
+ *
+ * Threads: any.  A thread that is inside must not enter again or close.
+ * Tests:   tests/native/gate_test.c
+ */
+#ifndef RP_GATE_H
+#define RP_GATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "journal.h"
+#include "status.h"
+
+struct rp_gate;
+
+int  rp_gate_create (struct rp_gate **out, struct rp_fault *fault);
+void rp_gate_destroy (struct rp_gate *gate);           /* NULL is allowed */
+
+/* RP_OK: inside, leave it later.  RP_HELD: not inside. */
+int  rp_gate_enter (struct rp_gate *gate, struct rp_fault *fault);
+void rp_gate_leave (struct rp_gate *gate);
+
+/* Close for good and wait until nobody is inside. */
+void rp_gate_hold (struct rp_gate *gate);
+void rp_gate_release (struct rp_gate *gate);
+bool rp_gate_is_held (struct rp_gate *gate);
+
+/* A restore point in all journals at one cut: close, mark each, open; then
+ * commit each.  Works on a held gate too (it stays held).  barrier_ns_out: how
+ * long writers were kept out.  When one mark or commit fails, the status of
+ * the first is returned and the point does not count: a point is listed only
+ * if every journal has it.
+ */
+int  rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
+                  uint32_t journal_count, const struct rp_point *point,
+                  uint64_t *barrier_ns_out, struct rp_fault *fault);
+
+#endif /* RP_GATE_H */

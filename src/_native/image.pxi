@@ -1,0 +1,1 @@
+# image.h for Python.

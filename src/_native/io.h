@@ -1,0 +1,194 @@
+/* io.h - the one door to persistent storage.
+ *
+ * Everything the core keeps goes through struct rp_io: files, directories,
+ * renames, syncs, locks.  Nothing else in src/_native calls the kernel for
+ * persistent data, and there are no memory-mapped writes, so a test can see
+ * and break each operation.  Backends:
+ *
+ *   posix     the real one
+ *   record    wraps another and keeps a list of micro-operations
+ *   order     wraps another and stops the process when a write-ahead rule is
+ *             broken (see rp_io_order_*): on in every test
+ *   simulate  files in memory with a durable and a volatile layer; yields
+ *             the states that a crash may leave
+ *   fault     wraps another and fails call number k
+ *
+ * Rules for every backend: a short write or EINTR is retried inside; a
+ * function fails whole or succeeds whole; the first failed sync of a file is
+ * final: every later sync and write of that file returns RP_FAILED without
+ * asking the kernel again (a retried fsync can succeed while the data is
+ * gone: seen on ext4 and xfs, Linux 6.18).
+ *
+ * Threads: a file may be used by any number of threads at once; opening,
+ *          closing and everything that takes a directory, too.  A handle is
+ *          closed once, after its last use.
+ */
+#ifndef RP_IO_H
+#define RP_IO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "status.h"
+
+#define RP_NAME_BYTES 256        /* one path component with its NUL */
+
+struct rp_io;
+struct rp_dir;                   /* an open directory */
+struct rp_file;                  /* an open regular file */
+
+enum rp_open_flags {
+  RP_OPEN_READ      = 1,
+  RP_OPEN_WRITE     = 2,         /* implies READ */
+  RP_OPEN_CREATE    = 4,         /* with WRITE: make it when it is missing */
+  RP_OPEN_EXCLUSIVE = 8,         /* with CREATE: it must be missing */
+  RP_OPEN_TRUNCATE  = 16,        /* with WRITE */
+  RP_OPEN_BENEATH   = 32,        /* the name came from a file, not from the
+                                    user: one component, no symbolic link */
+};
+
+/* Flags of rp_file_lock.  Lock bytes stay clear of 100..203, which QEMU uses. */
+#define RP_LOCK_OFFSET_BYTES 1048577u
+
+struct rp_stat {
+  uint64_t size_bytes;
+  uint64_t allocated_bytes;
+  uint64_t device, inode;        /* identity, for loops and double opens */
+  bool     is_directory;
+  bool     is_regular;
+};
+
+/* One function per operation.  A backend fills all of them; wrappers call the
+ * io they wrap.  Callers use the rp_* functions below, never the table.
+ * All return RP_OK or a status and fill the fault (never NULL here).
+ */
+struct rp_io_functions {
+  const char *name;              /* "posix", "simulate", ... */
+  void (*destroy) (struct rp_io *io);
+
+  /* path is absolute or relative to the working directory (simulate: any
+     string names a directory of the simulated tree, "/" is its root) */
+  int (*dir_open) (struct rp_io *io, const char *path, struct rp_dir **out,
+                   struct rp_fault *fault);
+  void (*dir_close) (struct rp_dir *dir);
+  int (*dir_make) (struct rp_dir *dir, const char *name, uint32_t mode,
+                   struct rp_fault *fault);
+  int (*dir_remove) (struct rp_dir *dir, const char *name,
+                     struct rp_fault *fault);
+  int (*dir_sync) (struct rp_dir *dir, struct rp_fault *fault);
+  int (*dir_rename) (struct rp_dir *dir, const char *from, const char *to,
+                     struct rp_fault *fault);          /* replaces `to` */
+  int (*dir_unlink) (struct rp_dir *dir, const char *name,
+                     struct rp_fault *fault);
+  /* calls back once for each entry, without . and .., in no order */
+  int (*dir_list) (struct rp_dir *dir,
+                   void (*each) (void *context, const char *name),
+                   void *context, struct rp_fault *fault);
+  int (*dir_stat) (struct rp_dir *dir, const char *name, struct rp_stat *out,
+                   struct rp_fault *fault);            /* RP_IO + ENOENT */
+
+  int (*file_open) (struct rp_dir *dir, const char *name, uint32_t flags,
+                    uint32_t mode, struct rp_file **out,
+                    struct rp_fault *fault);
+  /* closes without syncing; errors of close are reported by the last sync */
+  void (*file_close) (struct rp_file *file);
+  /* done_out < length only at the end of the file */
+  int (*file_pread) (struct rp_file *file, void *buffer, size_t length,
+                     uint64_t offset, size_t *done_out,
+                     struct rp_fault *fault);
+  int (*file_pwritev) (struct rp_file *file, const struct iovec *parts,
+                       int part_count, uint64_t offset,
+                       struct rp_fault *fault);
+  int (*file_sync) (struct rp_file *file, struct rp_fault *fault); /* fdatasync */
+  int (*file_truncate) (struct rp_file *file, uint64_t size,
+                        struct rp_fault *fault);
+  /* reserve space: ENOSPC shows here and not at write-back; grows the size */
+  int (*file_allocate) (struct rp_file *file, uint64_t offset, uint64_t length,
+                        struct rp_fault *fault);
+  /* make the range read as zeros and give its space back; size stays */
+  int (*file_punch) (struct rp_file *file, uint64_t offset, uint64_t length,
+                     struct rp_fault *fault);
+  int (*file_stat) (struct rp_file *file, struct rp_stat *out,
+                    struct rp_fault *fault);
+  /* the next offset >= offset that holds data (want_data) or a hole; the
+     file's size where there is none */
+  int (*file_seek) (struct rp_file *file, uint64_t offset, bool want_data,
+                    uint64_t *out, struct rp_fault *fault);
+  /* open-file-description lock on one byte, held until close;
+     RP_LOCKED where somebody else holds it */
+  int (*file_lock) (struct rp_file *file, bool exclusive,
+                    struct rp_fault *fault);
+};
+
+/* The part of each object that the functions below need; a backend puts it
+ * first in its own struct.
+ */
+struct rp_io {
+  const struct rp_io_functions *functions;
+};
+
+struct rp_dir {
+  struct rp_io *io;
+};
+
+struct rp_file {
+  struct rp_io *io;
+  const char   *name;            /* for messages; owned by the backend */
+};
+
+/* ---- what the rest of the core calls ---- */
+
+void rp_io_destroy (struct rp_io *io);                 /* NULL is allowed */
+
+int  rp_dir_open (struct rp_io *io, const char *path, struct rp_dir **out,
+                  struct rp_fault *fault);
+void rp_dir_close (struct rp_dir *dir);                /* NULL is allowed */
+int  rp_dir_make (struct rp_dir *dir, const char *name, uint32_t mode,
+                  struct rp_fault *fault);
+int  rp_dir_remove (struct rp_dir *dir, const char *name, struct rp_fault *fault);
+int  rp_dir_sync (struct rp_dir *dir, struct rp_fault *fault);
+int  rp_dir_rename (struct rp_dir *dir, const char *from, const char *to,
+                    struct rp_fault *fault);
+int  rp_dir_unlink (struct rp_dir *dir, const char *name, struct rp_fault *fault);
+int  rp_dir_list (struct rp_dir *dir, void (*each) (void *, const char *),
+                  void *context, struct rp_fault *fault);
+int  rp_dir_stat (struct rp_dir *dir, const char *name, struct rp_stat *out,
+                  struct rp_fault *fault);
+
+/* Replace or make a small file whole: write name.new, sync it, rename it over
+ * name, sync the directory.  At any crash the old or the new content is there.
+ */
+int  rp_dir_replace (struct rp_dir *dir, const char *name, const void *data,
+                     size_t length, uint32_t mode, struct rp_fault *fault);
+
+int  rp_file_open (struct rp_dir *dir, const char *name, uint32_t flags,
+                   uint32_t mode, struct rp_file **out, struct rp_fault *fault);
+void rp_file_close (struct rp_file *file);             /* NULL is allowed */
+int  rp_file_pread (struct rp_file *file, void *buffer, size_t length,
+                    uint64_t offset, size_t *done_out, struct rp_fault *fault);
+/* as pread, but a file that ends early is RP_CORRUPT */
+int  rp_file_pread_all (struct rp_file *file, void *buffer, size_t length,
+                        uint64_t offset, struct rp_fault *fault);
+int  rp_file_pwrite (struct rp_file *file, const void *buffer, size_t length,
+                     uint64_t offset, struct rp_fault *fault);
+int  rp_file_pwritev (struct rp_file *file, const struct iovec *parts,
+                      int part_count, uint64_t offset, struct rp_fault *fault);
+int  rp_file_sync (struct rp_file *file, struct rp_fault *fault);
+int  rp_file_truncate (struct rp_file *file, uint64_t size, struct rp_fault *fault);
+int  rp_file_allocate (struct rp_file *file, uint64_t offset, uint64_t length,
+                       struct rp_fault *fault);
+int  rp_file_punch (struct rp_file *file, uint64_t offset, uint64_t length,
+                    struct rp_fault *fault);
+int  rp_file_stat (struct rp_file *file, struct rp_stat *out, struct rp_fault *fault);
+int  rp_file_size (struct rp_file *file, uint64_t *out, struct rp_fault *fault);
+int  rp_file_seek (struct rp_file *file, uint64_t offset, bool want_data,
+                   uint64_t *out, struct rp_fault *fault);
+int  rp_file_lock (struct rp_file *file, bool exclusive, struct rp_fault *fault);
+
+/* ---- backends ---- */
+
+int rp_io_posix_create (struct rp_io **out, struct rp_fault *fault);
+
+#endif /* RP_IO_H */

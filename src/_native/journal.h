@@ -1,0 +1,183 @@
+/* journal.h - the log of a replica disk, and the roll back to any point of it.
+ *
+ * One file, `<disk>-journal-log.vmdk`: a hosted sparse VMDK extent whose
+ * grains happen to lie in the order they were written.
+ *
+ *   head   sector 0: KDMV header, version 2, flags 0x5 (newline test, zero
+ *          grains), no redundant directory, grain 8 sectors by default;
+ *          its gdOffset is the root that any VMDK reader sees.
+ *          4 KiB and 8 KiB: two copies of the superblock, written in turn
+ *          (journal id, segment size, epoch, held flag, generation, checksum).
+ *   slots  of segment_bytes each, from 64 KiB on.  A slot belongs to a log
+ *          segment, to a root, or is free.
+ *   segment  4 KiB header (id, segment number, first batch, chain) | batches
+ *          | summary of all its entries and points | 4 KiB trailer.
+ *   batch  one header block (the size of a grain, at least 4 KiB): magic, id,
+ *          sequence, checksum of the batch before it (the chain), epoch, time,
+ *          durable sequence, entries of 16 bytes, or one restore point; then
+ *          its grains, grain aligned.
+ *   entry  grain, place (sector in this file; 1 = zeros), previous place of
+ *          the same grain (0 = absent: the base shows), value (XXH3 of the
+ *          data, low 32 bits; for zeros the number of grains in the run, all
+ *          of which had the same previous place).
+ *   root   4 KiB root header (sequence it shows, size, XXH3) | grain directory
+ *          | grain tables, in free slots; the sparse header flips to it with
+ *          one sector write after it is synced.
+ *
+ * A batch is valid when its checksums hold and it chains to the one before.
+ * Recovery walks the last segment; what follows the last valid batch is a torn
+ * tail and is dropped, unless a later valid batch says (durable sequence) that
+ * it had been synced: that is damage, and an error.
+ *
+ * Rolling back copies no data: walk entries from the nearest known map (the
+ * empty one before the first batch, the shown root, or the map in memory),
+ * forwards by place or backwards by previous place, write tables and
+ * directory, sync, flip, sync.
+ *
+ * Threads: write, zero, pread, run, commit, mark from any thread.  roll,
+ *          raise_epoch, close: one thread, with no other call running.
+ * Tests:   tests/native/journal_test.c, tests/test_journal.py
+ * Bytes:   docs/formats.md, "Journal log"
+ */
+#ifndef RP_JOURNAL_H
+#define RP_JOURNAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "disk.h"
+#include "io.h"
+
+#define RP_POINT_LABEL_BYTES   256   /* UTF-8 with its NUL */
+#define RP_JOURNAL_GRAIN_BYTES 4096u
+#define RP_POINT_LATEST        UINT64_MAX   /* the newest restore point */
+#define RP_POINT_END           (UINT64_MAX - 1)  /* the end of the log */
+
+struct rp_journal;
+
+struct rp_journal_options {
+  uint64_t capacity_bytes;       /* multiple of 512; at most 2^32 grains */
+  uint32_t grain_bytes;          /* power of two, 4096 .. 65536 */
+  uint32_t segment_bytes;        /* multiple of grain and 4096; 64 KiB .. 1 GiB */
+  uint8_t  id[16];
+  uint64_t epoch;                /* >= 1 */
+};
+
+enum rp_point_kind { RP_POINT_CRASH = 1, RP_POINT_APP = 2 };
+
+/* A restore point: a cut of the log. */
+struct rp_point {
+  uint64_t id;                   /* rises; the same in every journal of a replica */
+  int64_t  time_ns;              /* wall clock, since 1970, UTC */
+  uint32_t kind;                 /* enum rp_point_kind */
+  char     label[RP_POINT_LABEL_BYTES];
+};
+
+enum rp_journal_flags {
+  RP_JOURNAL_READ  = 1,          /* no lock, no recovery; nothing is written */
+  RP_JOURNAL_WRITE = 2,          /* takes the lock (RP_LOCKED), recovers the tail */
+};
+
+/* Make the log in an empty file and sync it (the caller syncs the directory). */
+int rp_journal_create (struct rp_file *file,
+                       const struct rp_journal_options *options,
+                       struct rp_fault *fault);
+
+/* Open a log.  file and base are borrowed and outlive the journal.
+ *   base    what shows where the log has nothing; may be NULL when neither
+ *           data is read nor a sub-grain write made (points, roll, verify)
+ *   epoch   the writer's; 0 takes the one on disk.  RP_STALE_EPOCH when the
+ *           one on disk is newer.
+ * Loads segment trailers and points, not the map: that comes with the first
+ * read or write (RP_JOURNAL_WRITE or READ).
+ * Returns RP_OK, RP_FORMAT, RP_CORRUPT, RP_LOCKED, RP_STALE_EPOCH, RP_IO, ...
+ */
+int rp_journal_open (struct rp_file *file, struct rp_disk *base, int flags,
+                     uint64_t epoch, struct rp_journal **out,
+                     struct rp_fault *fault);
+/* Ends without committing: what was not committed is lost, as in a crash. */
+void rp_journal_destroy (struct rp_journal *journal);  /* NULL is allowed */
+
+struct rp_journal_info {
+  struct rp_journal_options options;   /* options.epoch: the one on disk */
+  bool     held, failed;
+  uint64_t next_sequence, durable_sequence;
+  uint64_t point_count, segment_count;
+  uint64_t entry_count;          /* in the whole log */
+  uint64_t log_bytes;            /* file bytes used by segments, summaries too */
+  uint64_t root_sequence;        /* last batch that the shown root includes */
+  uint64_t root_sector;          /* gdOffset; 0 = the empty root of creation */
+  int64_t  last_commit_ns;       /* time of the last valid batch; 0 if none */
+  bool     closed_clean;         /* the last writer closed it in order */
+};
+void rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out);
+
+/* The journal as a disk (reads, writes, flush = commit).  Belongs to the
+ * journal: do not destroy it.  Writes need RP_JOURNAL_WRITE and a base.
+ */
+struct rp_disk *rp_journal_disk (struct rp_journal *journal);
+
+/* Make everything written or marked before the call durable: one sequential
+ * write and one sync for all that waits (group commit).  The first failure is
+ * final: RP_FAILED from then on.  Before each commit the epoch on disk is read
+ * again: RP_STALE_EPOCH, final too, when it has grown.
+ */
+int rp_journal_commit (struct rp_journal *journal, struct rp_fault *fault);
+/* bytes written and not yet durable */
+uint64_t rp_journal_pending_bytes (struct rp_journal *journal);
+
+/* Append a restore point after everything written so far; durable with the
+ * next commit.  The id must be above every earlier one.
+ */
+int rp_journal_mark (struct rp_journal *journal, const struct rp_point *point,
+                     struct rp_fault *fault);
+
+/* Point number index, 0 = oldest.  RP_NOT_FOUND past the end. */
+int rp_journal_point (struct rp_journal *journal, uint64_t index,
+                      struct rp_point *out, struct rp_fault *fault);
+
+/* Commit, then make the epoch and the held flag durable.  epoch >= the present
+ * one.  Held: every later write fails with RP_HELD until set otherwise.
+ */
+int rp_journal_set_epoch (struct rp_journal *journal, uint64_t epoch, bool held,
+                          struct rp_fault *fault);
+
+struct rp_roll {
+  uint64_t point_id;             /* that was reached; RP_POINT_END for the end */
+  bool     backwards;            /* which way the entries were walked */
+  uint64_t entries_walked;
+  uint64_t tables_written;
+  uint64_t bytes_written;
+  uint64_t root_sector;          /* the new gdOffset */
+};
+
+/* Show the disk as of a restore point (its id, RP_POINT_LATEST, RP_POINT_END)
+ * in the sparse header.  Nothing in the log changes; the old root stays valid
+ * until the flip is durable.  Needs RP_JOURNAL_WRITE (the lock), no base.
+ * Also commits first.  Rolling to what is shown already writes nothing.
+ */
+int rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
+                     struct rp_roll *out, struct rp_fault *fault);
+
+/* Close in order: commit, show the end of the log, mark the superblock clean. */
+int rp_journal_close_clean (struct rp_journal *journal, struct rp_fault *fault);
+
+struct rp_journal_damage {
+  uint64_t position;             /* byte in the log file */
+  uint64_t guest_offset_bytes;   /* UINT64_MAX for metadata */
+  uint64_t length_bytes;
+  char     message[128];
+};
+
+/* Re-read every header, entry, summary, root and grain against its checksum.
+ * each is called once per damage; progress may be NULL, false stops (RP_STATE).
+ * Returns RP_OK when it ran through, whatever it found.
+ */
+int rp_journal_verify (struct rp_journal *journal,
+                       void (*each) (void *context,
+                                     const struct rp_journal_damage *damage),
+                       bool (*progress) (void *context, uint64_t done_bytes,
+                                         uint64_t total_bytes),
+                       void *context, struct rp_fault *fault);
+
+#endif /* RP_JOURNAL_H */

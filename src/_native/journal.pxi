@@ -1,0 +1,1 @@
+# journal.h for Python.

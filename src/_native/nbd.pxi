@@ -1,0 +1,1 @@
+# nbd.h for Python.

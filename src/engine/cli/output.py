@@ -1,0 +1,47 @@
+"""What every command prints with: JSON for programs, text and tables for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+from ..errors import Error, UsageError
+
+
+def report_error(error: Error, *, as_json: bool) -> int:
+    """Print an error to standard error and return the exit code it stands for."""
+    if as_json:
+        body = {
+            "error": {
+                "type": type(error).__name__,
+                "message": error.message,
+                "hint": error.hint,
+            }
+        }
+        print(json.dumps(body), file=sys.stderr)
+    else:
+        print(f"rollpoint: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  -> {error.hint}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document to standard output."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table: with rich on a terminal, tab separated in a pipe."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title or None)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

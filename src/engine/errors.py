@@ -1,0 +1,142 @@
+"""Every exception this package raises on purpose, in one tree.
+
+The branches differ in what the person at the console does next, not in which
+module noticed. Each carries a message (what went wrong, in which file, where)
+and a hint (what to do). All survive pickling.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of the tree. ``code`` is stable and safe to match on.
+
+    Args:
+        message: One sentence: what went wrong, in which file, at which offset.
+        hint: One sentence: what to do about it. May be empty.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message, self.hint)
+
+
+class UsageError(Error, ValueError):
+    """The call or command is outside its documented range. Fix the caller. Exit code 2."""
+
+    code = "usage"
+
+
+class FormatError(Error):
+    """A file is not in the format it should be in. Give another file."""
+
+    code = "format"
+
+
+class UnsupportedError(Error):
+    """A file uses a feature that is refused, with the reason. Nothing was changed."""
+
+    code = "unsupported"
+
+
+class DamagedError(Error):
+    """Stored bytes contradict their checksum or format. Do not retry: repair or restore."""
+
+    code = "damaged"
+
+
+class StorageError(Error, OSError):
+    """The operating system refused a file or device operation. Look at the host.
+
+    ``errno`` holds the system's error number.
+    """
+
+    code = "storage"
+
+    def __init__(self, message: str, hint: str = "", os_errno: int = 0) -> None:
+        super().__init__(message, hint)
+        self.errno = os_errno
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message, self.hint, self.errno)
+
+
+class FailedError(StorageError):
+    """An earlier sync failed, and that is final. Reopen, so that recovery reads the disk."""
+
+    code = "failed"
+
+
+class ReadOnlyError(Error):
+    """A write to something that was opened read-only."""
+
+    code = "read-only"
+
+
+class NotFoundError(Error):
+    """There is no such file, replica, disk or restore point."""
+
+    code = "not-found"
+
+
+class ExistsError(Error):
+    """Something is there already, and nothing is overwritten."""
+
+    code = "exists"
+
+
+class LockedError(Error):
+    """Another process has it open for writing. Stop that one, or wait."""
+
+    code = "locked"
+
+
+class StaleEpochError(Error):
+    """A newer epoch has been set: this writer is fenced off for good."""
+
+    code = "stale-epoch"
+
+
+class HeldError(Error):
+    """Replication is on hold: no write is accepted until it is released."""
+
+    code = "held"
+
+
+class StateError(Error):
+    """The replica or object is not in a state that allows this operation."""
+
+    code = "state"
+
+
+class GapError(Error):
+    """The moment asked for lies in a gap. The message names the nearest points."""
+
+    code = "gap"
+
+
+class HypervisorError(Error):
+    """The hypervisor said no, or the machine did not come up."""
+
+    code = "hypervisor"
+
+
+class ToolMissingError(Error):
+    """A program of the system is missing. The hint says what to install."""
+
+    code = "tool-missing"
+
+
+class VerificationError(Error):
+    """What was read back is not what was written. Nothing was hidden."""
+
+    code = "verification"

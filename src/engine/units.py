@@ -1,0 +1,91 @@
+"""Sizes, durations and moments as people write them, and back.
+
+Sizes are bytes, or a number with K, M, G or T (powers of 1024). Durations are
+a number with ms, s, m, h or d. Moments are ISO 8601; without an offset they are
+local time.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from .errors import UsageError
+
+SECTOR_BYTES = 512
+
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_FACTOR = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_DURATION_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "512", "64K", "40G", "1T" (also KiB, GB ...: always powers of 1024).
+
+    Raises:
+        UsageError: It is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not a size", "write bytes, or a number with K, M, G or T")
+    return int(match[1]) * _SIZE_FACTOR[match[2].upper()]
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "500ms", "2s", "5m", "4h", "7d".
+
+    Raises:
+        UsageError: It is not a duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a duration", "write a number with ms, s, m, h or d, as in 2s"
+        )
+    return float(match[1]) * _DURATION_SECONDS[match[2]]
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since 1970 UTC of an ISO 8601 moment.
+
+    Raises:
+        UsageError: It is not a moment.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is not a moment", "write it as in 2026-11-22T10:15:00Z"
+        ) from None
+    whole = int(moment.replace(microsecond=0).timestamp())
+    return whole * 1_000_000_000 + moment.microsecond * 1000
+
+
+def format_time(time_ns: int) -> str:
+    """ISO 8601 in UTC with microseconds, as in 2026-11-22T10:15:00.250000Z."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def format_size(size_bytes: int) -> str:
+    """A size for people: exact where a unit divides it, else with one decimal."""
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes >= factor:
+            exact, rest = divmod(size_bytes, factor)
+            return f"{exact} {unit}" if rest == 0 else f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: "12 ms", "1.25 s", "4 m 30 s"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} m"
