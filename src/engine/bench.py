@@ -1,0 +1,157 @@
+"""Run the benchmarks of a checkout and turn their results into a table and a picture.
+
+The benchmarks live in bench/ of the checkout (pytest-benchmark); each records its figures
+side by side with its peer's, see bench/harness.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .errors import NotFoundError, ToolMissingError, UsageError, VerificationError
+
+GROUPS = {
+    "rollback": "bench_rollback.py",
+    "interim": "bench_nbd.py",
+    "ingest": "bench_ingest.py",
+    "failover": "bench_failover.py",
+}
+
+
+def find_bench(start: Path) -> Path:
+    """The bench/ folder of the checkout that start lies in.
+
+    Raises:
+        NotFoundError: start lies in no checkout.
+    """
+    for folder in (start, *start.parents):
+        if (folder / "bench" / "harness.py").is_file():
+            return folder / "bench"
+    raise NotFoundError(
+        f"{start} lies in no checkout of Rollpoint", "run it where bench/ is, or name it: --from"
+    )
+
+
+def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dict[str, Any]]:
+    """Run benchmark groups (none: all of them); leave bench.json, bench.md, bench.png in output.
+
+    Returns:
+        One row for each comparison: what, unit, medians, spreads, ratios, goals, met.
+
+    Raises:
+        UsageError: No such group.
+        VerificationError: A benchmark failed, or its sides did not produce the same bytes.
+    """
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown:
+        raise UsageError(f"no benchmark group {unknown[0]!r}", f"choose from {', '.join(GROUPS)}")
+    files = [bench / GROUPS[name] for name in groups or GROUPS]
+    output.mkdir(parents=True, exist_ok=True)
+    raw = output / "bench.json"
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir",
+        str(bench.parent), "--benchmark-disable-gc", f"--benchmark-json={raw}",
+        *(str(path) for path in files if path.is_file()),
+    ]  # fmt: skip
+    environment = os.environ | {"ROLLPOINT_BENCH": "full" if full else "smoke"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "No module named pytest" in done.stderr:
+        raise ToolMissingError("pytest is missing", "pip install 'rollpoint[bench]'")
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
+        raise VerificationError(f"a benchmark failed:\n{tail}", "see the lines above")
+    rows = read_rows(raw)
+    (output / "bench.md").write_text(table(rows))
+    draw(rows, output / "bench.png")
+    return rows
+
+
+def read_rows(raw: Path) -> list[dict[str, Any]]:
+    """The comparisons of a pytest-benchmark JSON file, in its order."""
+    rows = []
+    for entry in json.loads(raw.read_text())["benchmarks"]:
+        info = entry["extra_info"]
+        if "what" not in info:
+            continue
+        medians = {side: median(values) for side, values in info["figures"].items()}
+        spreads = {
+            side: (max(values) - min(values)) / median(values) if median(values) else 0.0
+            for side, values in info["figures"].items()
+        }
+        met = all(
+            (medians["ours"] >= goal if info["higher_is_better"] else medians["ours"] <= goal)
+            if peer == "absolute"
+            else info["ratios"][peer] >= goal
+            for peer, goal in info["goals"].items()
+        )
+        rows.append({**info, "medians": medians, "spreads": spreads, "met": met})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: one line for each comparison with a peer, or for a figure by itself."""
+    lines = [
+        "| what | cache | ours (median, spread) | beside | ratio | goal | met |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ours = f"{row['medians']['ours']:,.4g} {row['unit']} ±{row['spreads']['ours'] / 2:.0%}"
+        peers = [name for name in row["medians"] if name != "ours"]
+        if not peers:
+            goal = row["goals"].get("absolute")
+            shown = f"{goal:g} {row['unit']}" if goal is not None else ""
+            met = ("yes" if row["met"] else "**no**") if shown else ""
+            lines.append(f"| {row['what']} | {row['cache']} | {ours} | | | {shown} | {met} |")
+        for name in peers:
+            peer = f"{name}: {row['medians'][name]:,.4g} ±{row['spreads'][name] / 2:.0%}"
+            ratio, goal = row["ratios"][name], row["goals"].get(name)
+            met = "" if goal is None else ("yes" if ratio >= goal else "**no**")
+            shown = "" if goal is None else f"{goal:g}×"
+            lines.append(
+                f"| {row['what']} | {row['cache']} | {ours} | {peer} | {ratio:.2f}× "
+                f"| {shown} | {met} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], target: Path) -> None:
+    """One picture: for each peer the ratio ours / peer (log scale), with its goal as a tick.
+
+    Raises:
+        ToolMissingError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise ToolMissingError(
+            "matplotlib is missing", "pip install 'rollpoint[bench]'"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    bars = [
+        (f"{row['what']}\nbeside {peer}", ratio, row["goals"].get(peer))
+        for row in rows
+        for peer, ratio in row["ratios"].items()
+    ]
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.55 * max(1, len(bars))))
+    for place, (_label, ratio, goal) in enumerate(bars):
+        met = goal is None or ratio >= goal
+        axes.barh(place, ratio, color="#2a7f62" if met else "#b5482a", height=0.6)
+        axes.annotate(f" {ratio:.2f}×", (ratio, place), va="center", fontsize=9)
+        if goal is not None:
+            axes.plot([goal, goal], [place - 0.4, place + 0.4], color="black", linewidth=1.5)
+    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xlabel("times as fast as the peer in the same run (median); black: the goal")
+    figure.tight_layout()
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
