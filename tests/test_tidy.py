@@ -105,7 +105,8 @@ def test_the_stub_page_tells_what_the_module_has(tmp_path: Path) -> None:
     present = {
         name
         for name, value in vars(_native).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") != "types"
+        if not name.startswith("_")
+        and getattr(value, "__module__", "") != "types"
         and type(value).__name__ != "module"
     }
     assert present == set(declared)
@@ -118,9 +119,7 @@ def test_the_stub_page_tells_what_the_module_has(tmp_path: Path) -> None:
 
 def test_nothing_names_this_or_that_machine() -> None:
     """No path of a build machine and no address of a package registry in what is committed."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True
-    )
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
     places = re.compile("/" + r"work/(main|wt|dev|shared|venv)|pypi\.org|deb\.debian\.org")

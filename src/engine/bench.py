@@ -129,9 +129,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise ToolMissingError(
-            "matplotlib is missing", "pip install 'rollpoint[bench]'"
-        ) from None
+        raise ToolMissingError("matplotlib is missing", "pip install 'rollpoint[bench]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
