@@ -3,7 +3,6 @@
 cdef extern from "disk.h":
     enum rp_run_kind:
         RP_RUN_HOLE, RP_RUN_ZERO, RP_RUN_DATA
-    struct rp_file
     struct rp_run:
         uint64_t offset_bytes
         uint64_t length_bytes
@@ -24,10 +23,6 @@ cdef extern from "disk.h":
     int rp_disk_run(rp_disk *disk, uint64_t offset, uint64_t length,
                     rp_run *out, rp_fault *fault) nogil
     void rp_disk_destroy(rp_disk *disk) nogil
-
-cdef extern from "io.h":
-    struct rp_file:
-        const char *name
 
 RUN_HOLE = RP_RUN_HOLE
 RUN_ZERO = RP_RUN_ZERO

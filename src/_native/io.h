@@ -26,6 +26,7 @@
 #ifndef RP_IO_H
 #define RP_IO_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -58,6 +59,15 @@ struct rp_stat {
   uint64_t device, inode;        /* identity, for loops and double opens */
   bool     is_directory;
   bool     is_regular;
+};
+
+/* What code above tells a backend that checks it (order); see rp_file_note. */
+enum rp_note {
+  /* bytes [offset, offset + length) have been promised to somebody as durable */
+  RP_NOTE_ACKNOWLEDGE = 1,
+  /* the next write to any file will hold a pointer to, or a checksum over,
+     these bytes: they have to be durable before that write is issued */
+  RP_NOTE_POINTS_TO   = 2,
 };
 
 /* One function per operation.  A backend fills all of them; wrappers call the
@@ -120,6 +130,9 @@ struct rp_io_functions {
      RP_LOCKED where somebody else holds it */
   int (*file_lock) (struct rp_file *file, bool exclusive,
                     struct rp_fault *fault);
+  /* what the caller promises about its files; NULL where nobody listens */
+  void (*file_note) (struct rp_file *file, enum rp_note note, uint64_t offset,
+                     uint64_t length);
 };
 
 /* The part of each object that the functions below need; a backend puts it
@@ -131,14 +144,25 @@ struct rp_io {
 
 struct rp_dir {
   struct rp_io *io;
+  const char   *path;            /* for messages; owned by the backend */
+  atomic_bool   failed;          /* set by rp_dir_sync, never cleared */
 };
 
 struct rp_file {
   struct rp_io *io;
-  const char   *name;            /* for messages; owned by the backend */
+  const char   *name;            /* with its directory, for messages; owned by
+                                    the backend */
+  atomic_bool   failed;          /* set by rp_file_sync, never cleared */
 };
 
-/* ---- what the rest of the core calls ---- */
+/* ---- what the rest of the core calls ----
+ *
+ * A name is one path component: empty, ".", "..", longer than 255 bytes or
+ * holding "/" is RP_BAD_ARGUMENT everywhere.  Offsets and sizes end below
+ * 2^63.  Without RP_OPEN_BENEATH a symbolic link is followed, by open and by
+ * stat.  What is not a regular file is RP_FORMAT, a symbolic link where
+ * BENEATH forbids it RP_UNSUPPORTED.
+ */
 
 void rp_io_destroy (struct rp_io *io);                 /* NULL is allowed */
 
@@ -187,8 +211,20 @@ int  rp_file_seek (struct rp_file *file, uint64_t offset, bool want_data,
                    uint64_t *out, struct rp_fault *fault);
 int  rp_file_lock (struct rp_file *file, bool exclusive, struct rp_fault *fault);
 
+/* Say what is being promised about a range, so that the order backend can stop
+ * the process when it does not hold: every write to the range must be covered
+ * by a sync that began after the write returned.  One branch elsewhere.
+ */
+void rp_file_note (struct rp_file *file, enum rp_note note, uint64_t offset,
+                   uint64_t length);
+
 /* ---- backends ---- */
 
 int rp_io_posix_create (struct rp_io **out, struct rp_fault *fault);
+/* For tests: the kernel is asked for at most call_bytes in one call, and every
+ * other call is as if a signal had interrupted it.  0 = no limit.
+ */
+int rp_io_posix_create_limited (size_t call_bytes, struct rp_io **out,
+                                struct rp_fault *fault);
 
 #endif /* RP_IO_H */
