@@ -1,0 +1,434 @@
+"""Machines as QEMU processes on this host.
+
+Each machine has a directory `<run directory>/<id>/` (0700) with its console's log, QEMU's
+own messages, its pid file and its control socket. QEMU runs in a session of its own and
+outlives the process that started it. A process is ours when its command line names our
+pid file: a pid alone is never trusted, as it may have been given to someone else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ..errors import HypervisorError, StateError, ToolMissingError, UsageError
+from .base import Drive, Handle, Machine, State
+
+if TYPE_CHECKING:
+    from .qmp import Qmp
+
+QEMU_PROGRAM = "qemu-system-x86_64"
+INSTALL_HINT = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
+START_SECONDS_MAX = 30.0
+KVM_PROBE_SECONDS = 2.0
+IDE_DRIVES_MAX = 4
+CONSOLE_TAIL_LINES = 5
+
+_QMP_FD = 3  # where QEMU finds its listening control socket
+_QMP_NAME = "qmp.sock"
+_POLL_SECONDS = 0.005
+# Prints "K" on COM1 and halts: mov dx,0x3f8; mov al,'K'; out dx,al; cli; hlt
+_PROBE_SECTOR = bytes.fromhex("baf803b04beefaf4ebfd").ljust(510, b"\0") + b"\x55\xaa"
+
+
+class Qemu:
+    """The machines whose files live under one run directory.
+
+    Args:
+        run_directory: Created (0700) when the first machine starts. A replica uses
+            `<replica>/run`.
+        program: QEMU's executable: a name to look up or a path.
+    """
+
+    def __init__(
+        self, run_directory: str | os.PathLike[str], program: str = QEMU_PROGRAM
+    ) -> None:
+        self._root = os.path.realpath(run_directory)
+        self._program = program
+        self._children: set[int] = set()
+
+    def directory(self, machine_id: str) -> str:
+        """Where the machine's files are, whether it runs or not."""
+        return os.path.join(self._root, machine_id)
+
+    def start(self, machine: Machine) -> Handle:
+        """See Hypervisor.start. The exec of QEMU is the power-on call."""
+        program = shutil.which(self._program)
+        if program is None:
+            raise ToolMissingError(f"{self._program} is not installed", INSTALL_HINT)
+        directory = self.directory(machine.id)
+        os.makedirs(self._root, mode=0o700, exist_ok=True)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with _locked(directory):
+            running = self._find(machine.id)
+            if running is not None:
+                return self._already_running(machine, running)
+            if machine.accelerator == "kvm":
+                self._probe_kvm(program)
+            arguments = command_line(machine, directory)
+            started_ns = time.time_ns()
+            pid = _spawn(program, [program, *arguments], directory)
+            self._children.add(pid)
+            handle = self._handle(machine.id, pid, started_ns)
+            self._wait_until_up(machine, handle)
+        return handle
+
+    def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
+        """See Hypervisor.wait_for."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            pid = self._find(machine_id)  # before the console: what it last said counts
+            for line in self.console(machine_id).split("\n")[:-1]:
+                if marker in line:
+                    return line.rstrip("\r")
+            late = time.monotonic() >= deadline
+            if pid is None or late:
+                why = f"in {timeout_seconds:g} s" if late else "before it went off"
+                tail = "\n".join(self.console(machine_id).splitlines()[-CONSOLE_TAIL_LINES:])
+                raise HypervisorError(
+                    f"machine {machine_id} did not print {marker!r} {why}; its console ends "
+                    f"with {tail!r}{self._messages(machine_id)}",
+                    f"look at {self._file(machine_id, 'console.log')}",
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def console(self, machine_id: str) -> str:
+        """Everything that the serial console has printed since power-on."""
+        try:
+            with open(
+                self._file(machine_id, "console.log"),
+                encoding="utf-8",
+                errors="replace",
+                newline="",
+            ) as log:
+                return log.read()
+        except FileNotFoundError:
+            return ""
+
+    def status(self, machine_id: str) -> State:
+        """See Hypervisor.status."""
+        if self._find(machine_id) is None:
+            return "off"
+        try:
+            with self.qmp(machine_id) as qmp:
+                return "running" if qmp.execute("query-status")["running"] else "paused"
+        except HypervisorError:
+            if self._find(machine_id) is None:
+                return "off"
+            raise
+
+    def qmp(self, machine_id: str, timeout_seconds: float = 10.0) -> Qmp:
+        """A connection to the machine's control socket. QEMU serves one at a time.
+
+        Raises:
+            HypervisorError: It does not run, or does not answer.
+        """
+        from .qmp import Qmp  # 90 ms of imports, which a failover does after power-on
+
+        return Qmp(self.directory(machine_id), _QMP_NAME, timeout_seconds)
+
+    def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
+        """See Hypervisor.power_off. QEMU closes its images in order first, if it can."""
+        self._end(machine_id, signal.SIGTERM, timeout_seconds)
+        if self._find(machine_id) is not None:
+            self._end(machine_id, signal.SIGKILL, timeout_seconds)
+        pid = self._find(machine_id)
+        if pid is not None:
+            raise HypervisorError(
+                f"machine {machine_id} (process {pid}) is still there after SIGKILL",
+                "its storage may hang: look at the host's kernel log",
+            )
+
+    def kill(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
+        """End the machine as a power cut would: QEMU closes nothing."""
+        self._end(machine_id, signal.SIGKILL, timeout_seconds)
+
+    def _end(self, machine_id: str, signal_number: int, timeout_seconds: float) -> None:
+        """Signal the machine's process, if there is one, and wait until it is gone."""
+        pid = self._find(machine_id)
+        if pid is None:
+            return
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            # The handle pins the process; only now is it sure whose pid it was.
+            if not self._is_ours(machine_id, pid):
+                return
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal_number)
+            select.select([process], [], [], timeout_seconds)
+        finally:
+            os.close(process)
+        self._reap()
+
+    def _find(self, machine_id: str) -> int | None:
+        """The pid of the machine's QEMU, from the process table."""
+        self._reap()
+        with contextlib.suppress(OSError, ValueError):
+            with open(self._file(machine_id, "qemu.pid"), encoding="ascii") as file:
+                pid = int(file.read())
+            if self._is_ours(machine_id, pid):
+                return pid
+        # No pid file is not yet "off": we may have died right after the power-on call.
+        if not os.path.isdir(self.directory(machine_id)):
+            return None
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and self._is_ours(machine_id, int(entry)):
+                return int(entry)
+        return None
+
+    def _is_ours(self, machine_id: str, pid: int) -> bool:
+        words = _command_line_of(pid)
+        place = os.fsencode(self._file(machine_id, "qemu.pid"))
+        return any(a == b"-pidfile" and b == place for a, b in pairwise(words))
+
+    def _reap(self) -> None:
+        """Take the exit status of our own children that ended, or they stay as zombies."""
+        for pid in tuple(self._children):
+            try:
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                ended = pid
+            if ended:
+                self._children.discard(pid)
+
+    def _already_running(self, machine: Machine, pid: int) -> Handle:
+        words = _command_line_of(pid)
+        wanted = [
+            os.fsencode(word) for word in command_line(machine, self.directory(machine.id))
+        ]
+        if _drive_words(words) != _drive_words(wanted):
+            raise StateError(
+                f"machine {machine.id} runs already (process {pid}), with other disks",
+                "power it off first",
+            )
+        return self._handle(machine.id, pid, _started_ns(pid))
+
+    def _handle(self, machine_id: str, pid: int, started_ns: int) -> Handle:
+        return Handle(
+            id=machine_id,
+            pid=pid,
+            started_ns=started_ns,
+            console=self._file(machine_id, "console.log"),
+            qmp_socket=self._file(machine_id, _QMP_NAME),
+        )
+
+    def _wait_until_up(self, machine: Machine, handle: Handle) -> None:
+        try:
+            with self.qmp(machine.id, START_SECONDS_MAX) as qmp:
+                status = qmp.execute("query-status")
+        except HypervisorError as error:
+            process_gone = self._wait_gone(handle.pid)
+            if not process_gone:
+                self._end(machine.id, signal.SIGKILL, START_SECONDS_MAX)
+            raise HypervisorError(
+                f"machine {machine.name!r} did not start"
+                f"{self._messages(machine.id) or f': {error.message}'}",
+                "see QEMU's message" if process_gone else "QEMU did not answer and was ended",
+            ) from error
+        if status["running"] == machine.paused:
+            raise HypervisorError(
+                f"machine {machine.name!r} is {status['status']} after power-on"
+            )
+
+    def _wait_gone(self, pid: int) -> bool:
+        """Whether our child ends within a second: it does when QEMU refuses its arguments."""
+        deadline = time.monotonic() + 1.0
+        while pid in self._children and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(_POLL_SECONDS)
+        return pid not in self._children
+
+    def _messages(self, machine_id: str) -> str:
+        """QEMU's own last messages, ready to be put behind a sentence."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(
+                self._file(machine_id, "qemu.log"), encoding="utf-8", errors="replace"
+            ) as log:
+                text = " ".join(log.read()[-2000:].split())
+            return f": {text}" if text else ""
+        return ""
+
+    def _file(self, machine_id: str, name: str) -> str:
+        return os.path.join(self._root, machine_id, name)
+
+    def _probe_kvm(self, program: str) -> None:
+        """Boot one sector under KVM: the device file alone proves nothing.
+
+        Nested virtualisation can offer KVM and emulate every instruction; a firmware
+        that needs 0.1 s under TCG was seen to need 6 s there.
+        """
+        import tempfile
+
+        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            raise HypervisorError(
+                "/dev/kvm cannot be opened for KVM", "use the accelerator tcg"
+            )
+        with tempfile.TemporaryDirectory(prefix="rollpoint-kvm-") as directory:
+            image = os.path.join(directory, "probe.raw")
+            with open(image, "wb") as file:
+                file.write(_PROBE_SECTOR.ljust(1 << 20, b"\0"))
+            os.mkdir(os.path.join(directory, "probe"))
+            probe = Qemu(directory, program)
+            machine = Machine("probe", "KVM probe", (Drive(image, "raw"),), 16 << 20)
+            arguments = command_line(machine, probe.directory("probe"))
+            arguments[arguments.index("-accel") + 1] = "kvm"
+            pid = _spawn(program, [program, *arguments], probe.directory("probe"))
+            probe._children.add(pid)
+            deadline = time.monotonic() + KVM_PROBE_SECONDS
+            while "K" not in probe.console("probe"):
+                probe._reap()
+                if pid not in probe._children or time.monotonic() >= deadline:
+                    messages = probe._messages("probe")
+                    probe.kill("probe")
+                    raise HypervisorError(
+                        "KVM does not prove usable: nothing booted in "
+                        f"{KVM_PROBE_SECONDS:g} s{messages}",
+                        "use the accelerator tcg",
+                    )
+                time.sleep(_POLL_SECONDS)
+            probe.kill("probe")
+
+
+def command_line(machine: Machine, directory: str) -> list[str]:
+    """QEMU's arguments. Nothing comes from configuration files or defaults."""
+    words = ["-name", "guest=" + machine.name.replace(",", ",,")]
+    words += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]
+    words += ["-accel", machine.accelerator, "-machine", "pc", "-no-reboot"]
+    words += ["-m", f"{machine.memory_bytes >> 10}k", "-smp", str(machine.cpus)]
+    words += ["-pidfile", os.path.join(directory, "qemu.pid")]
+    words += ["-chardev", f"socket,id=qmp,fd={_QMP_FD},server=on,wait=off"]
+    words += ["-mon", "chardev=qmp,mode=control"]
+    console = os.path.join(directory, "console.log").replace(",", ",,")
+    words += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"]
+    # The guest is not trusted: whoever breaks out of it finds no new processes or rights.
+    words += [
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]
+    if machine.paused:
+        words.append("-S")
+    return words + _drive_arguments(machine)
+
+
+def _drive_arguments(machine: Machine) -> list[str]:
+    words: list[str] = []
+    if machine.bus == "ide" and len(machine.drives) > IDE_DRIVES_MAX:
+        raise UsageError(
+            f"machine {machine.name!r} has {len(machine.drives)} disks, IDE takes "
+            f"{IDE_DRIVES_MAX}",
+            "use the bus virtio-blk or pvscsi",
+        )
+    if machine.bus == "pvscsi":
+        words += ["-device", "pvscsi,id=scsi"]
+    for index, drive in enumerate(machine.drives):
+        words += ["-blockdev", json.dumps(_block_node(f"disk{index}", drive))]
+        place = {
+            "ide": f"ide-hd,bus=ide.{index // 2},unit={index % 2}",
+            "virtio-blk": "virtio-blk-pci",
+            "pvscsi": f"scsi-hd,bus=scsi.0,scsi-id={index}",
+        }[machine.bus]
+        words += ["-device", f"{place},id=drive{index},drive=disk{index},bootindex={index}"]
+    return words
+
+
+def _block_node(name: str, drive: Drive) -> dict[str, object]:
+    path = os.path.realpath(drive.path)
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"QEMU cannot open {os.fsencode(path)!r}: its name is not UTF-8", "rename it"
+        ) from None
+    # Image locks stay on: two writers of one disk are refused by QEMU as well.
+    file = {"driver": "file", "filename": path, "locking": "on", "discard": "unmap"}
+    return {"node-name": name, "driver": drive.format, "discard": "unmap", "file": file}
+
+
+def _drive_words(words: list[bytes]) -> list[bytes]:
+    pairs = pairwise(words)
+    return [following for word, following in pairs if word == b"-blockdev"]
+
+
+def _command_line_of(pid: int) -> list[bytes]:
+    """The arguments of a process; empty if it is gone, a zombie, or not ours to read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().split(b"\0")[:-1]
+    except OSError:
+        return []
+
+
+def _started_ns(pid: int) -> int:
+    """When a process was started, to 10 ms, in nanoseconds since 1970 UTC.
+
+    Source: proc(5), /proc/pid/stat field 22, counted behind the program's name.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        ticks = int(file.read().rpartition(b")")[2].split()[19])
+    booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return booted_ns + ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def _spawn(program: str, arguments: list[str], directory: str) -> int:
+    """Start QEMU in a session of its own; returns when its exec has happened.
+
+    Its control socket is bound and listening before that, so that connecting needs no
+    polling: QEMU answers when it is up, and the socket closes when it fails.
+    """
+    log = os.path.join(directory, "qemu.log")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, "console.log"))
+    with _listen(directory) as listener:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            (os.POSIX_SPAWN_DUP2, listener.fileno(), _QMP_FD),
+        ]
+        try:
+            return os.posix_spawn(
+                program, arguments, os.environ, file_actions=actions, setsid=True
+            )
+        except OSError as error:
+            raise HypervisorError(f"{program} cannot be run: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """One start at a time: a second one would take the first one's socket away."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _listen(directory: str) -> socket.socket:
+    handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        place = f"/proc/self/fd/{handle}/{_QMP_NAME}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+        listener.bind(place)
+        listener.listen(8)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(handle)
+    return listener
