@@ -17,7 +17,7 @@ NATIVE = ROOT / "src" / "_native"
 ROWS = [
     {"errors"},
     {"units", "_native"},
-    {"descriptor", "config", "manifest"},
+    {"descriptor", "config", "manifest", "points"},
     {"disk", "journal", "export"},
     {"convert", "interim", "rollback"},
     {"replica", "control", "hypervisor"},
@@ -29,6 +29,7 @@ ROWS = [
 ]
 SAME_ROW = {
     ("units", "_native"),
+    ("points", "manifest"),
     ("journal", "disk"),
     ("replica", "control"),
     ("failover", "permanent"),

@@ -1,0 +1,301 @@
+"""The manifest of a replica: `replica.json`, read and replaced whole.
+
+It holds what a replica is (its disks), where it stands (state, epoch, hold) and
+which operation is in progress, step by step, so that after a crash, or on
+another mount host, `resume` knows what was done. Nothing here touches disks.
+
+Bytes: docs/formats.md, "Manifest".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal, get_args
+
+import msgspec
+import xxhash
+
+from .errors import DamagedError, FormatError, NotFoundError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from ._native import Dir
+
+FILE_NAME = "replica.json"
+LOCK_NAME = "replica.lock"
+CONTROL_NAME = ".control.sock"
+FORMAT = "rollpoint-replica"
+VERSION = 1
+HISTORY_KEPT = 32
+LIMIT_BYTES = 16 << 20  # of the file: a manifest has a few KiB
+
+State = Literal[
+    "Ready", "Processing", "Failover", "ReadyToSwitch", "Failback", "Failed", "Permanent"
+]
+StepState = Literal["pending", "running", "done", "skipped", "failed"]
+Kind = Literal["create", "adopt", "seed", "remove", "failover", "undo", "permanent"]
+STATES: tuple[str, ...] = get_args(State)
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+# What this project or VMDK tools append to a disk's name to make file names.
+_SUFFIX = re.compile(r"-(?:journal|journal-log|interim|interim-delta|flat|delta|[fs]?\d{3,})\Z")
+
+
+def check_disk_name(name: str) -> str:
+    """The name, when it may name a disk of a replica.
+
+    Raises:
+        UsageError: Another character than A-Z a-z 0-9 . _ -, a leading dot or
+            dash, more than 100 characters, or an end that this project gives to
+            its own files (as in web-journal), so that two disks would share one.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"{name!r} cannot name a disk",
+            "use letters, digits, . _ and -, starting with a letter, a digit or _",
+        )
+    stem = name.lower().removesuffix(".vmdk")
+    if stem != name.lower() or _SUFFIX.search(stem) is not None:
+        raise UsageError(
+            f"{name!r} cannot name a disk: its end is kept for files of the replica",
+            "leave out .vmdk, -flat, -journal, -interim and trailing numbers",
+        )
+    return name
+
+
+def _plain_file(name: str) -> bool:
+    return bool(name) and "/" not in name and "\0" not in name and name not in (".", "..")
+
+
+class DiskEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One disk of a replica. File names are without directories: all lie beside."""
+
+    name: str
+    size_bytes: int
+    base: str
+    journal: str | None
+    grain_bytes: int
+    adopted: bool = False  # the base was there before the replica was
+
+    def __post_init__(self) -> None:
+        if _NAME.fullmatch(self.name) is None:
+            raise ValueError(f"disk name {self.name!r}")
+        if self.size_bytes <= 0 or self.size_bytes % 512:
+            raise ValueError(f"disk {self.name} has {self.size_bytes} bytes")
+        if not _plain_file(self.base):
+            raise ValueError(f"base of disk {self.name} is {self.base!r}")
+        if self.journal is not None and not _plain_file(self.journal):
+            raise ValueError(f"journal of disk {self.name} is {self.journal!r}")
+        if self.grain_bytes < 512 or self.grain_bytes & (self.grain_bytes - 1):
+            raise ValueError(f"grain of disk {self.name} is {self.grain_bytes} bytes")
+
+
+class Gap(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A time without a provable copy: not recoverable. end None: it goes on."""
+
+    start: str
+    end: str | None
+    cause: str
+
+
+class IngestRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The ingest that has, or had, the journals. It is removed by a clean end."""
+
+    pid: int
+    socket: str
+    started: str
+    rpo_seconds: float
+    error: str | None = None
+
+
+class Rpo(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What was asked of replication, and how often it was missed since creation."""
+
+    target_seconds: float
+    missed: int = 0
+
+
+class MachineSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the recovered machine gets when it is powered on here."""
+
+    memory_bytes: int = 256 << 20
+    accelerator: str = "tcg"
+    firmware: str = "bios"
+    marker: str | None = None  # text on its serial console that says it is up
+    timeout_seconds: float = 60.0
+
+
+class Running(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A machine that was powered on, as its hypervisor knows it."""
+
+    hypervisor: str
+    machine: str
+    started: str
+
+
+class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One step of an operation."""
+
+    name: str
+    state: StepState = "pending"
+    started_ns: int | None = None
+    seconds: float | None = None
+    note: str = ""
+
+
+class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is being done to the replica, or was: everything needed to go on."""
+
+    id: str
+    kind: Kind
+    started: str
+    found_state: State
+    steps: list[Step]
+    point: int | None = None
+    found_held: bool = False
+    power_on: bool = False
+    disks: dict[str, str] = {}  # seed: disk name -> source file
+    outcome: Literal["running", "done", "rolled back", "failed"] = "running"
+    error: str | None = None
+    seconds: float | None = None
+
+    def step(self, name: str) -> Step:
+        """The step of that name; KeyError when the operation has none."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise KeyError(name)
+
+
+class Recovered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the replica is failed over to."""
+
+    operation: str
+    point: int
+    interims: dict[str, str]  # disk name -> descriptor of its overlay
+    running: Running | None = None
+
+
+class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """All of replica.json."""
+
+    format: str
+    version: int
+    id: str
+    name: str
+    created: str
+    state: State
+    epoch: int
+    held: bool
+    disks: list[DiskEntry]
+    next_point_id: int = 1
+    rpo: Rpo | None = None
+    gaps: list[Gap] = []
+    ingest: IngestRecord | None = None
+    machine: MachineSettings = msgspec.field(default_factory=MachineSettings)
+    recovered: Recovered | None = None
+    operation: Operation | None = None
+    history: list[Operation] = []
+    checksum: str = ""
+
+    def __post_init__(self) -> None:
+        if self.epoch < 1 or self.next_point_id < 1:
+            raise ValueError("epoch and next_point_id start at 1")
+        names = [disk.name.lower() for disk in self.disks]
+        if len(set(names)) != len(names):
+            raise ValueError("two disks have one name")
+
+    def disk(self, name: str) -> DiskEntry:
+        """The disk of that name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        for entry in self.disks:
+            if entry.name == name:
+                return entry
+        known = ", ".join(entry.name for entry in self.disks)
+        raise NotFoundError(f"replica {self.name} has no disk {name!r}", f"it has {known}")
+
+    def remember(self, operation: Operation) -> None:
+        """Put an ended operation into the history and make room for the next."""
+        self.history = [*self.history, operation][-HISTORY_KEPT:]
+        self.operation = None
+
+    def remembered(self, operation_id: str) -> Operation | None:
+        """The ended operation of that id, if it is still known."""
+        for operation in self.history:
+            if operation.id == operation_id:
+                return operation
+        return None
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of replica.json, with their checksum."""
+    manifest.checksum = _checksum(manifest)
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """Read the bytes of a replica.json; where names the file in messages.
+
+    Raises:
+        FormatError: It is JSON, and not of this project.
+        UnsupportedError: A newer version wrote it.
+        DamagedError: It is cut short, has impossible values or a wrong checksum.
+    """
+    try:
+        head = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedError(
+            f"{where} is not JSON: {error}", "restore it from a copy of the datastore"
+        ) from None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise FormatError(
+            f"{where} is not the manifest of a replica", "give the directory of a replica"
+        )
+    version = head.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise UnsupportedError(
+            f"{where} has version {version}; this program knows {VERSION}",
+            "use the newer program that wrote it",
+        )
+    try:
+        manifest = msgspec.convert(head, Manifest)
+    except msgspec.ValidationError as error:
+        raise DamagedError(
+            f"{where} is damaged: {error}", "restore it from a copy of the datastore"
+        ) from None
+    if manifest.checksum != _checksum(manifest):
+        raise DamagedError(
+            f"{where} is damaged: its checksum does not match its content",
+            "restore it from a copy of the datastore",
+        )
+    return manifest
+
+
+def _checksum(manifest: Manifest) -> str:
+    bare = msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))
+    # Once there and back, so that 2 in a field of type float counts as 2.0 too.
+    same = msgspec.json.encode(msgspec.json.decode(bare, type=Manifest))
+    return xxhash.xxh3_64_hexdigest(same)
+
+
+def load(directory: Dir) -> Manifest:
+    """Read the manifest of the replica in directory.
+
+    Raises:
+        NotFoundError: There is no replica.json.
+        FormatError, UnsupportedError, DamagedError: As decode.
+    """
+    where = f"{directory.path}/{FILE_NAME}"
+    if not directory.exists(FILE_NAME):
+        raise NotFoundError(
+            f"{directory.path} is not a replica: it has no {FILE_NAME}",
+            "make one with: rollpoint replica create",
+        )
+    return decode(directory.read(FILE_NAME, LIMIT_BYTES), where)
+
+
+def store(directory: Dir, manifest: Manifest) -> None:
+    """Replace the manifest: after a crash the old or the new one is there, whole."""
+    directory.replace(FILE_NAME, encode(manifest))

@@ -1,0 +1,153 @@
+"""Restore points of a replica, its gaps, and the choice of one of them.
+
+A point is listed only when the journal of every disk has it: one that a crash
+left in some of them is not a cut of the replica. This module does no I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from .errors import GapError, NotFoundError
+from .manifest import Gap
+from .units import format_time, parse_time
+
+KINDS = {1: "crash", 2: "app"}  # numbers of the journal format
+KIND_NUMBERS = {name: number for number, name in KINDS.items()}
+CLOCK_ERROR_NS = 5_000_000_000  # how far ahead of our clock a moment may be
+
+
+class Point(NamedTuple):
+    """One restore point."""
+
+    id: int
+    time_ns: int  # since 1970, UTC
+    kind: str  # "crash" or "app"
+    label: str
+
+    @property
+    def time(self) -> str:
+        """ISO 8601, UTC."""
+        return format_time(self.time_ns)
+
+    def to_json(self) -> dict[str, object]:
+        """As `mark` prints it."""
+        return {"id": self.id, "time": self.time, "kind": self.kind, "label": self.label}
+
+
+class Points(Sequence[Point]):
+    """The restore points of a replica, oldest first."""
+
+    def __init__(self, points: Sequence[Point], gaps: Sequence[Gap] = (), where: str = "") -> None:
+        self._points = tuple(points)
+        self.gaps = tuple(gaps)
+        self._where = where
+
+    @classmethod
+    def common(
+        cls,
+        journals: Sequence[Sequence[tuple[int, int, int, str]]],
+        gaps: Sequence[Gap] = (),
+        where: str = "",
+    ) -> Points:
+        """The points that every journal has, from what each lists."""
+        if not journals:
+            return cls((), gaps, where)
+        shared = set.intersection(*({row[0] for row in rows} for rows in journals))
+        kept = [
+            Point(number, time_ns, KINDS.get(kind, str(kind)), label)
+            for number, time_ns, kind, label in journals[0]
+            if number in shared
+        ]
+        return cls(sorted(kept), gaps, where)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self._points)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._points[index]
+
+    @property
+    def latest(self) -> Point:
+        """The newest point.
+
+        Raises:
+            NotFoundError: There is none yet.
+        """
+        self._need_one()
+        return self._points[-1]
+
+    def by_id(self, number: int) -> Point:
+        """The point of that id.
+
+        Raises:
+            NotFoundError: There is none, or not in the journal of every disk.
+        """
+        for point in self._points:
+            if point.id == number:
+                return point
+        self._need_one()
+        raise NotFoundError(
+            f"{self._where} has no restore point {number}",
+            f"it has {len(self)}, from {self._points[0].id} to {self._points[-1].id}: "
+            "list them with rollpoint points",
+        )
+
+    def nearest(self, moment: str | int) -> Point:
+        """The newest point that is not after the moment: it holds nothing younger.
+
+        Args:
+            moment: ISO 8601 (local time without an offset), or nanoseconds since 1970.
+
+        Raises:
+            NotFoundError: The moment is before the first point, or in the future.
+            GapError: It lies in a gap; the hint names the points on both sides.
+            UsageError: The text is not a moment.
+        """
+        self._need_one()
+        wanted = parse_time(moment) if isinstance(moment, str) else moment
+        first, last = self._points[0], self._points[-1]
+        if wanted < first.time_ns:
+            raise NotFoundError(
+                f"{format_time(wanted)} is before the first restore point of {self._where}",
+                f"there are points from {first.time} (id {first.id}) to {last.time} (id {last.id})",
+            )
+        if wanted > time.time_ns() + CLOCK_ERROR_NS:
+            raise NotFoundError(
+                f"{format_time(wanted)} has not come yet",
+                f"the newest restore point is {last.id}, {last.time}",
+            )
+        index = bisect_right(self._points, wanted, key=lambda point: point.time_ns)
+        point = self._points[index - 1]
+        if point.time_ns != wanted:
+            self._refuse_gap(wanted, index)
+        return point
+
+    def _refuse_gap(self, wanted: int, index: int) -> None:
+        for gap in self.gaps:
+            if parse_time(gap.start) <= wanted and (
+                gap.end is None or wanted < parse_time(gap.end)
+            ):
+                before = self._points[index - 1]
+                hint = f"nearest points: {before.id} at {before.time} before"
+                if index < len(self._points):
+                    after = self._points[index]
+                    hint += f", {after.id} at {after.time} after"
+                raise GapError(
+                    f"{format_time(wanted)} lies in a gap of {self._where}, from {gap.start} "
+                    f"to {gap.end or 'now'}: {gap.cause}",
+                    hint,
+                )
+
+    def _need_one(self) -> None:
+        if not self._points:
+            raise NotFoundError(
+                f"{self._where} has no restore point yet",
+                "mark one with: rollpoint mark",
+            )
