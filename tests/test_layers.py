@@ -17,7 +17,9 @@ NATIVE = ROOT / "src" / "_native"
 ROWS = [
     {"errors"},
     {"units", "_native"},
-    {"descriptor", "config", "manifest", "points"},
+    {"descriptor", "descriptor_write", "config", "manifest", "points"},
+    {"links"},
+    {"create"},
     {"disk", "journal", "export"},
     {"convert", "interim", "rollback"},
     {"replica", "control", "hypervisor"},
@@ -29,6 +31,7 @@ ROWS = [
 ]
 SAME_ROW = {
     ("units", "_native"),
+    ("descriptor_write", "descriptor"),
     ("points", "manifest"),
     ("journal", "disk"),
     ("replica", "control"),
