@@ -108,7 +108,9 @@ struct rp_journal_info {
   uint64_t root_sequence;        /* last batch that the shown root includes */
   uint64_t root_sector;          /* gdOffset; 0 = the empty root of creation */
   int64_t  last_commit_ns;       /* time of the last valid batch; 0 if none */
-  bool     closed_clean;         /* the last writer closed it in order */
+  bool     closed_clean;         /* the last writer before closed it in order */
+  uint64_t entries_since_point;  /* written after the newest point, also those
+                                    that are not durable yet */
 };
 void rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out);
 
