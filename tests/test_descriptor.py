@@ -292,9 +292,7 @@ def test_a_name_outside_the_encoding_is_refused() -> None:
     latin = parse(WORKSTATION, "x.vmdk")
     changed = [Extent("RW", 1, "SPARSE", "表.vmdk")]
     with pytest.raises(UsageError, match="windows-1252"):
-        format_descriptor(
-            Descriptor(latin.create_type, 1, tuple(changed), encoding=latin.encoding)
-        )
+        format_descriptor(Descriptor(latin.create_type, 1, tuple(changed), encoding=latin.encoding))
 
 
 def test_a_new_descriptor_has_what_readers_need() -> None:

@@ -166,9 +166,7 @@ def test_kvm_is_refused_where_it_cannot_be_opened(
     tmp_path: Path, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode, **_: path != "/dev/kvm")
-    asked = Machine(
-        "vm", "vm", (raw_disk(tmp_path / "d.raw"),), MEMORY_BYTES, accelerator="kvm"
-    )
+    asked = Machine("vm", "vm", (raw_disk(tmp_path / "d.raw"),), MEMORY_BYTES, accelerator="kvm")
     with pytest.raises(HypervisorError, match="/dev/kvm"):
         qemu.start(asked)
     assert qemu.status("vm") == "off"

@@ -43,7 +43,8 @@ cdef int check(int status, const rp_fault *fault) except -1:
     """Return 0 for RP_OK; raise for anything else."""
     if status == RP_OK:
         return 0
-    detail = fault.message.decode("utf-8", "replace")
+    cdef const char *message = &fault.message[0]
+    detail = message.decode("utf-8", "replace")
     text = rp_status_text(status).decode("ascii")
     if status == RP_NO_MEMORY:
         raise MemoryError(f"{text}: {detail}")

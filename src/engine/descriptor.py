@@ -354,6 +354,5 @@ def require_base_name(name: str, where: str, what: str) -> str:
         return name
     raise UnsupportedError(
         f"{where}: the {what} {short(name)} is not a plain name in the same directory",
-        "put the files into one directory and name them so, or allow the directory that"
-        " holds them",
+        "put the files into one directory and name them so, or allow the directory that holds them",
     )

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import typer
 
-from ..errors import Error
+from ..errors import Error, UsageError
 from .output import report_error
+
+# What the parser raises: a missing argument, an unknown option. (typer does not name it.)
+_MISUSE: Any = typer.BadParameter.__mro__[2]
 
 # command or group -> module of this package whose `register(app)` adds it
 COMMANDS = {
@@ -63,9 +67,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with 0 (done), 1 (failed) or 2 (misuse)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        build(arguments)(args=arguments, prog_name="rollpoint", standalone_mode=True)
+        code = build(arguments)(args=arguments, prog_name="rollpoint", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except Error as error:
         sys.exit(report_error(error, as_json="--json" in arguments))
+    except typer.Abort:
+        sys.exit(130)
+    except _MISUSE as error:
+        if "--json" in arguments:
+            sys.exit(report_error(UsageError(error.format_message()), as_json=True))
+        error.show()
+        sys.exit(2)
     except OSError as error:
         from ..errors import StorageError
 

@@ -50,9 +50,7 @@ class Qemu:
         program: QEMU's executable: a name to look up or a path.
     """
 
-    def __init__(
-        self, run_directory: str | os.PathLike[str], program: str = QEMU_PROGRAM
-    ) -> None:
+    def __init__(self, run_directory: str | os.PathLike[str], program: str = QEMU_PROGRAM) -> None:
         self._root = os.path.realpath(run_directory)
         self._program = program
         self._children: set[int] = set()
@@ -206,9 +204,7 @@ class Qemu:
 
     def _already_running(self, machine: Machine, pid: int) -> Handle:
         words = _command_line_of(pid)
-        wanted = [
-            os.fsencode(word) for word in command_line(machine, self.directory(machine.id))
-        ]
+        wanted = [os.fsencode(word) for word in command_line(machine, self.directory(machine.id))]
         if _drive_words(words) != _drive_words(wanted):
             raise StateError(
                 f"machine {machine.id} runs already (process {pid}), with other disks",
@@ -239,9 +235,7 @@ class Qemu:
                 "see QEMU's message" if process_gone else "QEMU did not answer and was ended",
             ) from error
         if status["running"] == machine.paused:
-            raise HypervisorError(
-                f"machine {machine.name!r} is {status['status']} after power-on"
-            )
+            raise HypervisorError(f"machine {machine.name!r} is {status['status']} after power-on")
 
     def _wait_gone(self, pid: int) -> bool:
         """Whether our child ends within a second: it does when QEMU refuses its arguments."""
@@ -273,9 +267,7 @@ class Qemu:
         import tempfile
 
         if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-            raise HypervisorError(
-                "/dev/kvm cannot be opened for KVM", "use the accelerator tcg"
-            )
+            raise HypervisorError("/dev/kvm cannot be opened for KVM", "use the accelerator tcg")
         with tempfile.TemporaryDirectory(prefix="rollpoint-kvm-") as directory:
             image = os.path.join(directory, "probe.raw")
             with open(image, "wb") as file:
@@ -327,8 +319,7 @@ def _drive_arguments(machine: Machine) -> list[str]:
     words: list[str] = []
     if machine.bus == "ide" and len(machine.drives) > IDE_DRIVES_MAX:
         raise UsageError(
-            f"machine {machine.name!r} has {len(machine.drives)} disks, IDE takes "
-            f"{IDE_DRIVES_MAX}",
+            f"machine {machine.name!r} has {len(machine.drives)} disks, IDE takes {IDE_DRIVES_MAX}",
             "use the bus virtio-blk or pvscsi",
         )
     if machine.bus == "pvscsi":
@@ -399,9 +390,7 @@ def _spawn(program: str, arguments: list[str], directory: str) -> int:
             (os.POSIX_SPAWN_DUP2, listener.fileno(), _QMP_FD),
         ]
         try:
-            return os.posix_spawn(
-                program, arguments, os.environ, file_actions=actions, setsid=True
-            )
+            return os.posix_spawn(program, arguments, os.environ, file_actions=actions, setsid=True)
         except OSError as error:
             raise HypervisorError(f"{program} cannot be run: {error.strerror}") from error
 
