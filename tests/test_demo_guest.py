@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import require_tool
 from rollpoint import demo_guest
 from rollpoint.demo_guest import SLOTS, examine, parse_found, place_bytes, record
 from rollpoint.hypervisor.base import Bus, Drive, Machine
 from rollpoint.hypervisor.qemu import Qemu
 
 SOURCE = Path(demo_guest.__file__).resolve().with_name("demo_guest.asm")
-needs_qemu = pytest.mark.skipif(
-    shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
-)
 
 
 class Guest:
@@ -60,19 +57,18 @@ class Guest:
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
+    require_tool("qemu-system-x86_64")
     guest = Guest(tmp_path)
     yield guest
     guest.qemu.kill("guest")
 
 
-@pytest.mark.skipif(shutil.which("nasm") is None, reason="nasm is not installed")
 def test_the_bytes_are_those_of_the_source(tmp_path: Path) -> None:
     target = tmp_path / "guest.bin"
-    subprocess.run(["nasm", "-f", "bin", "-o", target, SOURCE], check=True)
+    subprocess.run([require_tool("nasm"), "-f", "bin", "-o", target, SOURCE], check=True)
     assert target.read_bytes() == demo_guest.PROGRAM
 
 
-@needs_qemu
 @pytest.mark.parametrize("bus", ["ide", "virtio-blk", "pvscsi"])
 def test_it_counts_on_both_disks_and_finds_its_count_again(guest: Guest, bus: Bus) -> None:
     assert guest.boot(bus) == "ROLLPOINT FOUND 0 0 OK"
@@ -87,7 +83,6 @@ def test_it_counts_on_both_disks_and_finds_its_count_again(guest: Guest, bus: Bu
     assert written == f"ROLLPOINT WRITING {second + 1}"
 
 
-@needs_qemu
 @pytest.mark.parametrize(
     ("first", "second", "verdict"),
     [
@@ -113,7 +108,6 @@ def test_write_order_and_holes_are_judged(
     assert problems == ({"missing"} if verdict.endswith("missing") else set())
 
 
-@needs_qemu
 def test_an_older_record_in_the_ring_is_a_hole(guest: Guest) -> None:
     """What a lost write leaves: the slot still holds the record of a round before."""
     guest.write_records(0, range(1, 601))
@@ -122,7 +116,6 @@ def test_an_older_record_in_the_ring_is_a_hole(guest: Guest) -> None:
     assert guest.boot() == "ROLLPOINT FOUND 600 600 BAD missing"
 
 
-@needs_qemu
 @pytest.mark.parametrize("byte", [0, 8, 13, 300, 511])
 def test_one_wrong_bit_in_a_record_is_damage(guest: Guest, byte: int) -> None:
     guest.write_records(0, range(1, 30))
@@ -133,7 +126,6 @@ def test_one_wrong_bit_in_a_record_is_damage(guest: Guest, byte: int) -> None:
     assert guest.examine() == [(29, ""), (29, "damaged")]
 
 
-@needs_qemu
 def test_a_record_of_the_other_disk_is_damage(guest: Guest) -> None:
     guest.write_records(0, range(1, 4))
     guest.write_records(1, range(1, 3))
@@ -141,7 +133,6 @@ def test_a_record_of_the_other_disk_is_damage(guest: Guest) -> None:
     assert parse_found(guest.boot())[2] == "BAD damaged"
 
 
-@needs_qemu
 def test_a_missing_second_disk_is_an_error(guest: Guest) -> None:
     drive = Drive(os.fspath(guest.paths[0]), "raw")
     guest.qemu.start(Machine("guest", "guest", (drive,), 16 << 20))

@@ -25,7 +25,7 @@ ROWS = [
     {"replica", "control", "hypervisor"},
     {"ingest", "mount"},
     {"failover", "permanent", "steps"},
-    {"report"},
+    {"report", "demo_guest"},
     {"demo", "bench"},
     {"cli"},
 ]

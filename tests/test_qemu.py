@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import require_tool
 from rollpoint.errors import HypervisorError, StateError, ToolMissingError, UsageError
 from rollpoint.hypervisor.base import Bus, Drive, Hypervisor, Machine
 from rollpoint.hypervisor.qemu import Qemu
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86_64 is not installed"
-)
 
 MEMORY_BYTES = 16 << 20
 
@@ -29,6 +25,7 @@ def boot_sector(text: str) -> bytes:
 
 @pytest.fixture
 def qemu(tmp_path: Path) -> Iterator[Qemu]:
+    require_tool("qemu-system-x86_64")
     hypervisor = Qemu(tmp_path / "run")
     yield hypervisor
     root = tmp_path / "run"
@@ -136,6 +133,7 @@ def test_a_marker_that_does_not_come_is_an_error_with_the_console(
 
 def test_names_that_break_quoting_do_not(tmp_path: Path) -> None:
     """Commas, quotes, colons, spaces, and a path longer than a socket's may be."""
+    require_tool("qemu-system-x86_64")
     deep = tmp_path / "a,b" / 'c"d e:f' / ("x" * 120)
     deep.mkdir(parents=True)
     qemu = Qemu(deep / "run")

@@ -34,8 +34,9 @@ KVM_PROBE_SECONDS = 2.0
 IDE_DRIVES_MAX = 4
 CONSOLE_TAIL_LINES = 5
 
-_QMP_FD = 3  # where QEMU finds its listening control socket
-_QMP_NAME = "qmp.sock"
+# QEMU serves one client of a control socket at a time. So there is one for a short word
+# and one for whoever supervises a machine for long; QEMU gets them listening, as these fds.
+_QMP_FDS = {"qmp.sock": 3, "supervise.sock": 4}
 _POLL_SECONDS = 0.005
 # Prints "K" on COM1 and halts: mov dx,0x3f8; mov al,'K'; out dx,al; cli; hlt
 _PROBE_SECTOR = bytes.fromhex("baf803b04beefaf4ebfd").ljust(510, b"\0") + b"\x55\xaa"
@@ -125,15 +126,22 @@ class Qemu:
                 return "off"
             raise
 
-    def qmp(self, machine_id: str, timeout_seconds: float = 10.0) -> Qmp:
-        """A connection to the machine's control socket. QEMU serves one at a time.
+    def qmp(
+        self, machine_id: str, timeout_seconds: float = 10.0, *, supervise: bool = False
+    ) -> Qmp:
+        """A connection to one of the machine's two control sockets.
+
+        Args:
+            supervise: Take the socket for long use. Each serves one client at a time,
+                and the other one is for calls such as status.
 
         Raises:
             HypervisorError: It does not run, or does not answer.
         """
         from .qmp import Qmp  # 90 ms of imports, which a failover does after power-on
 
-        return Qmp(self.directory(machine_id), _QMP_NAME, timeout_seconds)
+        name = "supervise.sock" if supervise else "qmp.sock"
+        return Qmp(self.directory(machine_id), name, timeout_seconds)
 
     def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
         """See Hypervisor.power_off. QEMU closes its images in order first, if it can."""
@@ -218,7 +226,7 @@ class Qemu:
             pid=pid,
             started_ns=started_ns,
             console=self._file(machine_id, "console.log"),
-            qmp_socket=self._file(machine_id, _QMP_NAME),
+            qmp_socket=self._file(machine_id, "qmp.sock"),
         )
 
     def _wait_until_up(self, machine: Machine, handle: Handle) -> None:
@@ -301,8 +309,9 @@ def command_line(machine: Machine, directory: str) -> list[str]:
     words += ["-accel", machine.accelerator, "-machine", "pc", "-no-reboot"]
     words += ["-m", f"{machine.memory_bytes >> 10}k", "-smp", str(machine.cpus)]
     words += ["-pidfile", os.path.join(directory, "qemu.pid")]
-    words += ["-chardev", f"socket,id=qmp,fd={_QMP_FD},server=on,wait=off"]
-    words += ["-mon", "chardev=qmp,mode=control"]
+    for fd in _QMP_FDS.values():
+        words += ["-chardev", f"socket,id=qmp{fd},fd={fd},server=on,wait=off"]
+        words += ["-mon", f"chardev=qmp{fd},mode=control"]
     console = os.path.join(directory, "console.log").replace(",", ",,")
     words += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"]
     # The guest is not trusted: whoever breaks out of it finds no new processes or rights.
@@ -376,19 +385,24 @@ def _started_ns(pid: int) -> int:
 def _spawn(program: str, arguments: list[str], directory: str) -> int:
     """Start QEMU in a session of its own; returns when its exec has happened.
 
-    Its control socket is bound and listening before that, so that connecting needs no
+    Its control sockets are bound and listening before that, so that connecting needs no
     polling: QEMU answers when it is up, and the socket closes when it fails.
     """
     log = os.path.join(directory, "qemu.log")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(directory, "console.log"))
-    with _listen(directory) as listener:
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-            (os.POSIX_SPAWN_DUP2, listener.fileno(), _QMP_FD),
-        ]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    with contextlib.ExitStack() as stack:
+        for name, fd in _QMP_FDS.items():
+            listener = stack.enter_context(_listen(directory, name))
+            # From above all the places they go to, so that none takes another's.
+            high = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 64)
+            stack.callback(os.close, high)
+            actions.append((os.POSIX_SPAWN_DUP2, high, fd))
         try:
             return os.posix_spawn(program, arguments, os.environ, file_actions=actions, setsid=True)
         except OSError as error:
@@ -406,11 +420,11 @@ def _locked(directory: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _listen(directory: str) -> socket.socket:
+def _listen(directory: str, name: str) -> socket.socket:
     handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX)
     try:
-        place = f"/proc/self/fd/{handle}/{_QMP_NAME}"
+        place = f"/proc/self/fd/{handle}/{name}"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place)
         listener.bind(place)
