@@ -1,0 +1,339 @@
+"""New disks: all their files made and synced before anybody can see the disk.
+
+A disk appears with one durable step, which is its descriptor's rename (or, for
+a disk of one file, that file's). A crash before it leaves files that belong to
+no disk; a failure takes them away again. Nothing is ever overwritten.
+
+Bytes: docs/formats.md, "VMDK files we write".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from ._native import (
+    EXTENT_COWD,
+    EXTENT_FLAT,
+    EXTENT_SPARSE,
+    OPEN_CREATE,
+    OPEN_EXCLUSIVE,
+    OPEN_WRITE,
+    Chain,
+    Dir,
+    File,
+    Image,
+    Io,
+    sparse_create,
+)
+from .descriptor import Descriptor, Extent, require_base_name
+from .descriptor_write import format_descriptor, new_descriptor
+from .errors import Error, ExistsError, StateError, UsageError
+from .link import Link
+from .links import open_links, problems, split_path
+from .units import SECTOR_BYTES
+
+SPLIT_SPARSE_SECTORS = 4192256  # 2047 MiB, as VMware Workstation splits
+SPLIT_FLAT_SECTORS = 4193792  # 2047.75 MiB
+DESCRIPTOR_SECTORS = 20  # room of an embedded one, as VMware leaves
+PART_SUFFIX = ".part"  # of a disk of one file until it is whole
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the files of a type are: extent type, how a part is named, how it is split."""
+
+    extent_type: str
+    kind: int
+    suffix: str  # behind the stem; "{}" takes the number of the part
+    split_sectors: int = 0
+    grain_bytes: int = 0  # 0: not sparse
+
+
+_VMFS = Layout("VMFS", EXTENT_FLAT, "-flat.vmdk")
+LAYOUTS = {
+    "monolithicFlat": Layout("FLAT", EXTENT_FLAT, "-flat.vmdk"),
+    "twoGbMaxExtentFlat": Layout("FLAT", EXTENT_FLAT, "-f{:03}.vmdk", SPLIT_FLAT_SECTORS),
+    "monolithicSparse": Layout("SPARSE", EXTENT_SPARSE, "", 0, 65536),
+    "twoGbMaxExtentSparse": Layout(
+        "SPARSE", EXTENT_SPARSE, "-s{:03}.vmdk", SPLIT_SPARSE_SECTORS, 65536
+    ),
+    "vmfs": _VMFS,
+    "vmfsPreallocated": _VMFS,
+    "vmfsEagerZeroedThick": _VMFS,
+    "vmfsThin": _VMFS,
+    "vmfsThick": _VMFS,
+    "vmfsSparse": Layout("VMFSSPARSE", EXTENT_COWD, "-delta.vmdk", 0, SECTOR_BYTES),
+    "raw": Layout("FLAT", EXTENT_FLAT, ""),
+}
+TYPES = tuple(LAYOUTS)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".vmdk")
+
+
+class NewDisk:
+    """A disk in the making: written through ``chain``, seen by nobody until ``publish``.
+
+    Leaving it as a context manager without publishing removes its files.
+    """
+
+    def __init__(
+        self,
+        dir: Dir,
+        name: str,
+        type: str,
+        size_bytes: int,
+        *,
+        parent: tuple[str, int] | None = None,
+        grain_bytes: int | None = None,
+        adapter: str = "lsilogic",
+        split_sectors: int | None = None,
+        zero_grains: bool = False,
+        redundant: bool = True,
+        file_names: Sequence[str] | None = None,
+    ) -> None:
+        self._layout = _require(type, size_bytes, grain_bytes, parent is not None)
+        self._dir, self._name, self._type = dir, require_base_name(name, dir.path, "disk"), type
+        self._grain_bytes = grain_bytes or self._layout.grain_bytes
+        self._zero_grains, self._redundant = zero_grains, redundant
+        self._files: list[File] = []
+        self._chain: Chain | None = None
+        self._made: list[str] = []
+        self.published = False
+        sizes = _split(size_bytes // SECTOR_BYTES, split_sectors or self._layout.split_sectors)
+        names = list(file_names or self._part_names(len(sizes)))
+        self.descriptor: Descriptor | None = None
+        self._text = b""
+        if type != "raw":
+            self.descriptor = self._describe(sizes, names, parent, adapter)
+            self._text = format_descriptor(self.descriptor)
+            if len(self._text) > DESCRIPTOR_SECTORS * SECTOR_BYTES and self._one_file:
+                raise UsageError(f"the name {name!r} is too long for its descriptor", "shorten it")
+        if dir.exists(name):
+            raise ExistsError(
+                f"{dir.path}/{name} exists", "choose another name, or remove it first"
+            )
+        try:
+            for part, sectors in zip(names, sizes, strict=True):
+                self._make(part + PART_SUFFIX if self._one_file else part, sectors)
+            kind = self._layout.kind
+            specs = [(kind, count, file, 0) for file, count in zip(self._files, sizes, strict=True)]
+            self._chain = Chain([Image(specs, True)])
+        except BaseException:
+            self.abandon()
+            raise
+
+    @property
+    def chain(self) -> Chain:
+        """The disk, to be written; StateError once it is published or abandoned."""
+        if self._chain is None:
+            raise StateError(f"{self._name} is finished", "open it as a disk")
+        return self._chain
+
+    @property
+    def _one_file(self) -> bool:
+        return self._type in ("raw", "monolithicSparse")
+
+    def _part_names(self, count: int) -> list[str]:
+        if self._one_file:
+            return [self._name]
+        stem = _stem(self._name)
+        return [stem + self._layout.suffix.format(number) for number in range(1, count + 1)]
+
+    def _describe(
+        self,
+        sizes: Sequence[int],
+        names: Sequence[str],
+        parent: tuple[str, int] | None,
+        adapter: str,
+    ) -> Descriptor:
+        kind = self._layout.extent_type
+        offset = 0 if kind == "FLAT" else None
+        parts = zip(sizes, names, strict=True)
+        return new_descriptor(
+            self._type,
+            [Extent("RW", size, kind, name, offset) for size, name in parts],
+            parent=parent,
+            adapter=adapter,
+            ddb=[("thinProvisioned", "1")] if self._type == "vmfsThin" else [],
+        )
+
+    def _make(self, name: str, sectors: int) -> None:
+        file = self._dir.open(name, OPEN_WRITE | OPEN_CREATE | OPEN_EXCLUSIVE)
+        self._made.append(name)
+        self._files.append(file)
+        file.lock(exclusive=True)
+        if self._layout.kind == EXTENT_FLAT:
+            file.truncate(sectors * SECTOR_BYTES)
+            file.sync()
+            return
+        embedded = self._type == "monolithicSparse"
+        hosted = self._layout.kind == EXTENT_SPARSE
+        sparse_create(
+            file,
+            kind=self._layout.kind,
+            capacity_sectors=sectors,
+            grain_sectors=self._grain_bytes // SECTOR_BYTES,
+            descriptor=self._text if embedded else None,
+            descriptor_sectors=DESCRIPTOR_SECTORS if embedded else 0,
+            redundant=hosted and self._redundant,
+            zero_grains=hosted and self._zero_grains,
+        )
+
+    def publish(self) -> None:
+        """Make everything durable, then let the disk be seen; nothing may be written after."""
+        self.chain.close_clean()
+        self._dir.sync()
+        if self._one_file:
+            self._dir.rename(self._name + PART_SUFFIX, self._name)
+            self._dir.sync()
+        else:
+            self._dir.replace(self._name, self._text)
+        self.published = True
+        self._close()
+
+    def abandon(self) -> None:
+        """Take the files away again, as far as the storage allows."""
+        self._close()
+        for name in self._made:
+            with contextlib.suppress(Error, OSError):
+                self._dir.unlink(name)
+        with contextlib.suppress(Error, OSError):
+            self._dir.sync()
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files = []
+        self._chain = None
+
+    def __enter__(self) -> NewDisk:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.published:
+            self.abandon()
+
+
+def _require(type: str, size_bytes: int, grain_bytes: int | None, child: bool) -> Layout:
+    """The layout of a type, if a disk like this can be made."""
+    layout = LAYOUTS.get(type)
+    if layout is None:
+        raise UsageError(f"disks of type {type!r} are not made", f"take one of {', '.join(TYPES)}")
+    if size_bytes < SECTOR_BYTES or size_bytes % SECTOR_BYTES:
+        raise UsageError(
+            f"a disk cannot have {size_bytes} bytes", "give a multiple of 512 above 0"
+        )
+    if size_bytes >= 1 << 62:
+        raise UsageError(f"a disk cannot have {size_bytes} bytes", "give a smaller size")
+    if layout.kind == EXTENT_COWD and size_bytes // SECTOR_BYTES >= 1 << 32:
+        raise UsageError("a vmfsSparse disk is smaller than 2 TiB", "take twoGbMaxExtentSparse")
+    if not layout.grain_bytes:
+        if child:
+            raise UsageError(f"a {type} disk cannot have a parent", "take a sparse type")
+        if grain_bytes is not None:
+            raise UsageError(f"a {type} disk has no grains", "leave the grain size out")
+    elif grain_bytes is not None:
+        power = grain_bytes & (grain_bytes - 1) == 0
+        if not (power and SECTOR_BYTES <= grain_bytes <= 2048 * SECTOR_BYTES):
+            raise UsageError(
+                f"a grain cannot have {grain_bytes} bytes",
+                "give a power of two from 512 bytes to 1 MiB",
+            )
+    return layout
+
+
+def _split(sectors: int, most: int) -> list[int]:
+    if most == 0:
+        return [sectors]
+    whole, rest = divmod(sectors, most)
+    if whole >= 9999:
+        raise UsageError("the disk would have more than 9999 parts", "take a type of one file")
+    return [most] * whole + ([rest] if rest else [])
+
+
+def create_disk(
+    path: str,
+    type: str,
+    size_bytes: int | None = None,
+    *,
+    parent: str | None = None,
+    grain_bytes: int | None = None,
+    adapter: str = "lsilogic",
+    split_sectors: int | None = None,
+    zero_grains: bool = False,
+    io: Io | None = None,
+) -> None:
+    """Make an empty disk, or a child that shows its parent.
+
+    Args:
+        path: Of the descriptor, or of the one file of a raw or monolithicSparse disk.
+        type: One of ``TYPES``.
+        size_bytes: A multiple of 512. A child has its parent's size.
+        parent: Path of the parent, in the same directory; sparse types only.
+        grain_bytes: Of a sparse type; 64 KiB by default, 512 bytes for vmfsSparse.
+        adapter: ide, lsilogic, buslogic or legacyESX; decides the geometry written.
+        split_sectors: Size of the parts of a twoGbMaxExtent type.
+        zero_grains: Let a grain be marked as zeros (header version 2), which not
+            every reader knows.
+
+    Raises:
+        UsageError: A size or a combination that the type cannot have.
+        ExistsError: One of its files is there already. Nothing was changed.
+        StorageError: The system refused; what had been made was removed.
+    """
+    folder, name = split_path(path)
+    dir = (io or Io.posix()).open_dir(folder)
+    above: tuple[str, int] | None = None
+    if parent is not None:
+        above, parent_bytes = _parent(dir, parent)
+        if size_bytes not in (None, parent_bytes):
+            raise UsageError(
+                f"{parent} has {parent_bytes} bytes, and its child would have {size_bytes}",
+                "leave the size out",
+            )
+        size_bytes = parent_bytes
+    if size_bytes is None:
+        raise UsageError(f"no size was given for {path}", "give a size, or a parent")
+    with NewDisk(
+        dir,
+        name,
+        type,
+        size_bytes,
+        parent=above,
+        grain_bytes=grain_bytes,
+        adapter=adapter,
+        split_sectors=split_sectors,
+        zero_grains=zero_grains,
+    ) as new:
+        new.publish()
+
+
+def _parent(dir: Dir, parent: str) -> tuple[tuple[str, int], int]:
+    """Name, content id and size of a chain that gets a child in dir."""
+    _, name = split_path(parent)
+    links: list[Link] = open_links(parent, io=dir.io)
+    try:
+        for problem in problems(links):
+            raise problem
+        top = links[0].descriptor
+        assert top is not None
+        stat = dir.stat(name) if dir.exists(name) else None
+        if stat is None or (stat.device, stat.inode) != links[0].identity:
+            raise UsageError(
+                f"{parent} and its child would lie in two directories",
+                "make the child in the directory of its parent",
+            )
+        return (name, top.cid), links[0].size_bytes
+    finally:
+        for link in links:
+            link.close()

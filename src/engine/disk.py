@@ -1,0 +1,324 @@
+"""VMDK disks: open, read, write, describe, map and check. Creating is in create.py.
+
+Everything here sees a disk as its chain: what the top link does not hold comes
+from its parents. Only the top link is ever written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple
+
+from typing_extensions import Buffer
+
+from ._native import (
+    EXTENT_SPARSE,
+    OPEN_CREATE,
+    OPEN_EXCLUSIVE,
+    OPEN_WRITE,
+    RUN_DATA,
+    RUN_HOLE,
+    RUN_ZERO,
+    Chain,
+    File,
+    Image,
+    Io,
+    sparse_create,
+)
+from .create import TYPES, create_disk
+from .descriptor_write import new_cid
+from .errors import StateError
+from .facts import check, describe
+from .link import Link
+from .links import open_links, problems
+from .units import SECTOR_BYTES
+
+__all__ = [
+    "TYPES",
+    "OpenDisk",
+    "Run",
+    "check",
+    "create_disk",
+    "info",
+    "map_ranges",
+    "open_disk",
+    "open_snapshot",
+]
+
+_SCRATCH_GRAIN_SECTORS = 8  # 4 KiB: no copy-up for what guests write
+
+class Run(NamedTuple):
+    """Bytes of a disk that share one answer."""
+
+    offset_bytes: int
+    length_bytes: int
+    kind: int  # RUN_HOLE, RUN_ZERO or RUN_DATA
+    depth: int  # 0: the top link holds it, 1: its parent, ...
+    file: str | None  # where data lies
+    file_offset_bytes: int
+
+
+class OpenDisk:
+    """An open disk. Made by ``open_disk``; a context manager.
+
+    Leaving it without an exception flushes it and marks it clean; with one, it is
+    let go as a crash would, which loses nothing that was flushed.
+    """
+
+    def __init__(
+        self, path: str, links: list[Link], chain: Chain, *, writable: bool, scratch: bool = False
+    ) -> None:
+        self.path = path
+        self._links = links
+        self._chain: Chain | None = chain
+        self._writable = writable
+        self._begun = scratch or links[0].descriptor is None
+        self._lock = threading.Lock()
+
+    def _open_chain(self) -> Chain:
+        if self._chain is None:
+            raise StateError(f"{self.path} is closed", "open it again")
+        return self._chain
+
+    @property
+    def size_bytes(self) -> int:
+        return self._open_chain().size_bytes
+
+    @property
+    def read_only(self) -> bool:
+        return not self._writable
+
+    @property
+    def links(self) -> list[Link]:
+        """The files, top link first."""
+        return self._links
+
+    def writing(self) -> Chain:
+        """The native disk, about to be written: the content id has changed durably.
+
+        Once for each open, so that children made before know that what they
+        read through is not what it was.
+        """
+        chain = self._open_chain()
+        if self._writable and not self._begun:
+            with self._lock:
+                if not self._begun:
+                    self._links[0].rewrite(cid=new_cid())
+                    self._begun = True
+        return chain
+
+    @property
+    def native(self) -> Chain:
+        """The native disk, for an export or a copy; if it is writable it may be written."""
+        return self.writing()
+
+    @property
+    def reading(self) -> Chain:
+        """The native disk, not to be written."""
+        return self._open_chain()
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Return length bytes from offset."""
+        return self._open_chain().pread(length, offset)
+
+    def pread_into(self, buffer: Buffer, offset: int) -> None:
+        """Fill a writable buffer from offset."""
+        self._open_chain().pread_into(buffer, offset)
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        """Write a bytes-like object at offset; durable after ``flush``."""
+        self.writing().pwrite(data, offset)
+
+    def zero(self, length: int, offset: int, may_trim: bool = True) -> None:
+        """Make length bytes at offset read as zeros; may_trim lets their space go."""
+        self.writing().zero(length, offset, may_trim)
+
+    def flush(self) -> None:
+        """Return when everything written before is durable."""
+        self._open_chain().flush()
+
+    def run(self, offset: int, length: int) -> Run:
+        """The run at offset, cut to length; it may be shorter than the true one."""
+        return Run(offset, *self._open_chain().run(offset, length))
+
+    def runs(self, offset: int = 0, length: int | None = None) -> Iterator[Run]:
+        """Runs from offset on that cover the range without gap or overlap."""
+        stop = self.size_bytes if length is None else offset + length
+        while offset < stop:
+            run = self.run(offset, stop - offset)
+            yield run
+            offset += run.length_bytes
+
+    def info(self) -> dict[str, object]:
+        """What the disk is, as ``info`` says."""
+        return describe(self.path, self._links)
+
+    def close(self, clean: bool = True) -> None:
+        """Flush, mark clean and let go. May be called twice.
+
+        Args:
+            clean: False lets go as a crash would.
+        """
+        chain, self._chain = self._chain, None
+        if chain is None:
+            return
+        try:
+            if clean and self._writable:
+                chain.close_clean()
+        finally:
+            del chain
+            for link in self._links:
+                link.close()
+
+    def __enter__(self) -> OpenDisk:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(clean=kind is None)
+
+
+def open_disk(
+    path: str | os.PathLike[str],
+    *,
+    writable: bool = False,
+    format: str | None = None,
+    io: Io | None = None,
+    allow_root: str | None = None,
+    expect_cid: int | None = None,
+) -> OpenDisk:
+    """Open a VMDK chain, or a raw disk where the caller says that it is one.
+
+    Args:
+        path: Of the descriptor, or of the one file of a monolithicSparse disk.
+        writable: The top link may be written. It is locked until close.
+        format: "raw" for a raw disk. Nothing is ever guessed to be raw: its first
+            bytes belong to a guest, who could make them say anything.
+        io: Where the files are; the file system by default.
+        allow_root: A directory in which extents and parents may lie. By default
+            they are plain names in the directory of the file that names them.
+        expect_cid: A content id that the parent may have beside the one that the
+            top link names.
+
+    Raises:
+        NotFoundError, StorageError: A file is missing, or the system refuses it.
+        FormatError: A file is not a VMDK, or names nonsense.
+        UnsupportedError: It is of a kind that is not read; the message says why.
+        DamagedError: The links of the chain do not belong together.
+        LockedError: Another process has it open for writing.
+    """
+    path = os.fspath(path)
+    links = open_links(path, writable=writable, format=format, io=io, allow_root=allow_root)
+    try:
+        for problem in problems(links, expect_cid=expect_cid):
+            raise problem
+        images = [link.image(writable and link is links[0]) for link in links]
+        return OpenDisk(path, links, Chain(images), writable=writable)
+    except BaseException:
+        for link in links:
+            link.close()
+        raise
+
+
+def open_snapshot(
+    path: str | os.PathLike[str],
+    *,
+    scratch_dir: str | None = None,
+    format: str | None = None,
+    allow_root: str | None = None,
+) -> OpenDisk:
+    """Open a chain so that it can be written, and nothing of that is kept.
+
+    Args:
+        scratch_dir: A directory with room for what will be written; by default
+            the one for temporary files. The file in it has no name, so its space
+            goes back whatever becomes of this process.
+    """
+    path = os.fspath(path)
+    links = open_links(path, format=format, allow_root=allow_root)
+    try:
+        for problem in problems(links):
+            raise problem
+        sectors = links[0].size_bytes // SECTOR_BYTES
+        scratch = _scratch_file(sectors, scratch_dir)
+        top = Image([(EXTENT_SPARSE, sectors, scratch, 0)], True)
+        chain = Chain([top, *(link.image(False) for link in links)])
+        return OpenDisk(path, links, chain, writable=True, scratch=True)
+    except BaseException:
+        for link in links:
+            link.close()
+        raise
+
+
+def _scratch_file(sectors: int, scratch_dir: str | None) -> File:
+    with tempfile.TemporaryDirectory(prefix="rollpoint-", dir=scratch_dir) as folder:
+        dir = Io.posix().open_dir(folder)
+        file = dir.open("overlay", OPEN_WRITE | OPEN_CREATE | OPEN_EXCLUSIVE)
+        sparse_create(
+            file,
+            kind=EXTENT_SPARSE,
+            capacity_sectors=sectors,
+            grain_sectors=_SCRATCH_GRAIN_SECTORS,
+            zero_grains=True,
+        )
+        dir.unlink("overlay")
+        return file
+
+
+def info(
+    path: str | os.PathLike[str], *, format: str | None = None, allow_root: str | None = None
+) -> dict[str, object]:
+    """What a disk is: type, sizes, content ids, and each link of its chain with its extents."""
+    path = os.fspath(path)
+    links = open_links(path, format=format, allow_root=allow_root)
+    try:
+        return describe(path, links)
+    finally:
+        for link in links:
+            link.close()
+
+
+def map_ranges(disk: OpenDisk) -> list[dict[str, object]]:
+    """The allocated ranges, in the words of ``qemu-img map --output=json``.
+
+    depth counts links from the top; present: some link holds it; offset: of the
+    data in its file, where there is data in a file.
+    """
+    entries: list[dict[str, object]] = []
+    last: Run | None = None
+    for run in disk.runs():
+        if last is not None and _continues(last, run):
+            last = last._replace(length_bytes=last.length_bytes + run.length_bytes)
+            entries[-1] = _entry(last)
+        else:
+            last = run
+            entries.append(_entry(run))
+    return entries
+
+
+def _continues(a: Run, b: Run) -> bool:
+    if (a.kind, a.depth, a.file) != (b.kind, b.depth, b.file):
+        return False
+    return a.file is None or a.file_offset_bytes + a.length_bytes == b.file_offset_bytes
+
+
+def _entry(run: Run) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "start": run.offset_bytes,
+        "length": run.length_bytes,
+        "depth": run.depth,
+        "present": run.kind != RUN_HOLE,
+        "zero": run.kind in (RUN_HOLE, RUN_ZERO),
+        "data": run.kind == RUN_DATA,
+    }
+    if run.file is not None:
+        entry["offset"] = run.file_offset_bytes
+    return entry
