@@ -15,6 +15,7 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
     "qemu-system-x86_64": "qemu-system-x86",
     "nbdinfo": "libnbd-bin",
     "nbdcopy": "libnbd-bin",

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from ..errors import HypervisorError
 
@@ -64,6 +64,11 @@ class Qmp:
             return self.events.get(timeout=timeout_seconds)
         except queue.Empty:
             return None
+
+    @property
+    def connected(self) -> bool:
+        """False once QEMU has gone away."""
+        return not self._loop.is_closed() and self._client.runstate == Runstate.RUNNING
 
     def close(self) -> None:
         """Leave QEMU as it is and end the connection. May be called again."""
