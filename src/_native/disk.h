@@ -60,6 +60,7 @@ struct rp_disk {
   const struct rp_disk_functions *functions;
   uint64_t size_bytes;           /* a multiple of 512 */
   bool     read_only;
+  bool     fast_zero;            /* zeroing never costs as much as writing */
 };
 
 /* Check the range and read_only, then call the implementation.  A length of 0

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "gate.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+
+/* The top bit of state: newcomers have to look closer.  The rest counts who
+ * is inside, and for an instant also who has just come to a closed gate.
+ */
+#define CLOSED (UINT64_C (1) << 63)
+
+struct rp_gate {
+  _Atomic uint64_t state;
+  pthread_mutex_t  lock;         /* guards what follows */
+  pthread_cond_t   changed;
+  bool             held;
+  bool             cutting;      /* one cut at a time */
+};
+
+int
+rp_gate_create (struct rp_gate **out, struct rp_fault *fault)
+{
+  struct rp_gate *gate = calloc (1, sizeof *gate);
+
+  *out = NULL;
+  if (!gate)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a gate");
+  atomic_init (&gate->state, 0);
+  RP_CHECK (pthread_mutex_init (&gate->lock, NULL) == 0);
+  RP_CHECK (pthread_cond_init (&gate->changed, NULL) == 0);
+  *out = gate;
+  return RP_OK;
+}
+
+void
+rp_gate_destroy (struct rp_gate *gate)
+{
+  if (!gate)
+    return;
+  pthread_cond_destroy (&gate->changed);
+  pthread_mutex_destroy (&gate->lock);
+  free (gate);
+}
+
+void
+rp_gate_leave (struct rp_gate *gate)
+{
+  const uint64_t before = atomic_fetch_sub (&gate->state, 1);
+
+  RP_CHECK ((before & ~CLOSED) != 0);
+  if (before != (CLOSED | 1))
+    return;
+  pthread_mutex_lock (&gate->lock);
+  pthread_cond_broadcast (&gate->changed);
+  pthread_mutex_unlock (&gate->lock);
+}
+
+int
+rp_gate_enter (struct rp_gate *gate, struct rp_fault *fault)
+{
+  bool held;
+
+  while (atomic_fetch_add (&gate->state, 1) & CLOSED) {
+    rp_gate_leave (gate);
+    pthread_mutex_lock (&gate->lock);
+    while (gate->cutting && !gate->held)
+      pthread_cond_wait (&gate->changed, &gate->lock);
+    held = gate->held;
+    pthread_mutex_unlock (&gate->lock);
+    if (held)
+      return rp_fail (fault, RP_HELD, 0, "the gate is closed");
+  }
+  return RP_OK;
+}
+
+/* With the lock: keep newcomers out and wait until nobody is inside, or until
+ * a release has overtaken the hold that waits.
+ */
+static void
+close_and_wait (struct rp_gate *gate)
+{
+  atomic_fetch_or (&gate->state, CLOSED);
+  while ((gate->held || gate->cutting)
+         && (atomic_load (&gate->state) & ~CLOSED) != 0)
+    pthread_cond_wait (&gate->changed, &gate->lock);
+}
+
+/* With the lock: open unless somebody else keeps it closed. */
+static void
+open_again (struct rp_gate *gate)
+{
+  if (!gate->held && !gate->cutting)
+    atomic_fetch_and (&gate->state, ~CLOSED);
+  pthread_cond_broadcast (&gate->changed);
+}
+
+void
+rp_gate_hold (struct rp_gate *gate)
+{
+  pthread_mutex_lock (&gate->lock);
+  gate->held = true;
+  pthread_cond_broadcast (&gate->changed);   /* who waits for a cut may go */
+  close_and_wait (gate);
+  pthread_mutex_unlock (&gate->lock);
+}
+
+void
+rp_gate_release (struct rp_gate *gate)
+{
+  pthread_mutex_lock (&gate->lock);
+  gate->held = false;
+  open_again (gate);
+  pthread_mutex_unlock (&gate->lock);
+}
+
+bool
+rp_gate_is_held (struct rp_gate *gate)
+{
+  bool held;
+
+  pthread_mutex_lock (&gate->lock);
+  held = gate->held;
+  pthread_mutex_unlock (&gate->lock);
+  return held;
+}

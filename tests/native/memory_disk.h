@@ -1,0 +1,119 @@
+/* memory_disk.h - a disk in memory, for tests of what stands on a disk. */
+#ifndef RP_TEST_MEMORY_DISK_H
+#define RP_TEST_MEMORY_DISK_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "disk.h"
+
+struct memory_disk {
+  struct rp_disk   disk;
+  uint8_t         *bytes;
+  _Atomic uint64_t writes, flushes;
+  _Atomic int      fail;              /* a status that every call returns */
+};
+
+static void
+memory_destroy (struct rp_disk *disk)
+{
+  struct memory_disk *memory = (struct memory_disk *) disk;
+
+  free (memory->bytes);
+  free (memory);
+}
+
+static int
+memory_failure (struct rp_disk *disk, struct rp_fault *fault)
+{
+  const int status = ((struct memory_disk *) disk)->fail;
+
+  return status == RP_OK ? RP_OK : rp_fail (fault, status, 0, "memory disk");
+}
+
+static int
+memory_pread (struct rp_disk *disk, void *buffer, size_t length,
+              uint64_t offset, struct rp_fault *fault)
+{
+  memcpy (buffer, ((struct memory_disk *) disk)->bytes + offset, length);
+  return memory_failure (disk, fault);
+}
+
+static int
+memory_pwrite (struct rp_disk *disk, const void *buffer, size_t length,
+               uint64_t offset, struct rp_fault *fault)
+{
+  struct memory_disk *memory = (struct memory_disk *) disk;
+
+  memcpy (memory->bytes + offset, buffer, length);
+  memory->writes++;
+  return memory_failure (disk, fault);
+}
+
+static int
+memory_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
+             bool may_trim, struct rp_fault *fault)
+{
+  struct memory_disk *memory = (struct memory_disk *) disk;
+
+  (void) may_trim;
+  memset (memory->bytes + offset, 0, length);
+  memory->writes++;
+  return memory_failure (disk, fault);
+}
+
+static int
+memory_flush (struct rp_disk *disk, struct rp_fault *fault)
+{
+  ((struct memory_disk *) disk)->flushes++;
+  return memory_failure (disk, fault);
+}
+
+/* every other 64 KiB block is told as zeros when it holds none but zeros */
+static int
+memory_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
+            struct rp_run *out, struct rp_fault *fault)
+{
+  const uint64_t block = 65536;
+  const uint64_t left = block - offset % block;
+  const uint8_t *bytes = ((struct memory_disk *) disk)->bytes + offset;
+
+  *out = (struct rp_run) {
+    .offset_bytes = offset,
+    .length_bytes = length < left ? length : left,
+    .kind = RP_RUN_ZERO,
+  };
+  for (uint64_t i = 0; i < out->length_bytes; i++)
+    if (bytes[i]) {
+      out->kind = RP_RUN_DATA;
+      break;
+    }
+  return memory_failure (disk, fault);
+}
+
+static const struct rp_disk_functions memory_functions = {
+  .name = "memory",
+  .destroy = memory_destroy,
+  .pread = memory_pread,
+  .pwrite = memory_pwrite,
+  .zero = memory_zero,
+  .flush = memory_flush,
+  .run = memory_run,
+};
+
+static inline struct memory_disk *
+memory_disk_create (uint64_t size_bytes)
+{
+  struct memory_disk *memory = calloc (1, sizeof *memory);
+
+  if (!memory || (memory->bytes = calloc (1, size_bytes)) == NULL)
+    abort ();
+  memory->disk.functions = &memory_functions;
+  memory->disk.size_bytes = size_bytes;
+  memory->disk.fast_zero = true;
+  return memory;
+}
+
+#endif /* RP_TEST_MEMORY_DISK_H */
