@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import require_tool
 from rollpoint import demo_guest
-from rollpoint.errors import HypervisorError, UsageError
+from rollpoint.errors import HypervisorError, StorageError, UsageError
 from rollpoint.hypervisor.base import Drive, Machine
 from rollpoint.hypervisor.qemu import Qemu
 from rollpoint.hypervisor.qemu_source import SourceMirror, Target
@@ -112,7 +112,7 @@ def same(source: Source, exports: Exports) -> bool:
 def test_when_it_stops_both_sides_are_the_same(source: Source, exports: Exports) -> None:
     events: list[str] = []
     mirror = SourceMirror(
-        source.qmp, exports.socket, TARGETS, on_change=lambda kind, _: events.append(kind)
+        source.qmp, exports.socket, TARGETS, tell=lambda kind, _: events.append(kind)
     )
     mirror.start()
     mirror.wait_in_step(30)
@@ -215,6 +215,49 @@ def test_a_job_that_ended_is_begun_anew(source: Source, exports: Exports) -> Non
     source.wait_for_more()
     source.qmp.execute("stop")
     assert same(source, exports)
+    mirror.close()
+
+
+def test_a_server_that_died_gets_a_full_copy(source: Source, exports: Exports) -> None:
+    """What it had acknowledged and not yet made durable is gone; only a copy finds it."""
+    session = "first run"
+    mirror = SourceMirror(source.qmp, exports.socket, TARGETS, session=lambda: session)
+    mirror.start()
+    mirror.wait_in_step(30)
+    source.qmp.execute("cont")
+    source.wait_for_more()
+    source.qmp.execute("stop")
+    exports.kill()
+    exports.paths[1].write_bytes(bytes(DISK_BYTES))  # all that was written is lost
+    exports.start()
+    session = "second run"
+    poll(lambda: len(mirror.gaps()) == 2)
+    mirror.wait_in_step(30)
+    assert same(source, exports)
+    mirror.close()
+
+
+def test_a_gap_is_told_before_the_job_goes_on(source: Source, exports: Exports) -> None:
+    """Nobody may mark a restore point while a bitmap is copied: so tell first, until heard."""
+    told: list[str] = []
+    deaf = True
+
+    def tell(kind: str, cause: str) -> None:
+        if kind == "gap" and told and deaf:
+            raise StorageError("nobody listens")
+        told.append(f"{kind}: {cause}")
+
+    mirror = SourceMirror(source.qmp, exports.socket, TARGETS, tell=tell)
+    mirror.start()
+    mirror.wait_in_step(30)
+    source.qmp.execute("block-job-cancel", device="mirror-data-1", force=True)
+    poll(lambda: len(mirror.gaps()) == 2)
+    with pytest.raises(HypervisorError, match="data lost"):
+        mirror.wait_in_step(0.5)
+    assert not source.qmp.execute("query-block-jobs")[1:]
+    deaf = False
+    mirror.wait_in_step(30)
+    assert [line.split(":")[0] for line in told] == ["gap", "in-step", "gap", "in-step"]
     mirror.close()
 
 

@@ -9,6 +9,12 @@ Each write of the guest is acknowledged when both the source's disk and the expo
   writes. Until all of it is there the target is no state the source ever had: the gap ends
   only then. The same holds for the first full copy.
 - A job that ended is begun anew, with a full copy.
+- NBD acknowledges a write before it is durable, and QEMU does not send it again when the
+  server comes back. A server that died took such writes with it: its next run, which the
+  caller names by a new session, gets a full copy.
+
+Whoever marks restore points has to know of gaps: `tell` is called before a job goes on
+after a failure, and again until it succeeds.
 
 Guest flushes are not forwarded and discards are dropped by QEMU: durability is the
 ingest's own business.
@@ -24,12 +30,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from ..errors import HypervisorError, UsageError
+from ..errors import Error, HypervisorError, UsageError
 from .qmp import Qmp
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path, which QEMU gets as it is
 BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0)
 CHECK_SECONDS = 0.1  # how often a job that catches up is asked how far it is
+SESSION_SECONDS = 1.0
 
 DiskState = Literal["copying", "in-step", "behind", "lost"]
 
@@ -83,8 +90,10 @@ class SourceMirror:
         sync: "full" copies all first. "none" is right only when the targets hold what
             the disks hold now.
         reconnect_seconds: How long writes wait for an export that is away.
-        on_change: Called, in the mirror's thread, with "gap" or "in-step" and the time
-            in nanoseconds since 1970 UTC. It must not call back.
+        tell: Called with "gap" and what went wrong, and with "in-step" and "", as they
+            happen. A failed call (it raises Error) is repeated. It must not call back.
+        session: Names the present run of the server, by any text. It may raise Error
+            when the server does not answer.
     """
 
     def __init__(
@@ -95,7 +104,8 @@ class SourceMirror:
         *,
         sync: Literal["full", "none"] = "full",
         reconnect_seconds: int = 10,
-        on_change: Callable[[str, int], None] | None = None,
+        tell: Callable[[Literal["gap", "in-step"], str], None] | None = None,
+        session: Callable[[], str] | None = None,
     ) -> None:
         self._path = os.path.abspath(socket_path)
         if len(os.fsencode(self._path)) > SOCKET_PATH_BYTES_MAX:
@@ -107,7 +117,11 @@ class SourceMirror:
         self._disks = [_Disk(target) for target in targets]
         self._sync = sync
         self._reconnect_seconds = reconnect_seconds
-        self._on_change = on_change or (lambda kind, time_ns: None)
+        self._tell = tell or (lambda kind, cause: None)
+        self._session = session or (lambda: "")
+        self._session_seen = ""
+        self._session_due = 0.0
+        self._told = True  # of the gap that lasts
         self._changed = threading.Condition()
         self._gaps: list[Gap] = []
         self._gone = ""
@@ -119,8 +133,11 @@ class SourceMirror:
 
         Raises:
             HypervisorError: An export is not there, or not as large as its disk.
+            Error: `tell` or `session` failed: the other side is not there.
         """
-        self._begin_gap(time.time_ns())
+        self._session_seen = self._session()
+        self._gaps.append(Gap(time.time_ns(), None))
+        self._tell("gap", "the source is being copied")
         for disk in self._disks:
             self._start_job(disk, self._sync)
         self._thread.start()
@@ -142,7 +159,7 @@ class SourceMirror:
     @property
     def in_step(self) -> bool:
         """Whether at this moment each acknowledged write is on the exports, too."""
-        return not self._gone and all(disk.state == "in-step" for disk in self._disks)
+        return not self._gone and bool(self._gaps) and self._gaps[-1].end_ns is not None
 
     def gaps(self) -> list[Gap]:
         """All gaps until now, the first full copy included, oldest first."""
@@ -214,11 +231,43 @@ class SourceMirror:
                     self._take(event)
                 elif not self._qmp.connected:
                     raise HypervisorError("QEMU is gone")
-                for disk in self._disks:
-                    self._act(disk)
+                self._watch_session()
+                if self._is_told():
+                    for disk in self._disks:
+                        self._act(disk)
+                    self._end_gap()
         except HypervisorError as error:
             with self._changed:
                 self._gone = error.message
+                self._changed.notify_all()
+
+    def _watch_session(self) -> None:
+        if time.monotonic() < self._session_due:
+            return
+        self._session_due = time.monotonic() + SESSION_SECONDS
+        with contextlib.suppress(Error):
+            session = self._session()
+            if session != self._session_seen:
+                self._session_seen = session
+                for disk in self._disks:
+                    with contextlib.suppress(HypervisorError):
+                        self._qmp.execute("block-job-cancel", device=disk.job, force=True)
+
+    def _is_told(self) -> bool:
+        """Whether the other side knows of the gap, if there is one."""
+        if not self._told:
+            with contextlib.suppress(Error):
+                self._tell("gap", self.describe())
+                self._told = True
+        return self._told
+
+    def _end_gap(self) -> None:
+        if self.in_step or any(disk.state != "in-step" for disk in self._disks):
+            return
+        with contextlib.suppress(Error):
+            self._tell("in-step", "")
+            with self._changed:
+                self._gaps[-1] = self._gaps[-1]._replace(end_ns=time.time_ns())
                 self._changed.notify_all()
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -276,24 +325,12 @@ class SourceMirror:
             if job["device"] == disk.job:
                 done = job["len"] == job["offset"] and job["io-status"] == "ok"
                 if job["ready"] and done and not job["paused"]:
-                    self._get_in_step(disk)
-
-    def _get_in_step(self, disk: _Disk) -> None:
-        with self._changed:
-            disk.state = "in-step"
-            disk.problem = ""
-            disk.tries = 0
-            ended_ns = time.time_ns()
-            all_in_step = self.in_step
-            if all_in_step and self._gaps and self._gaps[-1].end_ns is None:
-                self._gaps[-1] = self._gaps[-1]._replace(end_ns=ended_ns)
-            self._changed.notify_all()
-        if all_in_step:
-            self._on_change("in-step", ended_ns)
+                    disk.state = "in-step"
+                    disk.problem = ""
+                    disk.tries = 0
 
     def _begin_gap(self, time_ns: int) -> None:
         with self._changed:
-            if self._gaps and self._gaps[-1].end_ns is None:
-                return
-            self._gaps.append(Gap(time_ns, None))
-        self._on_change("gap", time_ns)
+            if self._gaps[-1].end_ns is not None:
+                self._gaps.append(Gap(time_ns, None))
+                self._told = False
