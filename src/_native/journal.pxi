@@ -1,1 +1,280 @@
 # journal.h for Python.
+
+cdef extern from "journal.h":
+    enum:
+        RP_POINT_LABEL_BYTES, RP_JOURNAL_READ, RP_JOURNAL_WRITE
+        RP_POINT_CRASH, RP_POINT_APP
+    uint64_t RP_POINT_LATEST
+    uint64_t RP_POINT_END
+    struct rp_journal
+    struct rp_journal_options:
+        uint64_t capacity_bytes
+        uint32_t grain_bytes
+        uint32_t segment_bytes
+        uint8_t id[16]
+        uint64_t epoch
+    struct rp_point:
+        uint64_t id
+        int64_t time_ns
+        uint32_t kind
+        char label[256]
+    struct rp_journal_info_t "rp_journal_info":
+        rp_journal_options options
+        bint held
+        bint failed
+        uint64_t next_sequence
+        uint64_t durable_sequence
+        uint64_t point_count
+        uint64_t segment_count
+        uint64_t entry_count
+        uint64_t log_bytes
+        uint64_t root_sequence
+        uint64_t root_sector
+        int64_t last_commit_ns
+        bint closed_clean
+        uint64_t entries_since_point
+    struct rp_roll:
+        uint64_t point_id
+        bint backwards
+        uint64_t entries_walked
+        uint64_t tables_written
+        uint64_t bytes_written
+        uint64_t root_sector
+    struct rp_journal_damage:
+        uint64_t position
+        uint64_t guest_offset_bytes
+        uint64_t length_bytes
+        char message[128]
+    int rp_journal_create(rp_file *file, const rp_journal_options *options,
+                          rp_fault *fault) nogil
+    int rp_journal_open(rp_file *file, rp_disk *base, int flags, uint64_t epoch,
+                        rp_journal **out, rp_fault *fault) nogil
+    void rp_journal_destroy(rp_journal *journal) nogil
+    void rp_journal_read_info "rp_journal_info" (rp_journal *journal,
+                                                 rp_journal_info_t *out) nogil
+    rp_disk *rp_journal_disk(rp_journal *journal) nogil
+    int rp_journal_commit(rp_journal *journal, rp_fault *fault) nogil
+    uint64_t rp_journal_pending_bytes(rp_journal *journal) nogil
+    int rp_journal_mark(rp_journal *journal, const rp_point *point, rp_fault *fault) nogil
+    int rp_journal_point(rp_journal *journal, uint64_t index, rp_point *out,
+                         rp_fault *fault) nogil
+    int rp_journal_set_epoch(rp_journal *journal, uint64_t epoch, bint held,
+                             rp_fault *fault) nogil
+    int rp_journal_roll(rp_journal *journal, uint64_t point_id, rp_roll *out,
+                        rp_fault *fault) nogil
+    int rp_journal_close_clean(rp_journal *journal, rp_fault *fault) nogil
+    int rp_journal_verify(rp_journal *journal,
+                          void (*each)(void *, const rp_journal_damage *) noexcept nogil,
+                          bint (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
+                          void *context, rp_fault *fault) nogil
+
+POINT_LATEST = RP_POINT_LATEST
+POINT_END = RP_POINT_END
+POINT_CRASH = RP_POINT_CRASH
+POINT_APP = RP_POINT_APP
+
+
+def journal_create(File file, *, uint64_t capacity_bytes, uint32_t grain_bytes=4096,
+                   uint32_t segment_bytes=67108864, bytes id, uint64_t epoch=1):
+    """Make an empty log in an empty file and sync it; see journal.h.
+
+    Sizes are bytes; id is 16 random bytes. Raises UsageError, StorageError.
+    """
+    cdef _FileHandle handle = file.handle()
+    cdef rp_journal_options options
+    cdef rp_fault fault
+    cdef int status
+    if len(id) != 16:
+        raise _errors.UsageError(f"a journal's id has 16 bytes, not {len(id)}", "use os.urandom(16)")
+    options.capacity_bytes = capacity_bytes
+    options.grain_bytes = grain_bytes
+    options.segment_bytes = segment_bytes
+    memcpy(options.id, <const char *>id, 16)
+    options.epoch = epoch
+    with nogil:
+        status = rp_journal_create(handle.file, &options, &fault)
+    check(status, &fault)
+
+
+cdef int _fill_point(rp_point *point, uint64_t id, int64_t time_ns, uint32_t kind,
+                     str label) except -1:
+    """A point for the native side; UsageError where the label is too long."""
+    cdef bytes encoded = label.encode("utf-8")
+    if len(encoded) >= RP_POINT_LABEL_BYTES or b"\0" in encoded:
+        raise _errors.UsageError(
+            f"the label {label!r} does not fit", "use at most 255 bytes of UTF-8, without NUL")
+    memset(point, 0, sizeof(rp_point))
+    point.id = id
+    point.time_ns = time_ns
+    point.kind = kind
+    memcpy(point.label, <const char *>encoded, len(encoded))
+    return 0
+
+
+cdef class _JournalHandle:
+    cdef rp_journal *journal
+    cdef _FileHandle file            # borrowed natively: outlives the journal
+    cdef Disk base
+
+    def __dealloc__(self):
+        rp_journal_destroy(self.journal)
+
+
+cdef class Journal:
+    """The log of a replica disk; see journal.h.
+
+    Writing takes the file's lock and recovers a torn tail. commit(), mark()
+    and the disk may be used from any thread; roll(), set_epoch() and
+    close_clean() want the journal for themselves. Dropping it does not commit.
+    """
+
+    cdef _JournalHandle _handle      # None after close
+
+    def __cinit__(self, File file, Disk base=None, *, bint writable=False, uint64_t epoch=0):
+        cdef _JournalHandle handle = _JournalHandle.__new__(_JournalHandle)
+        cdef rp_disk *base_disk = NULL
+        cdef int flags = RP_JOURNAL_WRITE if writable else RP_JOURNAL_READ
+        cdef rp_fault fault
+        cdef int status
+        handle.file = file.handle()
+        handle.base = base
+        if base is not None:
+            base_disk = base.pointer()
+        with nogil:
+            status = rp_journal_open(handle.file.file, base_disk, flags, epoch,
+                                     &handle.journal, &fault)
+        check(status, &fault)
+        self._handle = handle
+
+    cdef _JournalHandle handle(self):
+        """What native users of this journal keep; StateError after close()."""
+        if self._handle is None:
+            raise _errors.StateError("the journal is closed", "open it again")
+        return self._handle
+
+    cdef rp_journal *pointer(self) except NULL:
+        return self.handle().journal
+
+    def info(self):
+        """Facts as a dict, by the names of struct rp_journal_info and its options."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_journal_info_t info
+        with nogil:
+            rp_journal_read_info(handle.journal, &info)
+        return {
+            "capacity_bytes": info.options.capacity_bytes,
+            "grain_bytes": info.options.grain_bytes,
+            "segment_bytes": info.options.segment_bytes,
+            "id": PyBytes_FromStringAndSize(<const char *>info.options.id, 16),
+            "epoch": info.options.epoch,
+            "held": bool(info.held),
+            "failed": bool(info.failed),
+            "next_sequence": info.next_sequence,
+            "durable_sequence": info.durable_sequence,
+            "point_count": info.point_count,
+            "segment_count": info.segment_count,
+            "entry_count": info.entry_count,
+            "log_bytes": info.log_bytes,
+            "root_sequence": info.root_sequence,
+            "root_sector": info.root_sector,
+            "last_commit_ns": info.last_commit_ns,
+            "closed_clean": bool(info.closed_clean),
+            "entries_since_point": info.entries_since_point,
+        }
+
+    def disk(self):
+        """The journal as a Disk: writes are appended, flush commits."""
+        cdef _JournalHandle handle = self.handle()
+        cdef Disk made = Disk.__new__(Disk)
+        made._disk = rp_journal_disk(handle.journal)
+        made._owned = False
+        made._keep = handle
+        return made
+
+    def commit(self):
+        """Return when everything written or marked before is durable. A failure is final."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_commit(handle.journal, &fault)
+        check(status, &fault)
+
+    @property
+    def pending_bytes(self):
+        """Bytes written and not yet durable."""
+        cdef _JournalHandle handle = self.handle()
+        cdef uint64_t pending
+        with nogil:
+            pending = rp_journal_pending_bytes(handle.journal)
+        return pending
+
+    def mark(self, uint64_t id, int64_t time_ns, uint32_t kind, str label=""):
+        """Append a restore point; durable, and listed, with the next commit."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_point point
+        cdef rp_fault fault
+        cdef int status
+        _fill_point(&point, id, time_ns, kind, label)
+        with nogil:
+            status = rp_journal_mark(handle.journal, &point, &fault)
+        check(status, &fault)
+
+    def points(self):
+        """Durable restore points, oldest first, as (id, time_ns, kind, label)."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_point point
+        cdef rp_fault fault
+        cdef uint64_t index = 0
+        cdef int status
+        found = []
+        while True:
+            with nogil:
+                status = rp_journal_point(handle.journal, index, &point, &fault)
+            if status == RP_NOT_FOUND:
+                return found
+            check(status, &fault)
+            found.append((point.id, point.time_ns, point.kind,
+                          point.label.decode("utf-8", "replace")))
+            index += 1
+
+    def set_epoch(self, uint64_t epoch, bint held):
+        """Commit, then make the epoch and the held flag durable."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_set_epoch(handle.journal, epoch, held, &fault)
+        check(status, &fault)
+
+    def roll(self, uint64_t point_id):
+        """Show the disk as of a point; the fields of struct rp_roll as a dict."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_roll roll
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_roll(handle.journal, point_id, &roll, &fault)
+        check(status, &fault)
+        return {
+            "point_id": roll.point_id,
+            "backwards": bool(roll.backwards),
+            "entries_walked": roll.entries_walked,
+            "tables_written": roll.tables_written,
+            "bytes_written": roll.bytes_written,
+            "root_sector": roll.root_sector,
+        }
+
+    def close_clean(self):
+        """Commit, show the end of the log, and say so in the superblock; then close()."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_close_clean(handle.journal, &fault)
+        check(status, &fault)
+        self._handle = None
+
+    def close(self):
+        """Let it go without committing, as in a crash. May be called twice."""
+        self._handle = None

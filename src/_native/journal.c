@@ -1,0 +1,604 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal_private.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define READ_PIECES   64         /* looked up under one hold of the lock */
+#define OPEN_ATTEMPTS 3          /* of a reader beside a writer */
+
+/* ---- create ---- */
+
+static int
+check_options (const struct rp_journal_options *options,
+               struct rp_fault *fault)
+{
+  const uint32_t grain = options->grain_bytes;
+  const uint32_t segment = options->segment_bytes;
+
+  if (options->capacity_bytes == 0
+      || options->capacity_bytes % RP_SECTOR_BYTES != 0)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0,
+                    "a disk of %" PRIu64 " bytes; a multiple of 512 is needed",
+                    options->capacity_bytes);
+  if (!rp_is_power_of_two (grain) || grain < 4096 || grain > 65536)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0,
+                    "grains of %u bytes; 4096 to 65536, a power of two", grain);
+  if (segment < 65536 || segment > (1u << 30) || segment % grain != 0
+      || segment % RP_LOG_PAGE_BYTES != 0 || segment / 8 < grain)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0,
+                    "segments of %u bytes; 64 KiB to 1 GiB, a multiple of the "
+                    "grain and at least 8 of them", segment);
+  if (rp_divide_up (options->capacity_bytes, grain) > (UINT64_C (1) << 32))
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0,
+                    "a disk of %" PRIu64 " bytes has too many grains of %u",
+                    options->capacity_bytes, grain);
+  if (options->epoch == 0)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "epochs start at 1");
+  return RP_OK;
+}
+
+/* The empty root: a directory of zeros, which is a hole. */
+static int
+put_empty_root (struct rp_file *file,
+                const struct rp_journal_options *options, uint8_t *page,
+                struct rp_fault *fault)
+{
+  const uint64_t grains = rp_divide_up (options->capacity_bytes,
+                                        options->grain_bytes);
+  const uint64_t bytes = rp_directory_bytes (grains);
+  struct rp_log_root root = {
+    .position = RP_LOG_HEAD_BYTES, .point_id = RP_POINT_END,
+    .content_bytes = bytes,
+  };
+  void *zeros = calloc (1, bytes);
+  int status;
+
+  if (!zeros)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
+  root.content_checksum = rp_log_hash (zeros, bytes);
+  free (zeros);
+  memcpy (root.id, options->id, sizeof root.id);
+  status = rp_file_truncate (file, RP_LOG_HEAD_BYTES + RP_LOG_PAGE_BYTES
+                                   + bytes, fault);
+  if (status != RP_OK)
+    return status;
+  rp_log_put_root (page, &root);
+  return rp_file_pwrite (file, page, RP_LOG_PAGE_BYTES, root.position, fault);
+}
+
+int
+rp_journal_create (struct rp_file *file,
+                   const struct rp_journal_options *options,
+                   struct rp_fault *fault)
+{
+  uint8_t page[RP_LOG_PAGE_BYTES];
+  uint64_t size;
+  struct rp_log_super super = {
+    .capacity_bytes = options->capacity_bytes,
+    .grain_bytes = options->grain_bytes,
+    .segment_bytes = options->segment_bytes,
+    .epoch = options->epoch, .generation = 1, .clean = true,
+  };
+  int status = check_options (options, fault);
+
+  if (status == RP_OK)
+    status = rp_file_size (file, &size, fault);
+  if (status != RP_OK)
+    return status;
+  if (size != 0)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "%s: the file is not empty",
+                    file->name);
+  status = put_empty_root (file, options, page, fault);
+  memcpy (super.id, options->id, sizeof super.id);
+  rp_log_put_super (page, &super);
+  for (uint64_t i = 1; status == RP_OK && i <= RP_LOG_SUPER_COUNT; i++)
+    status = rp_file_pwrite (file, page, RP_LOG_PAGE_BYTES,
+                             i * RP_LOG_PAGE_BYTES, fault);
+  if (status != RP_OK)
+    return status;
+  rp_log_put_sparse (page, options->capacity_bytes, options->grain_bytes,
+                     (RP_LOG_HEAD_BYTES + RP_LOG_PAGE_BYTES)
+                     / RP_SECTOR_BYTES);
+  status = rp_file_pwrite (file, page, RP_SECTOR_BYTES, 0, fault);
+  if (status == RP_OK)
+    status = rp_file_sync (file, fault);
+  return status;
+}
+
+/* ---- reading ---- */
+
+/* Where a stretch of the disk comes from, once the lock is let go. */
+struct piece {
+  uint64_t offset;               /* into the caller's buffer */
+  uint64_t length;
+  uint64_t position;             /* in the log file, or on the base */
+  bool     from_base;
+};
+
+/* Look up one stretch that starts at offset; what is in memory is copied. */
+static uint64_t
+resolve (struct rp_journal *journal, uint8_t *buffer, uint64_t length,
+         uint64_t offset, struct piece *piece, bool *is_piece)
+{
+  const uint32_t grain_bytes = journal->super.grain_bytes;
+  const uint64_t grain = offset / grain_bytes;
+  const uint64_t skip = offset % grain_bytes;
+  const uint64_t stop = rp_divide_up (offset + length, grain_bytes);
+  const uint8_t *memory;
+  uint32_t place;
+  uint64_t run = rp_map_run (&journal->map, grain, stop,
+                             journal->grain_sectors, &place);
+  uint64_t bytes;
+
+  *is_piece = false;
+  memory = place > RP_PLACE_ZEROS ? rp_journal_pending (journal, place) : NULL;
+  if (memory)
+    run = 1;
+  else if (place > RP_PLACE_ZEROS && run > 1 && journal->pending_bytes > 0)
+    for (uint64_t i = 1; i < run; i++)
+      if (rp_journal_pending (journal,
+                              place + (uint32_t) i * journal->grain_sectors))
+        run = i;
+  bytes = run * grain_bytes - skip;
+  if (bytes > length)
+    bytes = length;
+  if (memory)
+    memcpy (buffer, memory + skip, bytes);
+  else if (place == RP_PLACE_ZEROS)
+    memset (buffer, 0, bytes);
+  else {
+    *is_piece = true;
+    piece->length = bytes;
+    piece->from_base = place == RP_PLACE_ABSENT;
+    piece->position = piece->from_base
+                      ? offset : (uint64_t) place * RP_SECTOR_BYTES + skip;
+  }
+  return bytes;
+}
+
+static int
+read_piece (struct rp_journal *journal, const struct piece *piece,
+            uint8_t *buffer, struct rp_fault *fault)
+{
+  if (!piece->from_base)
+    return rp_file_pread_all (journal->file, buffer + piece->offset,
+                              piece->length, piece->position, fault);
+  if (!journal->base)
+    return rp_fail (fault, RP_STATE, piece->position,
+                    "%s: opened without its base, so it has no data to show",
+                    rp_journal_name (journal));
+  return rp_disk_pread (journal->base, buffer + piece->offset, piece->length,
+                        piece->position, fault);
+}
+
+static int
+ready (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status = rp_journal_usable (journal, fault);
+
+  return status == RP_OK ? rp_journal_load_map (journal, fault) : status;
+}
+
+/* Places in the log never change what they hold, so only looking them up
+ * needs the lock. */
+static int
+journal_pread (struct rp_disk *disk, void *buffer, size_t length,
+               uint64_t offset, struct rp_fault *fault)
+{
+  struct rp_journal *journal = (struct rp_journal *) disk;
+  uint64_t done = 0;
+
+  while (done < length) {
+    struct piece pieces[READ_PIECES];
+    int count = 0, status;
+
+    pthread_mutex_lock (&journal->lock);
+    status = ready (journal, fault);
+    while (status == RP_OK && done < length && count < READ_PIECES) {
+      bool is_piece;
+
+      pieces[count].offset = done;
+      done += resolve (journal, (uint8_t *) buffer + done, length - done,
+                       offset + done, &pieces[count], &is_piece);
+      count += is_piece;
+    }
+    pthread_mutex_unlock (&journal->lock);
+    for (int i = 0; status == RP_OK && i < count; i++)
+      status = read_piece (journal, &pieces[i], buffer, fault);
+    if (status != RP_OK)
+      return status;
+  }
+  return RP_OK;
+}
+
+/* ---- writing ---- */
+
+/* What a grain holds now, under the lock; zeros behind the end of the disk. */
+static int
+read_grain (struct rp_journal *journal, uint64_t grain, uint8_t *buffer,
+            struct rp_fault *fault)
+{
+  const uint64_t offset = grain * journal->super.grain_bytes;
+  const uint64_t rest = journal->disk.size_bytes - offset;
+  uint64_t length = journal->super.grain_bytes;
+  struct piece piece = { .offset = 0 };
+  bool is_piece;
+
+  if (rest < length) {
+    memset (buffer + rest, 0, length - rest);
+    length = rest;
+  }
+  resolve (journal, buffer, length, offset, &piece, &is_piece);
+  return is_piece ? read_piece (journal, &piece, buffer, fault) : RP_OK;
+}
+
+/* Change part of one grain; data NULL writes zeros. */
+static int
+write_part (struct rp_journal *journal, uint64_t grain, uint64_t skip,
+            const uint8_t *data, uint64_t length, struct rp_fault *fault)
+{
+  int status = read_grain (journal, grain, journal->scratch, fault);
+
+  if (status != RP_OK)
+    return status;
+  if (data)
+    memcpy (journal->scratch + skip, data, length);
+  else
+    memset (journal->scratch + skip, 0, length);
+  return rp_journal_append_grain (journal, grain, journal->scratch, fault);
+}
+
+static int
+check_write (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status = ready (journal, fault);
+
+  if (status == RP_OK && journal->super.held)
+    status = rp_fail (fault, RP_HELD, 0, "%s", rp_journal_name (journal));
+  return status == RP_OK ? rp_journal_throttle (journal, fault) : status;
+}
+
+static int
+journal_pwrite (struct rp_disk *disk, const void *buffer, size_t length,
+                uint64_t offset, struct rp_fault *fault)
+{
+  struct rp_journal *journal = (struct rp_journal *) disk;
+  const uint32_t grain_bytes = journal->super.grain_bytes;
+  const uint8_t *data = buffer;
+  int status = RP_OK;
+
+  pthread_mutex_lock (&journal->lock);
+  while (status == RP_OK && length > 0) {
+    const uint64_t grain = offset / grain_bytes;
+    const uint64_t skip = offset % grain_bytes;
+    uint64_t here = grain_bytes - skip;
+
+    if (here > length)
+      here = length;
+    status = check_write (journal, fault);
+    if (status == RP_OK)
+      status = here == grain_bytes
+               ? rp_journal_append_grain (journal, grain, data, fault)
+               : write_part (journal, grain, skip, data, here, fault);
+    data += here;
+    offset += here;
+    length -= here;
+  }
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
+static int
+journal_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
+              bool may_trim, struct rp_fault *fault)
+{
+  struct rp_journal *journal = (struct rp_journal *) disk;
+  const uint32_t grain_bytes = journal->super.grain_bytes;
+  int status = RP_OK;
+
+  (void) may_trim;               /* a zero grain holds no space either way */
+  pthread_mutex_lock (&journal->lock);
+  while (status == RP_OK && length > 0) {
+    const uint64_t grain = offset / grain_bytes;
+    const uint64_t skip = offset % grain_bytes;
+    uint64_t here = grain_bytes - skip;
+    uint64_t grains = length / grain_bytes;
+
+    status = check_write (journal, fault);
+    if (status != RP_OK)
+      break;
+    /* a short last grain ends with the disk */
+    if (skip == 0 && offset + length == disk->size_bytes)
+      grains = rp_divide_up (length, grain_bytes);
+    if (skip == 0 && grains > 0) {
+      status = rp_journal_append_zeros (journal, grain, grains, fault);
+      here = grains * grain_bytes;
+    } else if (rp_map_get (&journal->map, grain) != RP_PLACE_ZEROS)
+      status = write_part (journal, grain, skip, NULL,
+                           here < length ? here : length, fault);
+    if (here > length)
+      here = length;
+    offset += here;
+    length -= here;
+  }
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
+static int
+journal_flush (struct rp_disk *disk, struct rp_fault *fault)
+{
+  return rp_journal_commit ((struct rp_journal *) disk, fault);
+}
+
+static int
+journal_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
+             struct rp_run *out, struct rp_fault *fault)
+{
+  struct rp_journal *journal = (struct rp_journal *) disk;
+  const uint32_t grain_bytes = journal->super.grain_bytes;
+  const uint64_t skip = offset % grain_bytes;
+  uint32_t place = 0;
+  uint64_t run = 0;
+  bool pending = false;
+  int status;
+
+  pthread_mutex_lock (&journal->lock);
+  status = ready (journal, fault);
+  if (status == RP_OK) {
+    run = rp_map_run (&journal->map, offset / grain_bytes,
+                      rp_divide_up (offset + length, grain_bytes),
+                      journal->grain_sectors, &place);
+    pending = rp_journal_pending (journal, place) != NULL;
+  }
+  pthread_mutex_unlock (&journal->lock);
+  if (status != RP_OK)
+    return status;
+  run = run * grain_bytes - skip;
+  if (run > length)
+    run = length;
+  if (place == RP_PLACE_ABSENT) {
+    if (!journal->base)
+      return rp_fail (fault, RP_STATE, offset, "%s: opened without its base",
+                      rp_journal_name (journal));
+    status = rp_disk_run (journal->base, offset, run, out, fault);
+    out->depth++;
+    return status;
+  }
+  memset (out, 0, sizeof *out);
+  out->offset_bytes = offset;
+  out->length_bytes = run;
+  out->kind = place == RP_PLACE_ZEROS ? RP_RUN_ZERO : RP_RUN_DATA;
+  if (place > RP_PLACE_ZEROS && !pending) {
+    out->file = journal->file;
+    out->file_offset_bytes = (uint64_t) place * RP_SECTOR_BYTES + skip;
+  }
+  return RP_OK;
+}
+
+/* The disk belongs to the journal, which ends it. */
+static void
+journal_disk_destroy (struct rp_disk *disk)
+{
+  (void) disk;
+}
+
+static const struct rp_disk_functions journal_disk_functions = {
+  .name = "journal",
+  .destroy = journal_disk_destroy,
+  .pread = journal_pread,
+  .pwrite = journal_pwrite,
+  .zero = journal_zero,
+  .flush = journal_flush,
+  .run = journal_run,
+};
+
+/* ---- open and end ---- */
+
+static void
+free_chunks (struct rp_chunk *chunk)
+{
+  while (chunk) {
+    struct rp_chunk *next = chunk->next;
+
+    free (chunk->data);
+    free (chunk);
+    chunk = next;
+  }
+}
+
+/* What recovery made, so that it can be made again. */
+static void
+forget (struct rp_journal *journal)
+{
+  for (uint64_t i = 0; i < journal->segment_count; i++)
+    rp_segment_free (journal->segments[i]);
+  for (uint64_t i = 0; i < journal->point_count; i++)
+    free (journal->points[i].label);
+  journal->segment_count = 0;
+  journal->point_count = 0;
+}
+
+void
+rp_journal_destroy (struct rp_journal *journal)
+{
+  if (!journal)
+    return;
+  RP_CHECK (!journal->flushing);
+  forget (journal);
+  free (journal->segments);
+  free (journal->points);
+  rp_map_destroy (&journal->map);
+  free_chunks (journal->open_chunks);
+  free_chunks (journal->spare);
+  free (journal->scratch);
+  pthread_cond_destroy (&journal->flushed);
+  pthread_mutex_destroy (&journal->lock);
+  free (journal);
+}
+
+/* A reader has no lock, and may look while a writer writes: what looks like
+ * damage then is gone at the next look. */
+static int
+recover (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  for (int i = 0; i < OPEN_ATTEMPTS; i++) {
+    forget (journal);
+    status = rp_journal_recover (journal, fault);
+    if (status != RP_CORRUPT || journal->writable)
+      break;
+  }
+  return status;
+}
+
+static int
+open_steps (struct rp_journal *journal, uint64_t epoch,
+            struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  if (journal->writable)
+    status = rp_file_lock (journal->file, true, fault);
+  if (status == RP_OK)
+    status = recover (journal, fault);
+  if (status != RP_OK)
+    return status;
+  if (epoch != 0 && epoch < journal->super.epoch)
+    return rp_fail (fault, RP_STALE_EPOCH, 0,
+                    "%s: its epoch is %" PRIu64 ", this writer's %" PRIu64,
+                    rp_journal_name (journal), journal->super.epoch, epoch);
+  journal->epoch = epoch != 0 ? epoch : journal->super.epoch;
+  journal->was_clean = journal->super.clean;
+  journal->disk.size_bytes = journal->super.capacity_bytes;
+  if (journal->base
+      && journal->base->size_bytes != journal->disk.size_bytes)
+    return rp_fail (fault, RP_FORMAT, 0,
+                    "%s: it is for a disk of %" PRIu64 " bytes, the base has "
+                    "%" PRIu64, rp_journal_name (journal),
+                    journal->disk.size_bytes, journal->base->size_bytes);
+  journal->scratch = malloc (journal->super.grain_bytes);
+  if (!journal->scratch)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a grain");
+  return RP_OK;
+}
+
+int
+rp_journal_open (struct rp_file *file, struct rp_disk *base, int flags,
+                 uint64_t epoch, struct rp_journal **out,
+                 struct rp_fault *fault)
+{
+  struct rp_journal *journal;
+  int status;
+
+  *out = NULL;
+  journal = calloc (1, sizeof *journal);
+  if (!journal)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a journal");
+  RP_CHECK (pthread_mutex_init (&journal->lock, NULL) == 0);
+  RP_CHECK (pthread_cond_init (&journal->flushed, NULL) == 0);
+  journal->disk.functions = &journal_disk_functions;
+  journal->file = file;
+  journal->base = base;
+  journal->writable = (flags & RP_JOURNAL_WRITE) != 0;
+  journal->disk.read_only = !journal->writable;
+  status = open_steps (journal, epoch, fault);
+  if (status != RP_OK) {
+    rp_journal_destroy (journal);
+    return status;
+  }
+  *out = journal;
+  return RP_OK;
+}
+
+struct rp_disk *
+rp_journal_disk (struct rp_journal *journal)
+{
+  return &journal->disk;
+}
+
+/* ---- facts ---- */
+
+/* Points are listed once they are durable.  With the lock held. */
+static uint64_t
+durable_points (const struct rp_journal *journal)
+{
+  uint64_t count = journal->point_count;
+
+  while (count > 0
+         && journal->points[count - 1].sequence > journal->durable_sequence)
+    count--;
+  return count;
+}
+
+/* Entries of the log up to its newest point, durable or not. */
+static uint64_t
+entries_at_point (const struct rp_journal *journal)
+{
+  const struct rp_point_record *point;
+
+  if (journal->point_count == 0)
+    return 0;
+  point = &journal->points[journal->point_count - 1];
+  return journal->segments[point->segment]->first_entry + point->ordinal;
+}
+
+void
+rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out)
+{
+  memset (out, 0, sizeof *out);
+  pthread_mutex_lock (&journal->lock);
+  out->options.capacity_bytes = journal->super.capacity_bytes;
+  out->options.grain_bytes = journal->super.grain_bytes;
+  out->options.segment_bytes = journal->super.segment_bytes;
+  out->options.epoch = journal->super.epoch;
+  memcpy (out->options.id, journal->super.id, sizeof out->options.id);
+  out->held = journal->super.held;
+  out->failed = journal->failed != RP_OK;
+  out->next_sequence = journal->next_sequence;
+  out->durable_sequence = journal->durable_sequence;
+  out->point_count = durable_points (journal);
+  out->segment_count = journal->segment_count;
+  if (journal->segment_count > 0) {
+    const struct rp_segment *last
+      = journal->segments[journal->segment_count - 1];
+
+    out->entry_count = last->first_entry + last->entry_count;
+  }
+  out->entries_since_point = out->entry_count - entries_at_point (journal);
+  out->log_bytes = journal->segment_count * journal->super.segment_bytes;
+  out->root_sequence = journal->root.sequence;
+  out->root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
+                     / RP_SECTOR_BYTES;
+  out->last_commit_ns = journal->last_commit_ns;
+  out->closed_clean = journal->was_clean;
+  pthread_mutex_unlock (&journal->lock);
+}
+
+int
+rp_journal_point (struct rp_journal *journal, uint64_t index,
+                  struct rp_point *out, struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  memset (out, 0, sizeof *out);
+  pthread_mutex_lock (&journal->lock);
+  if (index >= durable_points (journal))
+    status = rp_fail (fault, RP_NOT_FOUND, index,
+                      "%s has no point number %" PRIu64,
+                      rp_journal_name (journal), index);
+  else {
+    const struct rp_point_record *record = &journal->points[index];
+
+    out->id = record->id;
+    out->time_ns = record->time_ns;
+    out->kind = record->kind;
+    if (record->label)
+      memcpy (out->label, record->label, strlen (record->label));
+  }
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal_map.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Tables come from slabs: one malloc for each of 25,000 tables would cost more
+ * than filling them. */
+#define SLAB_TABLES 1024u
+
+struct rp_map_slab {
+  struct rp_map_slab *next;
+  uint32_t used;
+  uint32_t places[SLAB_TABLES][RP_LOG_TABLE_ENTRIES];
+};
+
+const uint32_t rp_map_zeros[RP_LOG_TABLE_ENTRIES] = {
+  [0 ... RP_LOG_TABLE_ENTRIES - 1] = RP_PLACE_ZEROS
+};
+
+int
+rp_map_create (struct rp_map *map, uint64_t grain_count,
+               struct rp_fault *fault)
+{
+  memset (map, 0, sizeof *map);
+  map->grain_count = grain_count;
+  map->table_count = rp_divide_up (grain_count, RP_LOG_TABLE_ENTRIES);
+  map->tables = calloc (map->table_count, sizeof *map->tables);
+  if (!map->tables)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a block map");
+  return RP_OK;
+}
+
+void
+rp_map_destroy (struct rp_map *map)
+{
+  while (map->slabs) {
+    struct rp_map_slab *next = map->slabs->next;
+
+    free (map->slabs);
+    map->slabs = next;
+  }
+  free (map->tables);
+  memset (map, 0, sizeof *map);
+}
+
+/* Memory for a table, not cleared. */
+static uint32_t *
+new_table (struct rp_map *map)
+{
+  uint32_t *table = map->free_table;
+
+  if (table) {
+    memcpy (&map->free_table, table, sizeof map->free_table);
+    return table;
+  }
+  if (!map->slabs || map->slabs->used == SLAB_TABLES) {
+    struct rp_map_slab *slab = malloc (sizeof *slab);
+
+    if (!slab)
+      return NULL;
+    slab->used = 0;
+    slab->next = map->slabs;
+    map->slabs = slab;
+  }
+  return map->slabs->places[map->slabs->used++];
+}
+
+static void
+free_table (struct rp_map *map, uint32_t *table)
+{
+  memcpy (table, &map->free_table, sizeof map->free_table);
+  map->free_table = table;
+}
+
+uint32_t *
+rp_map_table (struct rp_map *map, uint64_t table)
+{
+  uint32_t *at = map->tables[table];
+
+  if (rp_map_is_writable (at))
+    return at;
+  {
+    uint32_t *made = new_table (map);
+
+    if (!made)
+      return NULL;
+    if (at)
+      memcpy (made, rp_map_zeros, RP_LOG_TABLE_BYTES);
+    else
+      memset (made, 0, RP_LOG_TABLE_BYTES);
+    map->tables[table] = made;
+    return made;
+  }
+}
+
+int
+rp_map_copy (struct rp_map *map, const struct rp_map *from,
+             struct rp_fault *fault)
+{
+  int status = rp_map_create (map, from->grain_count, fault);
+
+  for (uint64_t i = 0; status == RP_OK && i < from->table_count; i++) {
+    uint32_t *at = from->tables[i];
+
+    if (rp_map_is_writable (at)) {
+      uint32_t *made = new_table (map);
+
+      if (!made) {
+        status = rp_fail (fault, RP_NO_MEMORY, 0, "a copy of the block map");
+        rp_map_destroy (map);
+        break;
+      }
+      memcpy (made, at, RP_LOG_TABLE_BYTES);
+      at = made;
+    }
+    map->tables[i] = at;
+  }
+  return status;
+}
+
+int
+rp_map_set (struct rp_map *map, uint64_t grain, uint32_t place,
+            struct rp_fault *fault)
+{
+  uint32_t *table = rp_map_table (map, grain / RP_LOG_TABLE_ENTRIES);
+
+  if (!table)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
+  table[grain % RP_LOG_TABLE_ENTRIES] = place;
+  return RP_OK;
+}
+
+/* Fill one whole table without memory for it. */
+static void
+fill_table (struct rp_map *map, uint64_t table, uint32_t place)
+{
+  uint32_t *at = map->tables[table];
+
+  if (rp_map_is_writable (at))
+    free_table (map, at);
+  map->tables[table] = place == RP_PLACE_ABSENT
+                       ? NULL : (uint32_t *) (uintptr_t) rp_map_zeros;
+}
+
+int
+rp_map_fill (struct rp_map *map, uint64_t grain, uint64_t count,
+             uint32_t place, struct rp_fault *fault)
+{
+  RP_CHECK (rp_inside (grain, count, map->grain_count));
+  RP_CHECK (count <= 1 || place <= RP_PLACE_ZEROS);
+  while (count > 0) {
+    const uint64_t index = grain / RP_LOG_TABLE_ENTRIES;
+    const uint64_t within = grain % RP_LOG_TABLE_ENTRIES;
+    uint64_t here = RP_LOG_TABLE_ENTRIES - within;
+
+    if (here > count)
+      here = count;
+    if (here == RP_LOG_TABLE_ENTRIES)
+      fill_table (map, index, place);
+    else {
+      uint32_t *table = rp_map_table (map, index);
+
+      if (!table)
+        return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
+      for (uint64_t i = 0; i < here; i++)
+        table[within + i] = place;
+    }
+    grain += here;
+    count -= here;
+  }
+  return RP_OK;
+}
+
+uint64_t
+rp_map_run (const struct rp_map *map, uint64_t grain, uint64_t stop,
+            uint32_t step, uint32_t *place_out)
+{
+  const uint32_t first = rp_map_get (map, grain);
+  uint64_t at = grain + 1;
+  uint32_t expected = first;
+
+  *place_out = first;
+  if (first > RP_PLACE_ZEROS)
+    expected += step;
+  while (at < stop) {
+    const uint32_t *table = map->tables[at / RP_LOG_TABLE_ENTRIES];
+    const uint64_t rest = RP_LOG_TABLE_ENTRIES - at % RP_LOG_TABLE_ENTRIES;
+
+    if (!rp_map_is_writable (table)) {
+      if (expected != (table ? RP_PLACE_ZEROS : RP_PLACE_ABSENT))
+        break;
+      at = rest < stop - at ? at + rest : stop;
+      continue;
+    }
+    if (table[at % RP_LOG_TABLE_ENTRIES] != expected)
+      break;
+    if (first > RP_PLACE_ZEROS)
+      expected += step;
+    at++;
+  }
+  return at - grain;
+}

@@ -1,0 +1,73 @@
+/* journal_map.h - grain -> place in a journal log, in two levels.
+ *
+ * The shape of VMDK's own grain directory and grain tables, so that a map
+ * can be written as it is: a table is 512 places of 32 bits.  A table that was
+ * never touched is NULL (all absent); a table of nothing but zeros is one
+ * constant that all share, copied when one of its grains changes.  So
+ * trimming 1 TiB costs no memory.
+ *
+ *   places   0 absent (the base shows) | 1 zeros | sector in the log file
+ *
+ * Threads: none of its own; the journal's lock guards it.
+ */
+#ifndef RP_JOURNAL_MAP_H
+#define RP_JOURNAL_MAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "journal_format.h"
+
+struct rp_map_slab;
+
+struct rp_map {
+  uint64_t   grain_count;
+  uint64_t   table_count;
+  uint32_t **tables;             /* const when it is rp_map_zeros */
+  struct rp_map_slab *slabs;     /* memory of the tables */
+  uint32_t  *free_table;         /* a list, linked through the first bytes */
+};
+
+/* The shared table of zeros. */
+extern const uint32_t rp_map_zeros[RP_LOG_TABLE_ENTRIES];
+
+int  rp_map_create (struct rp_map *map, uint64_t grain_count,
+                    struct rp_fault *fault);
+void rp_map_destroy (struct rp_map *map);        /* a zeroed one is allowed */
+/* Deep copy into a map that was not created. */
+int  rp_map_copy (struct rp_map *map, const struct rp_map *from,
+                  struct rp_fault *fault);
+
+/* A table that can be written: made, or copied from the shared one.  NULL: no
+ * memory.
+ */
+uint32_t *rp_map_table (struct rp_map *map, uint64_t table);
+
+static inline uint32_t
+rp_map_get (const struct rp_map *map, uint64_t grain)
+{
+  const uint32_t *table = map->tables[grain / RP_LOG_TABLE_ENTRIES];
+
+  return table ? table[grain % RP_LOG_TABLE_ENTRIES] : RP_PLACE_ABSENT;
+}
+
+static inline bool
+rp_map_is_writable (const uint32_t *table)
+{
+  return table != NULL && table != rp_map_zeros;
+}
+
+/* RP_OK or RP_NO_MEMORY; then nothing has changed. */
+int rp_map_set (struct rp_map *map, uint64_t grain, uint32_t place,
+                struct rp_fault *fault);
+/* The same place for a run: RP_PLACE_ABSENT or RP_PLACE_ZEROS, or one grain. */
+int rp_map_fill (struct rp_map *map, uint64_t grain, uint64_t count,
+                 uint32_t place, struct rp_fault *fault);
+
+/* How many grains from `grain` to `stop` lie like it: all absent, all zeros,
+ * or data one after another (step sectors apart).  *place_out: of the first.
+ */
+uint64_t rp_map_run (const struct rp_map *map, uint64_t grain, uint64_t stop,
+                     uint32_t step, uint32_t *place_out);
+
+#endif /* RP_JOURNAL_MAP_H */

@@ -1,0 +1,234 @@
+/* journal_private.h - what the files of the journal room share.
+ *
+ *   journal.c         create, open, info; the journal as a disk
+ *   journal_write.c   appending, group commit, superblock, points
+ *   journal_open.c    recovery
+ *   journal_roll.c    walking entries, reading and writing roots
+ *   journal_verify.c  re-reading everything
+ *
+ * How an append travels: under the lock, entries and grains are put into the
+ * open batch, in a chunk of memory that stands for a stretch of the file.  A
+ * commit makes its caller the leader (or lets it wait for one): it takes all
+ * chunks, lets go of the lock, fills in checksums, writes, syncs, and comes
+ * back to say so.  Writers append to new chunks meanwhile.
+ */
+#ifndef RP_JOURNAL_PRIVATE_H
+#define RP_JOURNAL_PRIVATE_H
+
+#include <pthread.h>
+
+#include "journal.h"
+#include "journal_format.h"
+#include "journal_map.h"
+
+#define RP_CHUNK_BYTES         (4u << 20)
+#define RP_PENDING_BYTES_MAX   (32u << 20)  /* then a writer commits itself */
+
+/* A segment of the log.  Fields marked L belong to the leader (or to whoever
+ * has the journal to itself); the others are guarded by the lock.
+ */
+struct rp_segment {
+  uint64_t number, position;     /* position: of its slot */
+  uint64_t session;              /* of its header */
+  uint64_t first_sequence, last_sequence;  /* last: 0 while it has no batch */
+  uint64_t first_entry;          /* entries of the log before it */
+  uint64_t entry_count, point_count;       /* appended so far */
+  uint64_t end;                  /* where the next batch goes */
+  bool     closed;               /* takes no more batches */
+  bool     has_trailer;          /* L: its summary is in the file */
+  uint64_t summary_position;     /* L: with has_trailer */
+  uint64_t entries_checksum;     /* L: likewise */
+  uint64_t chain_in;             /* L: checksum of the batch before */
+  uint64_t chain;                /* L: checksum of its last batch */
+  uint64_t epoch;                /* L: of its last batch */
+  int64_t  time_ns;              /* L: of its last batch */
+  uint8_t *entries;              /* L: raw, while it has no trailer */
+  uint64_t prepared, capacity;   /* L: entries in it, room in it */
+};
+
+struct rp_chunk {
+  struct rp_chunk   *next;
+  struct rp_segment *segment;
+  uint64_t position;             /* in the file */
+  uint64_t used;
+  bool     opens_segment;        /* its first block is the segment header */
+  uint8_t *data;                 /* RP_CHUNK_BYTES */
+};
+
+/* The batch that takes entries now; chunk NULL when there is none. */
+struct rp_open_batch {
+  struct rp_chunk *chunk;
+  uint64_t header;               /* offset in the chunk */
+  uint64_t sequence;
+  uint32_t entry_count, data_count, point_count;
+};
+
+struct rp_point_record {
+  uint64_t id;
+  int64_t  time_ns;
+  uint32_t kind;
+  uint64_t segment;              /* index */
+  uint64_t ordinal;              /* entries of the segment before it */
+  uint64_t sequence;
+  char    *label;                /* NULL when empty */
+};
+
+struct rp_shown_root {
+  uint64_t position;             /* of its header page */
+  uint64_t bytes;                /* header page, directory, tables */
+  uint64_t sequence, entry, table_count, content_checksum;
+};
+
+struct rp_journal {
+  struct rp_disk   disk;         /* first: rp_journal_disk points here */
+  struct rp_file  *file;
+  struct rp_disk  *base;         /* or NULL */
+  bool             writable;
+  uint64_t         epoch;        /* the writer's */
+  struct rp_log_super super;     /* as on disk */
+  bool             super_stale[RP_LOG_SUPER_COUNT]; /* copy must be rewritten */
+  bool             in_session;   /* the superblock says we write */
+  bool             was_clean;    /* before that */
+  uint64_t         grain_count;
+  uint32_t         grain_sectors, block_bytes, batch_entries_max;
+  uint64_t         slot_count;   /* in the file, the last one may be short */
+
+  pthread_mutex_t  lock;
+  pthread_cond_t   flushed;
+  int              failed;       /* sticky status, RP_OK while all is well */
+  struct rp_fault  failure;      /* the first one */
+
+  struct rp_segment **segments;
+  uint64_t         segment_count, segment_room;
+  uint64_t         next_trailer; /* L: segments before it have one */
+  struct rp_point_record *points;
+  uint64_t         point_count, point_room;
+
+  struct rp_map    map;
+  bool             map_loaded;
+  uint64_t         next_sequence, durable_sequence;
+  uint64_t         chain;        /* L: checksum of the last prepared batch */
+  int64_t          last_commit_ns;
+  struct rp_open_batch batch;
+  struct rp_chunk *open_chunks, *open_last;  /* not yet taken by a leader */
+  struct rp_chunk *flight;       /* taken, being written */
+  struct rp_chunk *spare;        /* memory to reuse */
+  uint64_t         pending_bytes;
+  bool             flushing;
+  uint8_t         *scratch;      /* one grain, under the lock */
+
+  struct rp_shown_root root;
+};
+
+static inline uint64_t
+rp_slot_position (const struct rp_journal *journal, uint64_t slot)
+{
+  return RP_LOG_HEAD_BYTES + slot * journal->super.segment_bytes;
+}
+
+static inline uint64_t
+rp_position_slot (const struct rp_journal *journal, uint64_t position)
+{
+  return (position - RP_LOG_HEAD_BYTES) / journal->super.segment_bytes;
+}
+
+/* Bytes of the directory of a disk, in whole pages. */
+static inline uint64_t
+rp_directory_bytes (uint64_t grain_count)
+{
+  const uint64_t bytes = rp_divide_up (grain_count, RP_LOG_TABLE_ENTRIES) * 4;
+
+  return rp_divide_up (bytes, RP_LOG_PAGE_BYTES) * RP_LOG_PAGE_BYTES;
+}
+
+static inline const char *
+rp_journal_name (const struct rp_journal *journal)
+{
+  return journal->file->name;
+}
+
+/* ---- journal_write.c ---- */
+
+/* The sticky failure as a status and a fault; RP_OK when there is none. */
+int rp_journal_usable (struct rp_journal *journal, struct rp_fault *fault);
+/* Append one grain (all of it), or a run of zeros with one previous place. */
+int rp_journal_append_grain (struct rp_journal *journal, uint64_t grain,
+                             const void *data, struct rp_fault *fault);
+int rp_journal_append_zeros (struct rp_journal *journal, uint64_t grain,
+                             uint64_t count, struct rp_fault *fault);
+/* The grain's bytes when its place is still in memory, else NULL. */
+const uint8_t *rp_journal_pending (const struct rp_journal *journal,
+                                   uint32_t place);
+/* With the lock held: bound the memory; may let go of the lock meanwhile. */
+int rp_journal_throttle (struct rp_journal *journal, struct rp_fault *fault);
+/* With the lock held. */
+int rp_journal_commit_locked (struct rp_journal *journal,
+                              struct rp_fault *fault);
+/* Write the superblock with these changes, both copies, and sync.  The caller
+ * has the journal to itself or is the leader.
+ */
+int rp_journal_put_super (struct rp_journal *journal,
+                          const struct rp_log_super *super,
+                          struct rp_fault *fault);
+/* Before the first write of this handle: a new session, not clean. */
+int rp_journal_begin_session (struct rp_journal *journal,
+                              struct rp_fault *fault);
+/* Write the summaries that are due; the next sync makes them durable. */
+int rp_journal_settle (struct rp_journal *journal, struct rp_fault *fault);
+/* Epoch on disk newer than ours?  RP_STALE_EPOCH. */
+int rp_journal_check_epoch (struct rp_journal *journal,
+                            struct rp_fault *fault);
+/* Make a failure final. */
+void rp_journal_fail (struct rp_journal *journal, int status,
+                      const struct rp_fault *fault);
+/* One byte for each slot, 1 where a segment or the shown root lies; the caller
+ * frees it.  NULL: no memory. */
+uint8_t *rp_journal_used_slots (const struct rp_journal *journal,
+                                struct rp_fault *fault);
+/* The lowest free slots in a row, perhaps behind the last one. */
+int rp_journal_free_slots (const struct rp_journal *journal, uint64_t count,
+                           uint64_t *out, struct rp_fault *fault);
+/* Give out memory for a segment at the end of the list. */
+int rp_journal_add_segment (struct rp_journal *journal,
+                            struct rp_segment **out, struct rp_fault *fault);
+int rp_journal_add_point (struct rp_journal *journal,
+                          const struct rp_log_cut *cut, uint64_t segment,
+                          struct rp_fault *fault);
+/* Room for count more raw entries in a segment's summary. */
+int rp_segment_reserve (struct rp_segment *segment, uint64_t count,
+                        struct rp_fault *fault);
+void rp_segment_free (struct rp_segment *segment);
+
+/* ---- journal_open.c ---- */
+
+/* Both copies of the superblock; the newest whole one. */
+int rp_journal_read_super (struct rp_file *file, struct rp_log_super *out,
+                           bool stale[RP_LOG_SUPER_COUNT],
+                           struct rp_fault *fault);
+/* Find segments, points, root and the end of the log. */
+int rp_journal_recover (struct rp_journal *journal, struct rp_fault *fault);
+/* Is this header, found at position, the batch that should be there? */
+bool rp_journal_owns_batch (const struct rp_journal *journal,
+                            const struct rp_log_batch *batch,
+                            const struct rp_segment *segment,
+                            uint64_t position);
+
+/* ---- journal_roll.c ---- */
+
+/* Fill journal->map with the end of the log, if that is not done yet. */
+int rp_journal_load_map (struct rp_journal *journal, struct rp_fault *fault);
+/* The raw entries of a segment: from memory, or read and checked into
+ * *memory, which the caller frees. */
+int rp_journal_entries (struct rp_journal *journal,
+                        const struct rp_segment *segment,
+                        const uint8_t **out, uint8_t **memory,
+                        uint64_t *room, struct rp_fault *fault);
+/* Read the shown root into a created, empty map. */
+int rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
+                          struct rp_fault *fault);
+/* Apply entries [first, stop) of the log forwards. */
+int rp_journal_walk_forward (struct rp_journal *journal, struct rp_map *map,
+                             uint64_t first, uint64_t stop,
+                             struct rp_fault *fault);
+
+#endif /* RP_JOURNAL_PRIVATE_H */

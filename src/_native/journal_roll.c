@@ -1,0 +1,660 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal_private.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#define AHEAD        16          /* entries whose table is fetched in advance */
+#define READ_BYTES   (1u << 20)
+#define WRITE_PARTS  1024        /* tables in one pwritev: IOV_MAX */
+
+/* ---- entries ---- */
+
+int
+rp_journal_entries (struct rp_journal *journal,
+                    const struct rp_segment *segment, const uint8_t **out,
+                    uint8_t **memory, uint64_t *room, struct rp_fault *fault)
+{
+  const uint64_t bytes = segment->prepared * RP_LOG_ENTRY_BYTES;
+  int status;
+
+  if (!segment->has_trailer) {
+    *out = segment->entries;
+    return RP_OK;
+  }
+  if (*room < bytes) {
+    uint8_t *more = realloc (*memory, bytes);
+
+    if (!more)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "the summary of a segment");
+    *memory = more;
+    *room = bytes;
+  }
+  *out = *memory;
+  if (bytes == 0)
+    return RP_OK;
+  status = rp_file_pread_all (journal->file, *memory, bytes,
+                              segment->summary_position, fault);
+  if (status == RP_OK
+      && rp_log_hash (*memory, bytes) != segment->entries_checksum)
+    status = rp_fail (fault, RP_CORRUPT, segment->summary_position,
+                      "%s: the summary of segment %" PRIu64 ", %" PRIu64
+                      " bytes at %" PRIu64, rp_journal_name (journal),
+                      segment->number, bytes, segment->summary_position);
+  return status;
+}
+
+static int
+bad_entry (struct rp_journal *journal, const struct rp_segment *segment,
+           const struct rp_log_entry *entry, struct rp_fault *fault)
+{
+  return rp_fail (fault, RP_CORRUPT, segment->summary_position,
+                  "%s: an entry of segment %" PRIu64 " for grain %u at %u",
+                  rp_journal_name (journal), segment->number, entry->grain,
+                  entry->place);
+}
+
+/* A working set is larger than the caches, and entries come in any order: ask
+ * for a table well before it is needed. */
+static inline void
+fetch (const struct rp_map *map, const uint8_t *at)
+{
+  const uint32_t grain = rp_load32 (at);
+
+  if (grain < map->grain_count) {
+    const uint32_t *table = map->tables[grain / RP_LOG_TABLE_ENTRIES];
+
+    if (table)
+      __builtin_prefetch (table + grain % RP_LOG_TABLE_ENTRIES, 1);
+  }
+}
+
+/* Make grain show place.  A run of zeros changes many grains. */
+static inline int
+apply (struct rp_journal *journal, struct rp_map *map,
+       const struct rp_segment *segment, const struct rp_log_entry *entry,
+       uint32_t place, struct rp_fault *fault)
+{
+  uint32_t *table;
+
+  if (__builtin_expect (entry->place == RP_PLACE_ZEROS, 0)) {
+    if (!rp_inside (entry->grain, entry->value, map->grain_count)
+        || (entry->value != 1 && place > RP_PLACE_ZEROS))
+      return bad_entry (journal, segment, entry, fault);
+    return rp_map_fill (map, entry->grain, entry->value, place, fault);
+  }
+  if (__builtin_expect (entry->grain >= map->grain_count
+                        || place % journal->grain_sectors
+                           > RP_PLACE_ZEROS, 0))
+    return bad_entry (journal, segment, entry, fault);
+  table = map->tables[entry->grain / RP_LOG_TABLE_ENTRIES];
+  if (__builtin_expect (!rp_map_is_writable (table), 0)) {
+    table = rp_map_table (map, entry->grain / RP_LOG_TABLE_ENTRIES);
+    if (!table)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
+  }
+  table[entry->grain % RP_LOG_TABLE_ENTRIES] = place;
+  return RP_OK;
+}
+
+static int
+apply_forward (struct rp_journal *journal, struct rp_map *map,
+               const struct rp_segment *segment, const uint8_t *entries,
+               uint64_t first, uint64_t stop, struct rp_fault *fault)
+{
+  for (uint64_t i = first; i < stop; i++) {
+    const uint8_t *at = entries + i * RP_LOG_ENTRY_BYTES;
+    const struct rp_log_entry entry = rp_log_get_entry (at);
+    int status;
+
+    if (i + AHEAD < stop)
+      fetch (map, at + AHEAD * RP_LOG_ENTRY_BYTES);
+    status = apply (journal, map, segment, &entry, entry.place, fault);
+    if (status != RP_OK)
+      return status;
+  }
+  return RP_OK;
+}
+
+static int
+apply_backward (struct rp_journal *journal, struct rp_map *map,
+                const struct rp_segment *segment, const uint8_t *entries,
+                uint64_t first, uint64_t stop, struct rp_fault *fault)
+{
+  for (uint64_t i = stop; i-- > first;) {
+    const uint8_t *at = entries + i * RP_LOG_ENTRY_BYTES;
+    const struct rp_log_entry entry = rp_log_get_entry (at);
+    int status;
+
+    if (i >= first + AHEAD)
+      fetch (map, at - AHEAD * RP_LOG_ENTRY_BYTES);
+    status = apply (journal, map, segment, &entry, entry.previous, fault);
+    if (status != RP_OK)
+      return status;
+  }
+  return RP_OK;
+}
+
+static uint64_t
+later (uint64_t a, uint64_t b)
+{
+  return a > b ? a : b;
+}
+
+/* Entries [first, stop) of the whole log, one segment after the other. */
+static int
+walk (struct rp_journal *journal, struct rp_map *map, uint64_t first,
+      uint64_t stop, bool backwards, struct rp_fault *fault)
+{
+  uint8_t *memory = NULL;
+  uint64_t room = 0;
+  int status = RP_OK;
+
+  for (uint64_t i = 0; status == RP_OK && i < journal->segment_count; i++) {
+    const uint64_t index = backwards ? journal->segment_count - 1 - i : i;
+    const struct rp_segment *segment = journal->segments[index];
+    const uint64_t begin = later (first, segment->first_entry);
+    uint64_t end = segment->first_entry + segment->prepared;
+    const uint8_t *entries;
+
+    if (end > stop)
+      end = stop;
+    if (begin >= end)
+      continue;
+    status = rp_journal_entries (journal, segment, &entries, &memory, &room,
+                                 fault);
+    if (status == RP_OK)
+      status = (backwards ? apply_backward : apply_forward)
+        (journal, map, segment, entries, begin - segment->first_entry,
+         end - segment->first_entry, fault);
+  }
+  free (memory);
+  return status;
+}
+
+int
+rp_journal_walk_forward (struct rp_journal *journal, struct rp_map *map,
+                         uint64_t first, uint64_t stop, struct rp_fault *fault)
+{
+  return walk (journal, map, first, stop, false, fault);
+}
+
+/* ---- reading a root ---- */
+
+static int
+bad_root (struct rp_journal *journal, const char *what, struct rp_fault *fault)
+{
+  return rp_fail (fault, RP_CORRUPT, journal->root.position,
+                  "%s: the root at %" PRIu64 ", %" PRIu64 " bytes: %s",
+                  rp_journal_name (journal), journal->root.position,
+                  journal->root.bytes, what);
+}
+
+/* The table that a directory entry names: tables lie in directory order. */
+static int
+read_table (struct rp_journal *journal, struct rp_map *map, uint64_t index,
+            const uint8_t *bytes, struct rp_fault *fault)
+{
+  uint32_t *table = rp_map_table (map, index);
+
+  if (!table)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
+  for (uint32_t i = 0; i < RP_LOG_TABLE_ENTRIES; i++) {
+    table[i] = rp_load32 (bytes + i * 4);
+    if (table[i] % journal->grain_sectors > RP_PLACE_ZEROS)
+      return bad_root (journal, "a place is not aligned", fault);
+  }
+  return RP_OK;
+}
+
+static int
+read_tables (struct rp_journal *journal, struct rp_map *map,
+             const uint8_t *directory, XXH3_state_t *hash,
+             uint8_t *buffer, struct rp_fault *fault)
+{
+  const uint64_t start = journal->root.position + RP_LOG_PAGE_BYTES
+                         + rp_directory_bytes (journal->grain_count);
+  const uint64_t bytes = journal->root.table_count * RP_LOG_TABLE_BYTES;
+  uint64_t done = 0, ready = 0;
+  int status = RP_OK;
+
+  for (uint64_t i = 0; i < map->table_count; i++) {
+    const uint32_t sector = rp_load32 (directory + i * 4);
+
+    if (sector == 0)
+      continue;
+    if (done == bytes
+        || sector != (start + done) / RP_SECTOR_BYTES)
+      return bad_root (journal, "a directory entry", fault);
+    if (done == ready) {
+      const uint64_t length = bytes - done < READ_BYTES
+                              ? bytes - done : READ_BYTES;
+
+      status = rp_file_pread_all (journal->file, buffer, length, start + done,
+                                  fault);
+      if (status != RP_OK)
+        return status;
+      XXH3_64bits_update (hash, buffer, length);
+      ready = done + length;
+    }
+    status = read_table (journal, map, i, buffer + done % READ_BYTES, fault);
+    if (status != RP_OK)
+      return status;
+    done += RP_LOG_TABLE_BYTES;
+  }
+  return done == bytes ? RP_OK : bad_root (journal, "its table count", fault);
+}
+
+int
+rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
+                      struct rp_fault *fault)
+{
+  const uint64_t bytes = rp_directory_bytes (journal->grain_count);
+  uint8_t *directory = malloc (bytes), *buffer = malloc (READ_BYTES);
+  XXH3_state_t *hash = XXH3_createState ();
+  int status;
+
+  if (!directory || !buffer || !hash)
+    status = rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
+  else {
+    XXH3_64bits_reset (hash);
+    status = rp_file_pread_all (journal->file, directory, bytes,
+                                journal->root.position + RP_LOG_PAGE_BYTES,
+                                fault);
+    if (status == RP_OK) {
+      XXH3_64bits_update (hash, directory, bytes);
+      status = read_tables (journal, map, directory, hash, buffer, fault);
+    }
+    if (status == RP_OK
+        && XXH3_64bits_digest (hash) != journal->root.content_checksum)
+      status = bad_root (journal, "its checksum", fault);
+  }
+  XXH3_freeState (hash);
+  free (buffer);
+  free (directory);
+  return status;
+}
+
+static uint64_t
+entry_count (const struct rp_journal *journal)
+{
+  const struct rp_segment *last;
+
+  if (journal->segment_count == 0)
+    return 0;
+  last = journal->segments[journal->segment_count - 1];
+  return last->first_entry + last->entry_count;
+}
+
+int
+rp_journal_load_map (struct rp_journal *journal, struct rp_fault *fault)
+{
+  const uint64_t stop = entry_count (journal);
+  uint64_t first = 0;
+  struct rp_map map;
+  int status;
+
+  if (journal->map_loaded)
+    return RP_OK;
+  if (journal->root.entry > stop)
+    return bad_root (journal, "it shows more than the log holds", fault);
+  status = rp_map_create (&map, journal->grain_count, fault);
+  if (status == RP_OK && journal->root.entry > 0) {
+    status = rp_journal_read_root (journal, &map, fault);
+    first = journal->root.entry;
+  }
+  if (status == RP_OK)
+    status = walk (journal, &map, first, stop, false, fault);
+  if (status != RP_OK) {
+    rp_map_destroy (&map);
+    return status;
+  }
+  journal->map = map;
+  journal->map_loaded = true;
+  return RP_OK;
+}
+
+/* ---- the state at a point ---- */
+
+/* What to show: a cut of the log. */
+struct target {
+  uint64_t point_id, entry, sequence;
+};
+
+static int
+find_target (const struct rp_journal *journal, uint64_t point_id,
+             struct target *out, struct rp_fault *fault)
+{
+  uint64_t index = journal->point_count;
+
+  if (point_id == RP_POINT_END) {
+    out->point_id = point_id;
+    out->entry = entry_count (journal);
+    out->sequence = journal->durable_sequence;
+    return RP_OK;
+  }
+  if (point_id == RP_POINT_LATEST && index > 0)
+    index--;
+  else
+    for (index = 0; index < journal->point_count; index++)
+      if (journal->points[index].id == point_id)
+        break;
+  if (index == journal->point_count) {
+    if (point_id == RP_POINT_LATEST)
+      return rp_fail (fault, RP_NOT_FOUND, 0, "%s has no restore point",
+                      rp_journal_name (journal));
+    return rp_fail (fault, RP_NOT_FOUND, 0, "%s has no restore point %" PRIu64,
+                    rp_journal_name (journal), point_id);
+  }
+  {
+    const struct rp_point_record *point = &journal->points[index];
+
+    out->point_id = point->id;
+    out->entry = journal->segments[point->segment]->first_entry
+                 + point->ordinal;
+    out->sequence = point->sequence;
+  }
+  return RP_OK;
+}
+
+static uint64_t
+distance (uint64_t a, uint64_t b)
+{
+  return a > b ? a - b : b - a;
+}
+
+/* Build the map at the target from the nearest state that is known: the empty
+ * one, the shown root, or the end in memory. */
+static int
+build_map (struct rp_journal *journal, const struct target *target,
+           struct rp_map *map, struct rp_roll *out, struct rp_fault *fault)
+{
+  const uint64_t stop = entry_count (journal);
+  uint64_t from = 0;
+  int status;
+
+  if (journal->root.entry > stop)
+    return bad_root (journal, "it shows more than the log holds", fault);
+  if (distance (journal->root.entry, target->entry)
+      < distance (from, target->entry))
+    from = journal->root.entry;
+  if (journal->map_loaded
+      && distance (stop, target->entry) <= distance (from, target->entry)) {
+    from = stop;
+    status = rp_map_copy (map, &journal->map, fault);
+  } else {
+    status = rp_map_create (map, journal->grain_count, fault);
+    if (status == RP_OK && from > 0)
+      status = rp_journal_read_root (journal, map, fault);
+  }
+  out->backwards = from > target->entry;
+  out->entries_walked = distance (from, target->entry);
+  if (status == RP_OK)
+    status = out->backwards
+             ? walk (journal, map, target->entry, from, true, fault)
+             : walk (journal, map, from, target->entry, false, fault);
+  return status;
+}
+
+/* ---- writing a root ---- */
+
+/* Is there anything in a table?  An empty one is left out of the root. */
+static bool
+table_is_empty (const uint32_t *table)
+{
+  uint32_t any = 0;
+
+  for (uint32_t i = 0; i < RP_LOG_TABLE_ENTRIES; i++)
+    any |= table[i];
+  return any == 0;
+}
+
+/* The directory of a map whose tables lie one after the other from position. */
+static uint64_t
+fill_directory (struct rp_map *map, uint8_t *directory, uint64_t position)
+{
+  uint64_t tables = 0;
+
+  for (uint64_t i = 0; i < map->table_count; i++) {
+    if (!map->tables[i])
+      continue;
+    if (table_is_empty (map->tables[i])) {
+      map->tables[i] = NULL;     /* its memory goes with the map */
+      continue;
+    }
+    rp_store32 (directory + i * 4,
+                (uint32_t) ((position + tables * RP_LOG_TABLE_BYTES)
+                            / RP_SECTOR_BYTES));
+    tables++;
+  }
+  return tables;
+}
+
+/* Tables are in the byte order of the file already on a little-endian host,
+ * which is all that this is built for. */
+_Static_assert (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tables on disk");
+
+static int
+write_tables (struct rp_journal *journal, const struct rp_map *map,
+              uint64_t position, XXH3_state_t *hash, struct rp_fault *fault)
+{
+  struct iovec *parts = malloc (WRITE_PARTS * sizeof *parts);
+  int count = 0, status = RP_OK;
+
+  if (!parts)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a list of tables");
+  for (uint64_t i = 0; status == RP_OK && i <= map->table_count; i++) {
+    if (count == WRITE_PARTS || (i == map->table_count && count > 0)) {
+      status = rp_file_pwritev (journal->file, parts, count, position, fault);
+      position += (uint64_t) count * RP_LOG_TABLE_BYTES;
+      count = 0;
+    }
+    if (i == map->table_count || !map->tables[i])
+      continue;
+    XXH3_64bits_update (hash, map->tables[i], RP_LOG_TABLE_BYTES);
+    parts[count].iov_base = map->tables[i];
+    parts[count++].iov_len = RP_LOG_TABLE_BYTES;
+  }
+  free (parts);
+  return status;
+}
+
+/* Write directory and tables behind position, then the header page with the
+ * checksum over them. */
+static int
+write_content (struct rp_journal *journal, const struct rp_map *map,
+               const uint8_t *directory, struct rp_log_root *root,
+               struct rp_fault *fault)
+{
+  const uint64_t bytes = rp_directory_bytes (journal->grain_count);
+  const uint64_t start = root->position + RP_LOG_PAGE_BYTES;
+  XXH3_state_t *hash = XXH3_createState ();
+  uint8_t page[RP_LOG_PAGE_BYTES];
+  int status;
+
+  if (!hash)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a checksum");
+  XXH3_64bits_reset (hash);
+  XXH3_64bits_update (hash, directory, bytes);
+  status = rp_file_pwrite (journal->file, directory, bytes, start, fault);
+  if (status == RP_OK)
+    status = write_tables (journal, map, start + bytes, hash, fault);
+  root->content_checksum = XXH3_64bits_digest (hash);
+  XXH3_freeState (hash);
+  if (status != RP_OK)
+    return status;
+  rp_log_put_root (page, root);
+  return rp_file_pwrite (journal->file, page, sizeof page, root->position,
+                         fault);
+}
+
+/* Make the sparse header point to a root that is durable. */
+static int
+flip (struct rp_journal *journal, const struct rp_log_root *root,
+      struct rp_fault *fault)
+{
+  uint8_t sector[RP_SECTOR_BYTES];
+  int status = rp_file_sync (journal->file, fault);
+
+  if (status != RP_OK)
+    return status;
+  rp_log_put_sparse (sector, journal->super.capacity_bytes,
+                     journal->super.grain_bytes,
+                     (root->position + RP_LOG_PAGE_BYTES) / RP_SECTOR_BYTES);
+  rp_file_note (journal->file, RP_NOTE_POINTS_TO, root->position,
+                RP_LOG_PAGE_BYTES + root->content_bytes);
+  status = rp_file_pwrite (journal->file, sector, sizeof sector, 0, fault);
+  if (status == RP_OK)
+    status = rp_file_sync (journal->file, fault);
+  return status;
+}
+
+/* Give the space of the old root back; it may stay where that fails. */
+static void
+drop_root (struct rp_journal *journal, const struct rp_shown_root *old)
+{
+  struct rp_fault ignored;
+
+  (void) rp_file_punch (journal->file, old->position, old->bytes, &ignored);
+}
+
+static int
+place_root (struct rp_journal *journal, struct rp_log_root *root,
+            struct rp_fault *fault)
+{
+  const uint64_t bytes = RP_LOG_PAGE_BYTES + root->content_bytes;
+  const uint64_t slots = rp_divide_up (bytes, journal->super.segment_bytes);
+  uint64_t slot;
+  int status = rp_journal_free_slots (journal, slots, &slot, fault);
+
+  if (status != RP_OK)
+    return status;
+  root->position = rp_slot_position (journal, slot);
+  if (root->position + bytes > RP_LOG_SECTORS_MAX * RP_SECTOR_BYTES)
+    return rp_fail (fault, RP_FULL, root->position, "%s: a log ends at 2 TiB",
+                    rp_journal_name (journal));
+  status = rp_file_allocate (journal->file, root->position, bytes, fault);
+  if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
+                          || fault->os_errno == ENOSYS))
+    status = RP_OK;
+  if (status == RP_OK && slot + slots > journal->slot_count)
+    journal->slot_count = slot + slots;
+  return status;
+}
+
+/* Tables that will be stored. */
+static uint64_t
+count_tables (const struct rp_map *map)
+{
+  uint64_t count = 0;
+
+  for (uint64_t i = 0; i < map->table_count; i++)
+    count += map->tables[i] && !table_is_empty (map->tables[i]);
+  return count;
+}
+
+static int
+write_root (struct rp_journal *journal, struct rp_map *map,
+            const struct target *target, struct rp_roll *out,
+            struct rp_fault *fault)
+{
+  const uint64_t bytes = rp_directory_bytes (journal->grain_count);
+  const struct rp_shown_root old = journal->root;
+  struct rp_log_root root = {
+    .sequence = target->sequence, .entry = target->entry,
+    .point_id = target->point_id, .table_count = count_tables (map),
+  };
+  uint8_t *directory = calloc (1, bytes);
+  int status;
+
+  if (!directory)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
+  memcpy (root.id, journal->super.id, sizeof root.id);
+  root.content_bytes = bytes + root.table_count * RP_LOG_TABLE_BYTES;
+  status = place_root (journal, &root, fault);
+  if (status != RP_OK) {         /* nothing was written: no harm done */
+    free (directory);
+    return status;
+  }
+  RP_CHECK (fill_directory (map, directory, root.position + RP_LOG_PAGE_BYTES
+                                            + bytes) == root.table_count);
+  status = write_content (journal, map, directory, &root, fault);
+  free (directory);
+  if (status == RP_OK)
+    status = flip (journal, &root, fault);
+  if (status != RP_OK) {
+    rp_journal_fail (journal, status, fault);
+    return status;
+  }
+  journal->root.position = root.position;
+  journal->root.bytes = RP_LOG_PAGE_BYTES + root.content_bytes;
+  journal->root.sequence = root.sequence;
+  journal->root.entry = root.entry;
+  journal->root.table_count = root.table_count;
+  journal->root.content_checksum = root.content_checksum;
+  out->tables_written = root.table_count;
+  out->bytes_written = journal->root.bytes;
+  drop_root (journal, &old);
+  return RP_OK;
+}
+
+/* ---- the calls ---- */
+
+int
+rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
+                 struct rp_roll *out, struct rp_fault *fault)
+{
+  struct target target = { .entry = 0 };
+  struct rp_map map = { .tables = NULL };
+  int status;
+
+  memset (out, 0, sizeof *out);
+  status = rp_journal_commit (journal, fault);
+  if (status == RP_OK)
+    status = find_target (journal, point_id, &target, fault);
+  if (status != RP_OK)
+    return status;
+  out->point_id = target.point_id;
+  if (target.entry != journal->root.entry) {
+    status = rp_journal_begin_session (journal, fault);
+    if (status != RP_OK)
+      rp_journal_fail (journal, status, fault);
+    if (status == RP_OK)
+      status = build_map (journal, &target, &map, out, fault);
+    if (status == RP_OK)
+      status = write_root (journal, &map, &target, out, fault);
+    rp_map_destroy (&map);
+  }
+  out->root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
+                     / RP_SECTOR_BYTES;
+  return status;
+}
+
+int
+rp_journal_close_clean (struct rp_journal *journal, struct rp_fault *fault)
+{
+  struct rp_roll ignored;
+  struct rp_log_super next;
+  int status = rp_journal_commit (journal, fault);
+
+  if (status == RP_OK)
+    status = rp_journal_settle (journal, fault);
+  if (status == RP_OK)
+    status = rp_journal_roll (journal, RP_POINT_END, &ignored, fault);
+  if (status != RP_OK || journal->super.clean)
+    return status;
+  next = journal->super;
+  next.clean = true;
+  next.durable_sequence = journal->durable_sequence;
+  status = rp_journal_put_super (journal, &next, fault);
+  if (status == RP_OK)
+    journal->in_session = false;
+  else
+    rp_journal_fail (journal, status, fault);
+  return status;
+}

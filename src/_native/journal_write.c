@@ -1,0 +1,1013 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal_private.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define FLUSH_PARTS 64           /* chunks in one pwritev */
+
+int
+rp_journal_usable (struct rp_journal *journal, struct rp_fault *fault)
+{
+  if (journal->failed == RP_OK)
+    return RP_OK;
+  return rp_fail (fault, journal->failed, journal->failure.position, "%s: %s",
+                  rp_journal_name (journal), journal->failure.message);
+}
+
+/* The first failure is kept as the caller saw it; later calls get RP_FAILED,
+ * or RP_STALE_EPOCH again. */
+void
+rp_journal_fail (struct rp_journal *journal, int status,
+                 const struct rp_fault *fault)
+{
+  if (journal->failed != RP_OK)
+    return;
+  journal->failed = status == RP_STALE_EPOCH ? status : RP_FAILED;
+  journal->failure = *fault;
+}
+
+/* ---- segments, points, slots ---- */
+
+int
+rp_journal_add_segment (struct rp_journal *journal, struct rp_segment **out,
+                        struct rp_fault *fault)
+{
+  struct rp_segment *segment;
+
+  if (journal->segment_count == journal->segment_room) {
+    const uint64_t room = journal->segment_room * 2 + 16;
+    struct rp_segment **more = realloc (journal->segments,
+                                        room * sizeof *more);
+
+    if (!more)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "the list of segments");
+    journal->segments = more;
+    journal->segment_room = room;
+  }
+  segment = calloc (1, sizeof *segment);
+  if (!segment)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a log segment");
+  journal->segments[journal->segment_count++] = segment;
+  *out = segment;
+  return RP_OK;
+}
+
+void
+rp_segment_free (struct rp_segment *segment)
+{
+  if (segment)
+    free (segment->entries);
+  free (segment);
+}
+
+int
+rp_segment_reserve (struct rp_segment *segment, uint64_t count,
+                    struct rp_fault *fault)
+{
+  uint64_t room = segment->capacity;
+  uint8_t *more;
+
+  if (count <= room - segment->prepared)
+    return RP_OK;
+  while (room - segment->prepared < count)
+    room = room * 2 + 1024;
+  more = realloc (segment->entries, room * RP_LOG_ENTRY_BYTES);
+  if (!more)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "the summary of a segment");
+  segment->entries = more;
+  segment->capacity = room;
+  return RP_OK;
+}
+
+int
+rp_journal_add_point (struct rp_journal *journal,
+                      const struct rp_log_cut *cut, uint64_t segment,
+                      struct rp_fault *fault)
+{
+  struct rp_point_record *record;
+  char *label = NULL;
+
+  if (journal->point_count == journal->point_room) {
+    const uint64_t room = journal->point_room * 2 + 64;
+    struct rp_point_record *more = realloc (journal->points,
+                                            room * sizeof *more);
+
+    if (!more)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "the list of restore points");
+    journal->points = more;
+    journal->point_room = room;
+  }
+  if (cut->point.label[0] != '\0') {
+    label = strdup (cut->point.label);
+    if (!label)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "a restore point's label");
+  }
+  record = &journal->points[journal->point_count++];
+  record->id = cut->point.id;
+  record->time_ns = cut->point.time_ns;
+  record->kind = cut->point.kind;
+  record->segment = segment;
+  record->ordinal = cut->ordinal;
+  record->sequence = cut->sequence;
+  record->label = label;
+  return RP_OK;
+}
+
+uint8_t *
+rp_journal_used_slots (const struct rp_journal *journal,
+                       struct rp_fault *fault)
+{
+  uint8_t *used = calloc (journal->slot_count + 1, 1);
+
+  if (!used) {
+    rp_fail (fault, RP_NO_MEMORY, 0, "the list of slots");
+    return NULL;
+  }
+  for (uint64_t i = 0; i < journal->segment_count; i++)
+    used[rp_position_slot (journal, journal->segments[i]->position)] = 1;
+  for (uint64_t at = journal->root.position;
+       at < journal->root.position + journal->root.bytes;
+       at += journal->super.segment_bytes) {
+    RP_CHECK (rp_position_slot (journal, at) < journal->slot_count);
+    used[rp_position_slot (journal, at)] = 1;
+  }
+  return used;
+}
+
+int
+rp_journal_free_slots (const struct rp_journal *journal, uint64_t count,
+                       uint64_t *out, struct rp_fault *fault)
+{
+  uint64_t first = 0, found = 0;
+  uint8_t *used = rp_journal_used_slots (journal, fault);
+
+  if (!used)
+    return RP_NO_MEMORY;
+  for (uint64_t slot = 0; found < count; slot++)
+    if (slot < journal->slot_count && used[slot])
+      first = slot + 1, found = 0;
+    else
+      found++;
+  free (used);
+  *out = first;
+  return RP_OK;
+}
+
+/* ---- chunks and batches, with the lock held ---- */
+
+static struct rp_segment *
+current_segment (const struct rp_journal *journal)
+{
+  struct rp_segment *last;
+
+  if (journal->segment_count == 0)
+    return NULL;
+  last = journal->segments[journal->segment_count - 1];
+  return last->closed ? NULL : last;
+}
+
+static bool
+segment_has_room (const struct rp_journal *journal,
+                  const struct rp_segment *segment, uint64_t bytes,
+                  uint64_t entries, uint64_t points)
+{
+  const uint64_t stop = segment->position + journal->super.segment_bytes;
+  const uint64_t tail = RP_LOG_PAGE_BYTES
+                        + rp_log_summary_bytes (segment->entry_count + entries,
+                                                segment->point_count + points);
+
+  return tail <= stop - segment->end && bytes <= stop - segment->end - tail;
+}
+
+static void
+seal_batch (struct rp_journal *journal)
+{
+  struct rp_open_batch *batch = &journal->batch;
+  uint8_t *header;
+
+  if (!batch->chunk)
+    return;
+  /* the leader reads the counts from the block; it fills in all else */
+  header = batch->chunk->data + batch->header;
+  rp_store64 (header + 32, batch->sequence);
+  rp_store32 (header + 96, batch->entry_count);
+  rp_store32 (header + 100, batch->data_count);
+  rp_store32 (header + 104, batch->point_count);
+  batch->chunk = NULL;
+}
+
+static int
+new_chunk (struct rp_journal *journal, struct rp_segment *segment,
+           struct rp_chunk **out, struct rp_fault *fault)
+{
+  struct rp_chunk *chunk = journal->spare;
+
+  if (chunk)
+    journal->spare = chunk->next;
+  else {
+    chunk = malloc (sizeof *chunk);
+    if (!chunk)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "a write buffer");
+    chunk->data = malloc (RP_CHUNK_BYTES);
+    if (!chunk->data) {
+      free (chunk);
+      return rp_fail (fault, RP_NO_MEMORY, 0, "a write buffer");
+    }
+  }
+  chunk->next = NULL;
+  chunk->segment = segment;
+  chunk->position = segment->end;
+  chunk->used = 0;
+  chunk->opens_segment = false;
+  if (journal->open_last)
+    journal->open_last->next = chunk;
+  else
+    journal->open_chunks = chunk;
+  journal->open_last = chunk;
+  *out = chunk;
+  return RP_OK;
+}
+
+/* Take bytes at the end of the chunk and of its segment. */
+static uint8_t *
+take_bytes (struct rp_journal *journal, struct rp_chunk *chunk,
+            uint64_t bytes)
+{
+  uint8_t *at = chunk->data + chunk->used;
+
+  RP_CHECK (bytes <= RP_CHUNK_BYTES - chunk->used);
+  RP_CHECK (chunk->position + chunk->used == chunk->segment->end);
+  chunk->used += bytes;
+  chunk->segment->end += bytes;
+  journal->pending_bytes += bytes;
+  return at;
+}
+
+/* Reserve a slot in the file, so that a full datastore shows here, before
+ * anything of this segment was accepted.  File systems without fallocate
+ * show it later, at the write. */
+static int
+allocate_slot (struct rp_journal *journal, uint64_t position,
+               struct rp_fault *fault)
+{
+  const uint64_t bytes = journal->super.segment_bytes;
+  int status;
+
+  if (position + bytes > RP_LOG_SECTORS_MAX * RP_SECTOR_BYTES)
+    return rp_fail (fault, RP_FULL, position,
+                    "%s: a log ends at 2 TiB", rp_journal_name (journal));
+  status = rp_file_allocate (journal->file, position, bytes, fault);
+  if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
+                          || fault->os_errno == ENOSYS))
+    return RP_OK;
+  return status;
+}
+
+static int
+open_segment (struct rp_journal *journal, struct rp_fault *fault)
+{
+  struct rp_segment *segment, *before = NULL;
+  struct rp_chunk *chunk;
+  uint64_t slot, position;
+  int status = rp_journal_free_slots (journal, 1, &slot, fault);
+
+  if (status != RP_OK)
+    return status;
+  position = rp_slot_position (journal, slot);
+  status = allocate_slot (journal, position, fault);
+  if (status != RP_OK)
+    return status;
+  if (slot >= journal->slot_count)
+    journal->slot_count = slot + 1;
+  if (journal->segment_count > 0)
+    before = journal->segments[journal->segment_count - 1];
+  status = rp_journal_add_segment (journal, &segment, fault);
+  if (status != RP_OK)
+    return status;
+  segment->number = before ? before->number + 1 : 0;
+  segment->position = segment->end = position;
+  segment->first_sequence = journal->next_sequence;
+  segment->first_entry = before ? before->first_entry + before->entry_count : 0;
+  status = new_chunk (journal, segment, &chunk, fault);
+  if (status != RP_OK) {
+    rp_segment_free (segment);
+    journal->segment_count--;
+    return status;
+  }
+  chunk->opens_segment = true;
+  memset (take_bytes (journal, chunk, journal->block_bytes), 0,
+          journal->block_bytes);
+  if (before)
+    before->closed = true;
+  return RP_OK;
+}
+
+/* A new batch with room for what is asked. */
+static int
+open_batch (struct rp_journal *journal, uint64_t data_bytes, uint64_t points,
+            struct rp_fault *fault)
+{
+  const uint64_t bytes = journal->block_bytes + data_bytes;
+  struct rp_segment *segment = current_segment (journal);
+  struct rp_chunk *chunk = journal->open_last;
+  int status;
+
+  seal_batch (journal);
+  if (!segment
+      || !segment_has_room (journal, segment, bytes, 1 - points, points)) {
+    status = open_segment (journal, fault);
+    if (status != RP_OK)
+      return status;
+    segment = current_segment (journal);
+    chunk = journal->open_last;
+    RP_CHECK (segment_has_room (journal, segment, bytes, 1, points));
+  }
+  if (!chunk || chunk->segment != segment
+      || bytes > RP_CHUNK_BYTES - chunk->used) {
+    status = new_chunk (journal, segment, &chunk, fault);
+    if (status != RP_OK)
+      return status;
+  }
+  memset (&journal->batch, 0, sizeof journal->batch);
+  journal->batch.chunk = chunk;
+  journal->batch.header = chunk->used;
+  journal->batch.sequence = journal->next_sequence++;
+  memset (take_bytes (journal, chunk, journal->block_bytes), 0,
+          journal->block_bytes);
+  segment->last_sequence = journal->batch.sequence;
+  return RP_OK;
+}
+
+/* Room for one more entry in the open batch, which may be a new one. */
+static int
+reserve_entry (struct rp_journal *journal, bool with_data,
+               struct rp_fault *fault)
+{
+  const uint64_t data_bytes = with_data ? journal->super.grain_bytes : 0;
+  const struct rp_open_batch *batch = &journal->batch;
+
+  if (batch->chunk && batch->point_count == 0
+      && batch->entry_count < journal->batch_entries_max
+      && data_bytes <= RP_CHUNK_BYTES - batch->chunk->used
+      && segment_has_room (journal, batch->chunk->segment, data_bytes, 1, 0))
+    return RP_OK;
+  return open_batch (journal, data_bytes, 0, fault);
+}
+
+static void
+put_entry (struct rp_journal *journal, const struct rp_log_entry *entry)
+{
+  struct rp_open_batch *batch = &journal->batch;
+
+  rp_log_put_entry (batch->chunk->data + batch->header + RP_LOG_BATCH_BYTES
+                    + batch->entry_count * RP_LOG_ENTRY_BYTES, entry);
+  batch->entry_count++;
+  batch->chunk->segment->entry_count++;
+}
+
+/* Where in memory the data of this place is, when it lies in this chunk. */
+static uint8_t *
+chunk_find (const struct rp_chunk *chunk, uint64_t position)
+{
+  if (position < chunk->position || position - chunk->position >= chunk->used)
+    return NULL;
+  return chunk->data + (position - chunk->position);
+}
+
+const uint8_t *
+rp_journal_pending (const struct rp_journal *journal, uint32_t place)
+{
+  const uint64_t position = (uint64_t) place * RP_SECTOR_BYTES;
+  const uint8_t *at;
+
+  for (struct rp_chunk *chunk = journal->flight; chunk; chunk = chunk->next)
+    if ((at = chunk_find (chunk, position)) != NULL)
+      return at;
+  for (struct rp_chunk *chunk = journal->open_chunks; chunk;
+       chunk = chunk->next)
+    if ((at = chunk_find (chunk, position)) != NULL)
+      return at;
+  return NULL;
+}
+
+/* The place inside the open batch, whose data may still be changed. */
+static uint8_t *
+in_open_batch (const struct rp_journal *journal, uint32_t place)
+{
+  const struct rp_open_batch *batch = &journal->batch;
+  const uint64_t position = (uint64_t) place * RP_SECTOR_BYTES;
+
+  if (!batch->chunk || place <= RP_PLACE_ZEROS
+      || position < batch->chunk->position + batch->header)
+    return NULL;
+  return chunk_find (batch->chunk, position);
+}
+
+int
+rp_journal_append_grain (struct rp_journal *journal, uint64_t grain,
+                         const void *data, struct rp_fault *fault)
+{
+  const uint32_t previous = rp_map_get (&journal->map, grain);
+  uint8_t *at = in_open_batch (journal, previous);
+  struct rp_chunk *chunk;
+  uint64_t position;
+  int status;
+
+  if (at) {
+    memcpy (at, data, journal->super.grain_bytes);
+    return RP_OK;
+  }
+  if (!rp_map_table (&journal->map, grain / RP_LOG_TABLE_ENTRIES))
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
+  status = reserve_entry (journal, true, fault);
+  if (status != RP_OK)
+    return status;
+  chunk = journal->batch.chunk;
+  position = chunk->position + chunk->used;
+  RP_CHECK (position % journal->super.grain_bytes == 0);
+  memcpy (take_bytes (journal, chunk, journal->super.grain_bytes), data,
+          journal->super.grain_bytes);
+  journal->batch.data_count++;
+  {
+    const struct rp_log_entry entry = {
+      .grain = (uint32_t) grain,
+      .place = (uint32_t) (position / RP_SECTOR_BYTES),
+      .previous = previous,
+    };
+
+    put_entry (journal, &entry);
+    return rp_map_set (&journal->map, grain, entry.place, fault);
+  }
+}
+
+int
+rp_journal_append_zeros (struct rp_journal *journal, uint64_t grain,
+                         uint64_t count, struct rp_fault *fault)
+{
+  const uint64_t stop = grain + count;
+
+  while (grain < stop) {
+    uint32_t previous;
+    uint64_t run = rp_map_run (&journal->map, grain, stop, 0, &previous);
+    int status;
+
+    if (previous > RP_PLACE_ZEROS)
+      run = 1;                   /* each has its own previous place */
+    if (run > UINT32_MAX)
+      run = UINT32_MAX;
+    if (previous != RP_PLACE_ZEROS) {
+      const struct rp_log_entry entry = {
+        .grain = (uint32_t) grain, .place = RP_PLACE_ZEROS,
+        .previous = previous, .value = (uint32_t) run,
+      };
+
+      status = reserve_entry (journal, false, fault);
+      if (status == RP_OK)
+        status = rp_map_fill (&journal->map, grain, run, RP_PLACE_ZEROS,
+                              fault);
+      if (status != RP_OK)
+        return status;
+      put_entry (journal, &entry);
+    }
+    grain += run;
+    status = rp_journal_throttle (journal, fault);
+    if (status != RP_OK)
+      return status;
+  }
+  return RP_OK;
+}
+
+int
+rp_journal_mark (struct rp_journal *journal, const struct rp_point *point,
+                 struct rp_fault *fault)
+{
+  struct rp_log_cut cut = { .point = *point };
+  int status;
+
+  if (!journal->writable)
+    return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing to mark",
+                    rp_journal_name (journal));
+  if (!memchr (point->label, 0, RP_POINT_LABEL_BYTES))
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "a label has at most %u bytes",
+                    RP_POINT_LABEL_BYTES - 1);
+  if (point->kind != RP_POINT_CRASH && point->kind != RP_POINT_APP)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "%u is no kind of point",
+                    point->kind);
+  pthread_mutex_lock (&journal->lock);
+  status = rp_journal_usable (journal, fault);
+  if (status == RP_OK
+      && (point->id >= RP_POINT_END
+          || (journal->point_count > 0
+              && point->id <= journal->points[journal->point_count - 1].id)))
+    status = rp_fail (fault, RP_BAD_ARGUMENT, 0,
+                      "%s: point %" PRIu64 " is not above the last one",
+                      rp_journal_name (journal), point->id);
+  if (status == RP_OK)
+    status = open_batch (journal, 0, 1, fault);
+  if (status == RP_OK) {
+    struct rp_open_batch *batch = &journal->batch;
+
+    cut.sequence = batch->sequence;
+    cut.ordinal = batch->chunk->segment->entry_count;
+    status = rp_journal_add_point (journal, &cut, journal->segment_count - 1,
+                                   fault);
+    if (status == RP_OK) {
+      /* bytes behind the label's end are not ours to keep */
+      memset (cut.point.label, 0, sizeof cut.point.label);
+      memcpy (cut.point.label, point->label, strlen (point->label));
+      rp_log_put_point (batch->chunk->data + batch->header
+                        + RP_LOG_BATCH_BYTES, &cut.point);
+      batch->point_count = 1;
+      batch->chunk->segment->point_count++;
+    }
+    seal_batch (journal);        /* what comes next is behind the point */
+  }
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
+/* ---- superblock ---- */
+
+int
+rp_journal_check_epoch (struct rp_journal *journal, struct rp_fault *fault)
+{
+  struct rp_log_super now;
+  bool stale[RP_LOG_SUPER_COUNT];
+  int status = rp_journal_read_super (journal->file, &now, stale, fault);
+
+  if (status != RP_OK)
+    return status;
+  if (now.epoch > journal->epoch)
+    return rp_fail (fault, RP_STALE_EPOCH, 0,
+                    "%s: its epoch is %" PRIu64 ", this writer's %" PRIu64,
+                    rp_journal_name (journal), now.epoch, journal->epoch);
+  return RP_OK;
+}
+
+int
+rp_journal_put_super (struct rp_journal *journal,
+                      const struct rp_log_super *super, struct rp_fault *fault)
+{
+  /* The copy that may be broken goes first: the other one holds meanwhile. */
+  const uint64_t first = journal->super_stale[1] ? 1 : 0;
+  struct rp_log_super next = *super;
+  uint8_t *page = calloc (1, RP_LOG_PAGE_BYTES);
+  int status = RP_OK;
+
+  if (!page)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a superblock");
+  next.generation = journal->super.generation + 1;
+  rp_log_put_super (page, &next);
+  for (uint64_t i = 0; status == RP_OK && i < RP_LOG_SUPER_COUNT; i++) {
+    const uint64_t copy = (first + i) % RP_LOG_SUPER_COUNT;
+
+    journal->super_stale[copy] = true;
+    status = rp_file_pwrite (journal->file, page, RP_LOG_PAGE_BYTES,
+                             (1 + copy) * RP_LOG_PAGE_BYTES, fault);
+    if (status == RP_OK)
+      status = rp_file_sync (journal->file, fault);
+    if (status == RP_OK)
+      journal->super_stale[copy] = false;
+  }
+  if (status == RP_OK)
+    journal->super = next;
+  free (page);
+  return status;
+}
+
+int
+rp_journal_begin_session (struct rp_journal *journal, struct rp_fault *fault)
+{
+  struct rp_log_super next;
+  int status;
+
+  if (journal->in_session)
+    return RP_OK;
+  status = rp_journal_check_epoch (journal, fault);
+  if (status != RP_OK)
+    return status;
+  next = journal->super;
+  next.session++;
+  next.clean = false;
+  next.epoch = journal->epoch;
+  next.durable_sequence = journal->durable_sequence;
+  status = rp_journal_put_super (journal, &next, fault);
+  journal->in_session = status == RP_OK;
+  return status;
+}
+
+int
+rp_journal_set_epoch (struct rp_journal *journal, uint64_t epoch, bool held,
+                      struct rp_fault *fault)
+{
+  struct rp_log_super next;
+  int status = rp_journal_commit (journal, fault);
+
+  if (status != RP_OK)
+    return status;
+  if (epoch < journal->epoch)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0,
+                    "%s: epoch %" PRIu64 " is below %" PRIu64,
+                    rp_journal_name (journal), epoch, journal->epoch);
+  pthread_mutex_lock (&journal->lock);
+  next = journal->super;
+  next.epoch = epoch;
+  next.held = held;
+  next.durable_sequence = journal->durable_sequence;
+  status = rp_journal_put_super (journal, &next, fault);
+  if (status == RP_OK)
+    journal->epoch = epoch;
+  else
+    rp_journal_fail (journal, status, fault);
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
+/* ---- group commit ---- */
+
+static int64_t
+wall_clock_ns (void)
+{
+  struct timespec now;
+
+  clock_gettime (CLOCK_REALTIME, &now);
+  return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* What the leader carries through one flush. */
+struct flight {
+  uint64_t durable_sequence;
+  int64_t  time_ns;
+};
+
+static void
+prepare_segment (struct rp_journal *journal, struct rp_chunk *chunk,
+                 const struct flight *flight)
+{
+  struct rp_segment *segment = chunk->segment;
+  struct rp_log_segment header = {
+    .number = segment->number,
+    .position = segment->position,
+    .first_sequence = segment->first_sequence,
+    .chain = journal->chain,
+    .session = journal->super.session,
+    .epoch = journal->epoch,
+    .durable_sequence = flight->durable_sequence,
+    .first_entry = segment->first_entry,
+  };
+
+  memcpy (header.id, journal->super.id, sizeof header.id);
+  rp_log_put_segment (chunk->data, &header);
+  segment->session = header.session;
+  segment->chain_in = header.chain;
+}
+
+/* Fill in one batch at offset; returns its length. */
+static int
+prepare_batch (struct rp_journal *journal, struct rp_chunk *chunk,
+               uint64_t offset, const struct flight *flight,
+               uint64_t *bytes_out, struct rp_fault *fault)
+{
+  const uint32_t grain_bytes = journal->super.grain_bytes;
+  struct rp_segment *segment = chunk->segment;
+  uint8_t *header = chunk->data + offset;
+  uint8_t *entry = header + RP_LOG_BATCH_BYTES;
+  const uint8_t *data = header + journal->block_bytes;
+  struct rp_log_batch batch = {
+    .sequence = rp_load64 (header + 32),
+    .chain = journal->chain,
+    .epoch = journal->epoch,
+    .time_ns = flight->time_ns,
+    .durable_sequence = flight->durable_sequence,
+    .session = journal->super.session,
+    .position = chunk->position + offset,
+    .segment = segment->number,
+    .entry_count = rp_load32 (header + 96),
+    .data_count = rp_load32 (header + 100),
+    .point_count = rp_load32 (header + 104),
+  };
+  int status = rp_segment_reserve (segment, batch.entry_count, fault);
+
+  if (status != RP_OK)
+    return status;
+  memcpy (batch.id, journal->super.id, sizeof batch.id);
+  for (uint32_t i = 0; i < batch.entry_count; i++) {
+    if (rp_load32 (entry + 4) != RP_PLACE_ZEROS) {
+      rp_store32 (entry + 12, (uint32_t) rp_log_hash (data, grain_bytes));
+      data += grain_bytes;
+    }
+    entry += RP_LOG_ENTRY_BYTES;
+  }
+  journal->chain = rp_log_put_batch (header, &batch);
+  if (batch.entry_count > 0)
+    memcpy (segment->entries + segment->prepared * RP_LOG_ENTRY_BYTES,
+            header + RP_LOG_BATCH_BYTES,
+            (size_t) batch.entry_count * RP_LOG_ENTRY_BYTES);
+  segment->prepared += batch.entry_count;
+  segment->chain = journal->chain;
+  segment->epoch = batch.epoch;
+  segment->time_ns = batch.time_ns;
+  *bytes_out = (uint64_t) (data - header);
+  return RP_OK;
+}
+
+static int
+prepare_chunk (struct rp_journal *journal, struct rp_chunk *chunk,
+               const struct flight *flight, struct rp_fault *fault)
+{
+  uint64_t offset = 0;
+  int status = RP_OK;
+
+  if (chunk->opens_segment) {
+    prepare_segment (journal, chunk, flight);
+    offset = journal->block_bytes;
+  }
+  while (status == RP_OK && offset < chunk->used) {
+    uint64_t bytes = 0;
+
+    status = prepare_batch (journal, chunk, offset, flight, &bytes, fault);
+    offset += bytes;
+  }
+  return status;
+}
+
+/* Write chunks; those that lie one behind the other go in one call. */
+static int
+write_chunks (struct rp_journal *journal, const struct rp_chunk *chunk,
+              struct rp_fault *fault)
+{
+  while (chunk) {
+    struct iovec parts[FLUSH_PARTS];
+    const uint64_t position = chunk->position;
+    uint64_t stop = position;
+    int count = 0, status;
+
+    while (chunk && count < FLUSH_PARTS && chunk->position == stop) {
+      parts[count].iov_base = chunk->data;
+      parts[count++].iov_len = chunk->used;
+      stop += chunk->used;
+      chunk = chunk->next;
+    }
+    status = rp_file_pwritev (journal->file, parts, count, position, fault);
+    if (status != RP_OK)
+      return status;
+  }
+  return RP_OK;
+}
+
+/* Summary and trailer of a closed segment whose batches are all durable: a
+ * whole trailer says so.  It becomes durable with the next sync, whose ever
+ * that is; until then recovery walks the batches. */
+static int
+write_trailer (struct rp_journal *journal, struct rp_segment *segment,
+               const uint8_t *cuts, struct rp_fault *fault)
+{
+  const uint64_t entry_bytes = segment->prepared * RP_LOG_ENTRY_BYTES;
+  const uint64_t cut_bytes = segment->point_count * RP_LOG_CUT_BYTES;
+  const uint64_t summary = rp_log_summary_bytes (segment->prepared,
+                                                 segment->point_count);
+  const uint64_t stop = segment->position + journal->super.segment_bytes;
+  struct rp_log_trailer trailer = {
+    .number = segment->number,
+    .position = segment->position,
+    .first_sequence = segment->first_sequence,
+    .last_sequence = segment->last_sequence,
+    .chain = segment->chain,
+    .summary_position = stop - RP_LOG_PAGE_BYTES - summary,
+    .entry_count = segment->prepared,
+    .point_count = segment->point_count,
+    .entries_checksum = rp_log_hash (segment->entries, entry_bytes),
+    .points_checksum = rp_log_hash (cuts, cut_bytes),
+    .end_position = segment->end,
+    .session = segment->session,
+    .epoch = segment->epoch,
+    .time_ns = segment->time_ns,
+  };
+  uint8_t *bytes = calloc (1, summary + RP_LOG_PAGE_BYTES);
+  int status;
+
+  if (!bytes)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "the summary of a segment");
+  RP_CHECK (trailer.summary_position >= segment->end);
+  memcpy (trailer.id, journal->super.id, sizeof trailer.id);
+  if (entry_bytes > 0)
+    memcpy (bytes, segment->entries, entry_bytes);
+  if (cut_bytes > 0)
+    memcpy (bytes + entry_bytes, cuts, cut_bytes);
+  rp_log_put_trailer (bytes + summary, &trailer);
+  status = rp_file_pwrite (journal->file, bytes, summary + RP_LOG_PAGE_BYTES,
+                           trailer.summary_position, fault);
+  free (bytes);
+  if (status != RP_OK)
+    return status;
+  segment->summary_position = trailer.summary_position;
+  segment->entries_checksum = trailer.entries_checksum;
+  segment->has_trailer = true;
+  free (segment->entries);
+  segment->entries = NULL;
+  segment->capacity = 0;
+  return RP_OK;
+}
+
+/* The points of a segment as its summary holds them; the caller frees. */
+static int
+collect_cuts (const struct rp_journal *journal, uint64_t index,
+              uint8_t **out, struct rp_fault *fault)
+{
+  const uint64_t count = journal->segments[index]->point_count;
+  uint64_t first = journal->point_count;
+  uint8_t *bytes = calloc (count + 1, RP_LOG_CUT_BYTES);
+
+  if (!bytes)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "the points of a segment");
+  while (first > 0 && journal->points[first - 1].segment >= index)
+    first--;
+  for (uint64_t i = 0; i < count; i++) {
+    const struct rp_point_record *record = &journal->points[first + i];
+    struct rp_log_cut cut = {
+      .sequence = record->sequence, .ordinal = record->ordinal,
+      .point = { .id = record->id, .time_ns = record->time_ns,
+                 .kind = record->kind },
+    };
+
+    RP_CHECK (record->segment == index);
+    if (record->label)
+      memcpy (cut.point.label, record->label, strlen (record->label));
+    rp_log_put_cut (bytes + i * RP_LOG_CUT_BYTES, &cut);
+  }
+  *out = bytes;
+  return RP_OK;
+}
+
+/* With the lock held: the next closed and durable segment without a trailer. */
+static int
+next_trailer (struct rp_journal *journal, struct rp_segment **out,
+              uint8_t **cuts, struct rp_fault *fault)
+{
+  struct rp_segment *segment;
+
+  *out = NULL;
+  while (journal->next_trailer < journal->segment_count
+         && journal->segments[journal->next_trailer]->has_trailer)
+    journal->next_trailer++;
+  if (journal->next_trailer == journal->segment_count)
+    return RP_OK;
+  segment = journal->segments[journal->next_trailer];
+  if (!segment->closed || segment->last_sequence > journal->durable_sequence)
+    return RP_OK;
+  *out = segment;
+  return collect_cuts (journal, journal->next_trailer, cuts, fault);
+}
+
+/* Called with the lock, which it drops around each write. */
+static int
+write_trailers (struct rp_journal *journal, struct rp_fault *fault)
+{
+  for (;;) {
+    struct rp_segment *segment;
+    uint8_t *cuts = NULL;
+    int status = next_trailer (journal, &segment, &cuts, fault);
+
+    if (status != RP_OK || !segment)
+      return status;
+    pthread_mutex_unlock (&journal->lock);
+    status = write_trailer (journal, segment, cuts, fault);
+    free (cuts);
+    pthread_mutex_lock (&journal->lock);
+    if (status != RP_OK)
+      return status;
+  }
+}
+
+int
+rp_journal_settle (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  pthread_mutex_lock (&journal->lock);
+  if (journal->in_session)
+    status = write_trailers (journal, fault);
+  if (status != RP_OK)
+    rp_journal_fail (journal, status, fault);
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
+static int
+flush_chunks (struct rp_journal *journal, struct rp_chunk *chunks,
+              const struct flight *flight, struct rp_fault *fault)
+{
+  int status = rp_journal_check_epoch (journal, fault);
+
+  for (struct rp_chunk *chunk = chunks; status == RP_OK && chunk;
+       chunk = chunk->next)
+    status = prepare_chunk (journal, chunk, flight, fault);
+  if (status == RP_OK)
+    status = write_chunks (journal, chunks, fault);
+  if (status == RP_OK)
+    status = rp_file_sync (journal->file, fault);
+  return status;
+}
+
+/* Be the leader of one group commit.  Called and left with the lock held. */
+static int
+flush (struct rp_journal *journal, struct rp_fault *fault)
+{
+  struct rp_chunk *chunks, *last = NULL;
+  struct flight flight = {
+    .durable_sequence = journal->durable_sequence,
+    .time_ns = wall_clock_ns (),
+  };
+  const uint64_t sequence = journal->next_sequence - 1;
+  uint64_t bytes = 0;
+  int status;
+
+  seal_batch (journal);
+  chunks = journal->flight = journal->open_chunks;
+  journal->open_chunks = journal->open_last = NULL;
+  journal->flushing = true;
+  status = rp_journal_begin_session (journal, fault);
+  if (status == RP_OK)
+    status = write_trailers (journal, fault);
+  pthread_mutex_unlock (&journal->lock);
+  if (status == RP_OK)
+    status = flush_chunks (journal, chunks, &flight, fault);
+  pthread_mutex_lock (&journal->lock);
+  journal->flushing = false;
+  for (struct rp_chunk *chunk = chunks; chunk; chunk = chunk->next) {
+    bytes += chunk->used;
+    last = chunk;
+  }
+  if (last) {
+    last->next = journal->spare;
+    journal->spare = chunks;
+  }
+  journal->flight = NULL;
+  journal->pending_bytes -= bytes;
+  if (status == RP_OK) {
+    journal->durable_sequence = sequence;
+    if (chunks)
+      journal->last_commit_ns = flight.time_ns;
+  } else
+    rp_journal_fail (journal, status, fault);
+  pthread_cond_broadcast (&journal->flushed);
+  return status;
+}
+
+int
+rp_journal_commit_locked (struct rp_journal *journal, struct rp_fault *fault)
+{
+  const uint64_t sequence = journal->next_sequence - 1;
+  int status = rp_journal_usable (journal, fault);
+
+  if (status == RP_OK && journal->durable_sequence >= sequence) {
+    status = rp_journal_check_epoch (journal, fault);
+    if (status != RP_OK)
+      rp_journal_fail (journal, status, fault);
+    return status;
+  }
+  while (status == RP_OK && journal->durable_sequence < sequence) {
+    if (!journal->flushing)
+      return flush (journal, fault);
+    pthread_cond_wait (&journal->flushed, &journal->lock);
+    status = rp_journal_usable (journal, fault);
+  }
+  return status;
+}
+
+int
+rp_journal_commit (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status;
+
+  if (!journal->writable)
+    return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing",
+                    rp_journal_name (journal));
+  pthread_mutex_lock (&journal->lock);
+  status = rp_journal_commit_locked (journal, fault);
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
+int
+rp_journal_throttle (struct rp_journal *journal, struct rp_fault *fault)
+{
+  if (journal->pending_bytes < RP_PENDING_BYTES_MAX)
+    return RP_OK;
+  return rp_journal_commit_locked (journal, fault);
+}
+
+uint64_t
+rp_journal_pending_bytes (struct rp_journal *journal)
+{
+  uint64_t bytes;
+
+  pthread_mutex_lock (&journal->lock);
+  bytes = journal->pending_bytes;
+  pthread_mutex_unlock (&journal->lock);
+  return bytes;
+}
