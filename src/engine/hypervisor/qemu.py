@@ -9,20 +9,17 @@ pid file: a pid alone is never trusted, as it may have been given to someone els
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import select
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..errors import HypervisorError, StateError, ToolMissingError, UsageError
+from ..errors import HypervisorError, StateError, ToolMissingError
 from .base import Drive, Handle, Machine, State
+from .qemu_process import arguments_of, command_line, drive_words, locked, spawn, started_ns
 
 if TYPE_CHECKING:
     from .qmp import Qmp
@@ -31,12 +28,8 @@ QEMU_PROGRAM = "qemu-system-x86_64"
 INSTALL_HINT = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
 START_SECONDS_MAX = 30.0
 KVM_PROBE_SECONDS = 2.0
-IDE_DRIVES_MAX = 4
 CONSOLE_TAIL_LINES = 5
 
-# QEMU serves one client of a control socket at a time. So there is one for a short word
-# and one for whoever supervises a machine for long; QEMU gets them listening, as these fds.
-_QMP_FDS = {"qmp.sock": 3, "supervise.sock": 4}
 _POLL_SECONDS = 0.005
 # Prints "K" on COM1 and halts: mov dx,0x3f8; mov al,'K'; out dx,al; cli; hlt
 _PROBE_SECTOR = bytes.fromhex("baf803b04beefaf4ebfd").ljust(510, b"\0") + b"\x55\xaa"
@@ -68,17 +61,17 @@ class Qemu:
         directory = self.directory(machine.id)
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        with _locked(directory):
+        with locked(directory):
             running = self._find(machine.id)
             if running is not None:
                 return self._already_running(machine, running)
             if machine.accelerator == "kvm":
                 self._probe_kvm(program)
             arguments = command_line(machine, directory)
-            started_ns = time.time_ns()
-            pid = _spawn(program, [program, *arguments], directory)
+            called_ns = time.time_ns()
+            pid = spawn(program, [program, *arguments], directory)
             self._children.add(pid)
-            handle = self._handle(machine.id, pid, started_ns)
+            handle = self._handle(machine.id, pid, called_ns)
             self._wait_until_up(machine, handle)
         return handle
 
@@ -196,7 +189,7 @@ class Qemu:
         return None
 
     def _is_ours(self, machine_id: str, pid: int) -> bool:
-        words = _command_line_of(pid)
+        words = arguments_of(pid)
         place = os.fsencode(self._file(machine_id, "qemu.pid"))
         return any(a == b"-pidfile" and b == place for a, b in pairwise(words))
 
@@ -211,14 +204,14 @@ class Qemu:
                 self._children.discard(pid)
 
     def _already_running(self, machine: Machine, pid: int) -> Handle:
-        words = _command_line_of(pid)
+        words = arguments_of(pid)
         wanted = [os.fsencode(word) for word in command_line(machine, self.directory(machine.id))]
-        if _drive_words(words) != _drive_words(wanted):
+        if drive_words(words) != drive_words(wanted):
             raise StateError(
                 f"machine {machine.id} runs already (process {pid}), with other disks",
                 "power it off first",
             )
-        return self._handle(machine.id, pid, _started_ns(pid))
+        return self._handle(machine.id, pid, started_ns(pid))
 
     def _handle(self, machine_id: str, pid: int, started_ns: int) -> Handle:
         return Handle(
@@ -285,7 +278,7 @@ class Qemu:
             machine = Machine("probe", "KVM probe", (Drive(image, "raw"),), 16 << 20)
             arguments = command_line(machine, probe.directory("probe"))
             arguments[arguments.index("-accel") + 1] = "kvm"
-            pid = _spawn(program, [program, *arguments], probe.directory("probe"))
+            pid = spawn(program, [program, *arguments], probe.directory("probe"))
             probe._children.add(pid)
             deadline = time.monotonic() + KVM_PROBE_SECONDS
             while "K" not in probe.console("probe"):
@@ -300,138 +293,3 @@ class Qemu:
                     )
                 time.sleep(_POLL_SECONDS)
             probe.kill("probe")
-
-
-def command_line(machine: Machine, directory: str) -> list[str]:
-    """QEMU's arguments. Nothing comes from configuration files or defaults."""
-    words = ["-name", "guest=" + machine.name.replace(",", ",,")]
-    words += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]
-    words += ["-accel", machine.accelerator, "-machine", "pc", "-no-reboot"]
-    words += ["-m", f"{machine.memory_bytes >> 10}k", "-smp", str(machine.cpus)]
-    words += ["-pidfile", os.path.join(directory, "qemu.pid")]
-    for fd in _QMP_FDS.values():
-        words += ["-chardev", f"socket,id=qmp{fd},fd={fd},server=on,wait=off"]
-        words += ["-mon", f"chardev=qmp{fd},mode=control"]
-    console = os.path.join(directory, "console.log").replace(",", ",,")
-    words += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"]
-    # The guest is not trusted: whoever breaks out of it finds no new processes or rights.
-    words += [
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-    ]
-    if machine.paused:
-        words.append("-S")
-    return words + _drive_arguments(machine)
-
-
-def _drive_arguments(machine: Machine) -> list[str]:
-    words: list[str] = []
-    if machine.bus == "ide" and len(machine.drives) > IDE_DRIVES_MAX:
-        raise UsageError(
-            f"machine {machine.name!r} has {len(machine.drives)} disks, IDE takes {IDE_DRIVES_MAX}",
-            "use the bus virtio-blk or pvscsi",
-        )
-    if machine.bus == "pvscsi":
-        words += ["-device", "pvscsi,id=scsi"]
-    for index, drive in enumerate(machine.drives):
-        words += ["-blockdev", json.dumps(_block_node(f"disk{index}", drive))]
-        place = {
-            "ide": f"ide-hd,bus=ide.{index // 2},unit={index % 2}",
-            "virtio-blk": "virtio-blk-pci",
-            "pvscsi": f"scsi-hd,bus=scsi.0,scsi-id={index}",
-        }[machine.bus]
-        words += ["-device", f"{place},id=drive{index},drive=disk{index},bootindex={index}"]
-    return words
-
-
-def _block_node(name: str, drive: Drive) -> dict[str, object]:
-    path = os.path.realpath(drive.path)
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError(
-            f"QEMU cannot open {os.fsencode(path)!r}: its name is not UTF-8", "rename it"
-        ) from None
-    # Image locks stay on: two writers of one disk are refused by QEMU as well.
-    file = {"driver": "file", "filename": path, "locking": "on", "discard": "unmap"}
-    return {"node-name": name, "driver": drive.format, "discard": "unmap", "file": file}
-
-
-def _drive_words(words: list[bytes]) -> list[bytes]:
-    pairs = pairwise(words)
-    return [following for word, following in pairs if word == b"-blockdev"]
-
-
-def _command_line_of(pid: int) -> list[bytes]:
-    """The arguments of a process; empty if it is gone, a zombie, or not ours to read."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().split(b"\0")[:-1]
-    except OSError:
-        return []
-
-
-def _started_ns(pid: int) -> int:
-    """When a process was started, to 10 ms, in nanoseconds since 1970 UTC.
-
-    Source: proc(5), /proc/pid/stat field 22, counted behind the program's name.
-    """
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        ticks = int(file.read().rpartition(b")")[2].split()[19])
-    booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return booted_ns + ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-
-
-def _spawn(program: str, arguments: list[str], directory: str) -> int:
-    """Start QEMU in a session of its own; returns when its exec has happened.
-
-    Its control sockets are bound and listening before that, so that connecting needs no
-    polling: QEMU answers when it is up, and the socket closes when it fails.
-    """
-    log = os.path.join(directory, "qemu.log")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(directory, "console.log"))
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-    ]
-    with contextlib.ExitStack() as stack:
-        for name, fd in _QMP_FDS.items():
-            listener = stack.enter_context(_listen(directory, name))
-            # From above all the places they go to, so that none takes another's.
-            high = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 64)
-            stack.callback(os.close, high)
-            actions.append((os.POSIX_SPAWN_DUP2, high, fd))
-        try:
-            return os.posix_spawn(program, arguments, os.environ, file_actions=actions, setsid=True)
-        except OSError as error:
-            raise HypervisorError(f"{program} cannot be run: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """One start at a time: a second one would take the first one's socket away."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _listen(directory: str, name: str) -> socket.socket:
-    handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        place = f"/proc/self/fd/{handle}/{name}"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(place)
-        listener.bind(place)
-        listener.listen(8)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(handle)
-    return listener

@@ -1,0 +1,159 @@
+"""QEMU processes: their command line, their start, and how one is told from another.
+
+qemu.py decides; this does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+from ..errors import HypervisorError, UsageError
+from .base import Drive, Machine
+
+IDE_DRIVES_MAX = 4
+# QEMU serves one client of a control socket at a time. So there is one for a short word
+# and one for whoever supervises a machine for long; QEMU gets them listening, as these fds.
+QMP_FDS = {"qmp.sock": 3, "supervise.sock": 4}
+
+
+def command_line(machine: Machine, directory: str) -> list[str]:
+    """QEMU's arguments. Nothing comes from configuration files or defaults."""
+    words = ["-name", "guest=" + machine.name.replace(",", ",,")]
+    words += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]
+    words += ["-accel", machine.accelerator, "-machine", "pc", "-no-reboot"]
+    words += ["-m", f"{machine.memory_bytes >> 10}k", "-smp", str(machine.cpus)]
+    words += ["-pidfile", os.path.join(directory, "qemu.pid")]
+    for fd in QMP_FDS.values():
+        words += ["-chardev", f"socket,id=qmp{fd},fd={fd},server=on,wait=off"]
+        words += ["-mon", f"chardev=qmp{fd},mode=control"]
+    console = os.path.join(directory, "console.log").replace(",", ",,")
+    words += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"]
+    # The guest is not trusted: whoever breaks out of it finds no new processes or rights.
+    words += [
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]
+    if machine.paused:
+        words.append("-S")
+    return words + _drive_arguments(machine)
+
+
+def _drive_arguments(machine: Machine) -> list[str]:
+    words: list[str] = []
+    if machine.bus == "ide" and len(machine.drives) > IDE_DRIVES_MAX:
+        raise UsageError(
+            f"machine {machine.name!r} has {len(machine.drives)} disks, IDE takes {IDE_DRIVES_MAX}",
+            "use the bus virtio-blk or pvscsi",
+        )
+    if machine.bus == "pvscsi":
+        words += ["-device", "pvscsi,id=scsi"]
+    for index, drive in enumerate(machine.drives):
+        words += ["-blockdev", json.dumps(_block_node(f"disk{index}", drive))]
+        place = {
+            "ide": f"ide-hd,bus=ide.{index // 2},unit={index % 2}",
+            "virtio-blk": "virtio-blk-pci",
+            "pvscsi": f"scsi-hd,bus=scsi.0,scsi-id={index}",
+        }[machine.bus]
+        words += ["-device", f"{place},id=drive{index},drive=disk{index},bootindex={index}"]
+    return words
+
+
+def _block_node(name: str, drive: Drive) -> dict[str, object]:
+    path = os.path.realpath(drive.path)
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"QEMU cannot open {os.fsencode(path)!r}: its name is not UTF-8", "rename it"
+        ) from None
+    # Image locks stay on: two writers of one disk are refused by QEMU as well.
+    file = {"driver": "file", "filename": path, "locking": "on", "discard": "unmap"}
+    return {"node-name": name, "driver": drive.format, "discard": "unmap", "file": file}
+
+
+def drive_words(words: list[bytes]) -> list[bytes]:
+    """Those of a command line's arguments that say what its disks are."""
+    pairs = pairwise(words)
+    return [following for word, following in pairs if word == b"-blockdev"]
+
+
+def arguments_of(pid: int) -> list[bytes]:
+    """The arguments of a process; empty if it is gone, a zombie, or not ours to read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().split(b"\0")[:-1]
+    except OSError:
+        return []
+
+
+def started_ns(pid: int) -> int:
+    """When a process was started, to 10 ms, in nanoseconds since 1970 UTC.
+
+    Source: proc(5), /proc/pid/stat field 22, counted behind the program's name.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        ticks = int(file.read().rpartition(b")")[2].split()[19])
+    booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return booted_ns + ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def spawn(program: str, arguments: list[str], directory: str) -> int:
+    """Start QEMU in a session of its own; returns when its exec has happened.
+
+    Its control sockets are bound and listening before that, so that connecting needs no
+    polling: QEMU answers when it is up, and the socket closes when it fails.
+    """
+    log = os.path.join(directory, "qemu.log")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, "console.log"))
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    with contextlib.ExitStack() as stack:
+        for name, fd in QMP_FDS.items():
+            listener = stack.enter_context(_listen(directory, name))
+            # From above all the places they go to, so that none takes another's.
+            high = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 64)
+            stack.callback(os.close, high)
+            actions.append((os.POSIX_SPAWN_DUP2, high, fd))
+        try:
+            return os.posix_spawn(program, arguments, os.environ, file_actions=actions, setsid=True)
+        except OSError as error:
+            raise HypervisorError(f"{program} cannot be run: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """One start at a time: a second one would take the first one's socket away."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _listen(directory: str, name: str) -> socket.socket:
+    handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        place = f"/proc/self/fd/{handle}/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+        listener.bind(place)
+        listener.listen(8)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(handle)
+    return listener
