@@ -34,8 +34,9 @@
  * forwards by place or backwards by previous place, write tables and
  * directory, sync, flip, sync.
  *
- * Threads: write, zero, pread, run, commit, mark from any thread.  roll,
- *          raise_epoch, close: one thread, with no other call running.
+ * Threads: write, zero, pread, run, commit, mark, info, point from any thread.
+ *          roll, set_epoch, close_clean, verify: one thread, with no other
+ *          call running.
  * Tests:   tests/native/journal_test.c, tests/test_journal.py
  * Bytes:   docs/formats.md, "Journal log"
  */
@@ -58,7 +59,8 @@ struct rp_journal;
 struct rp_journal_options {
   uint64_t capacity_bytes;       /* multiple of 512; at most 2^32 grains */
   uint32_t grain_bytes;          /* power of two, 4096 .. 65536 */
-  uint32_t segment_bytes;        /* multiple of grain and 4096; 64 KiB .. 1 GiB */
+  uint32_t segment_bytes;        /* multiple of 4096; at least 8 grains; 64 KiB ..
+                                    1 GiB */
   uint8_t  id[16];
   uint64_t epoch;                /* >= 1 */
 };
@@ -106,7 +108,7 @@ struct rp_journal_info {
   uint64_t entry_count;          /* in the whole log */
   uint64_t log_bytes;            /* file bytes used by segments, summaries too */
   uint64_t root_sequence;        /* last batch that the shown root includes */
-  uint64_t root_sector;          /* gdOffset; 0 = the empty root of creation */
+  uint64_t root_sector;          /* gdOffset */
   int64_t  last_commit_ns;       /* time of the last valid batch; 0 if none */
   bool     closed_clean;         /* the last writer before closed it in order */
   uint64_t entries_since_point;  /* written after the newest point, also those

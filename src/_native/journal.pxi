@@ -1,5 +1,8 @@
 # journal.h for Python.
 
+cdef extern from "<stdbool.h>":
+    ctypedef bint journal_bool "bool"  # bint alone is an int in callbacks
+
 cdef extern from "journal.h":
     enum:
         RP_POINT_LABEL_BYTES, RP_JOURNAL_READ, RP_JOURNAL_WRITE
@@ -65,7 +68,7 @@ cdef extern from "journal.h":
     int rp_journal_close_clean(rp_journal *journal, rp_fault *fault) nogil
     int rp_journal_verify(rp_journal *journal,
                           void (*each)(void *, const rp_journal_damage *) noexcept nogil,
-                          bint (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
+                          journal_bool (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
                           void *context, rp_fault *fault) nogil
 
 POINT_LATEST = RP_POINT_LATEST
@@ -109,6 +112,36 @@ cdef int _fill_point(rp_point *point, uint64_t id, int64_t time_ns, uint32_t kin
     point.kind = kind
     memcpy(point.label, <const char *>encoded, len(encoded))
     return 0
+
+
+cdef class _Verification:
+    cdef list found
+    cdef object progress
+    cdef object error
+    cdef uint64_t said               # bytes done when progress was last called
+
+    def __init__(self, progress):
+        self.found = []
+        self.progress = progress
+
+
+cdef void _verify_damage(void *context, const rp_journal_damage *damage) noexcept with gil:
+    cdef rp_journal_damage one = damage[0]
+    guest = None if one.guest_offset_bytes == <uint64_t>-1 else one.guest_offset_bytes
+    (<_Verification>context).found.append(
+        (one.position, guest, one.length_bytes, one.message.decode("utf-8", "replace")))
+
+
+cdef journal_bool _verify_progress(void *context, uint64_t done, uint64_t total) noexcept with gil:
+    cdef _Verification state = <_Verification>context
+    if state.progress is None or (done < total and done - state.said < 1 << 23):
+        return True
+    state.said = done
+    try:
+        return state.progress(done, total) is not False
+    except BaseException as error:
+        state.error = error
+        return False
 
 
 cdef class _JournalHandle:
@@ -274,6 +307,26 @@ cdef class Journal:
             status = rp_journal_close_clean(handle.journal, &fault)
         check(status, &fault)
         self._handle = None
+
+    def verify(self, progress=None):
+        """Re-read everything against its checksum.
+
+        Returns damages as (position in the log, guest offset or None, length,
+        message). progress(done_bytes, total_bytes) is called now and then;
+        False stops with StateError.
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef _Verification state = _Verification(progress)
+        cdef void *context = <void *>state
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_verify(handle.journal, _verify_damage, _verify_progress,
+                                       context, &fault)
+        if state.error is not None:
+            raise state.error
+        check(status, &fault)
+        return state.found
 
     def close(self):
         """Let it go without committing, as in a crash. May be called twice."""

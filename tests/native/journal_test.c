@@ -64,6 +64,25 @@ compare_shown (struct rp_file *file, const struct memory_disk *base,
 }
 
 static void
+count_damage (void *context, const struct rp_journal_damage *damage)
+{
+  fprintf (stderr, "damage at %llu: %s\n",
+           (unsigned long long) damage->position, damage->message);
+  ++*(unsigned *) context;
+}
+
+static void
+verify_clean (struct rp_journal *journal)
+{
+  struct rp_fault fault;
+  unsigned damages = 0;
+
+  OK (rp_journal_verify (journal, count_damage, NULL, &damages, &fault));
+  CHECK (damages == 0);
+  checks++;
+}
+
+static void
 random_write (struct rp_disk *disk, struct model *model, uint64_t *seed)
 {
   uint8_t *data = malloc (96 * 1024);
@@ -186,6 +205,8 @@ test_model (struct place *place, uint64_t seed, uint32_t grain,
     OK (rp_journal_roll (journal, model.ids[i], &roll, &fault));
     compare_shown (file, &base, grain, model.points[i]);
     free (model.points[i]);
+    if (i % 4 == 0)
+      verify_clean (journal);
   }
   rp_journal_destroy (journal);
   rp_file_close (file);
