@@ -59,6 +59,7 @@ struct rp_stat {
   uint64_t device, inode;        /* identity, for loops and double opens */
   bool     is_directory;
   bool     is_regular;
+  uint32_t mode;                 /* permission bits; 0 where a backend has none */
 };
 
 /* What code above tells a backend that checks it (order); see rp_file_note. */

@@ -20,6 +20,7 @@ cdef extern from "io.h":
         uint64_t inode
         bint is_directory
         bint is_regular
+        uint32_t mode
     void rp_io_destroy(rp_io *io) nogil
     int rp_dir_open(rp_io *io, const char *path, rp_dir **out, rp_fault *fault) nogil
     void rp_dir_close(rp_dir *dir) nogil
@@ -73,6 +74,7 @@ cdef class Stat:
     cdef readonly uint64_t inode
     cdef readonly bint is_directory
     cdef readonly bint is_regular
+    cdef readonly uint32_t mode      # permission bits
 
     @staticmethod
     cdef Stat copy(const rp_stat *stat):
@@ -83,6 +85,7 @@ cdef class Stat:
         made.inode = stat.inode
         made.is_directory = stat.is_directory
         made.is_regular = stat.is_regular
+        made.mode = stat.mode
         return made
 
 

@@ -209,6 +209,7 @@ copy_stat (const struct stat *from, struct rp_stat *to)
     .inode = from->st_ino,
     .is_directory = S_ISDIR (from->st_mode),
     .is_regular = S_ISREG (from->st_mode),
+    .mode = from->st_mode & 07777,
   };
 }
 

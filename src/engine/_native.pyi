@@ -20,6 +20,7 @@ class Stat:
     inode: int
     is_directory: bool
     is_regular: bool
+    mode: int
 
 class Io:
     @staticmethod
