@@ -149,6 +149,12 @@ def new_descriptor(
     )
 
 
+def noted_commit(descriptor: Descriptor) -> int | None:
+    """The content id that a commit which has begun gives to the parent, or None."""
+    text = descriptor.ddb_text(COMMIT_KEY.removeprefix("ddb."))
+    return int(text, 16) if text is not None and re.fullmatch("[0-9a-f]{8}", text) else None
+
+
 def edit(
     data: bytes,
     *,

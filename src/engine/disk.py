@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict
 
 from typing_extensions import Buffer
 
@@ -32,13 +32,15 @@ from ._native import (
 from .create import TYPES, create_disk
 from .descriptor_write import new_cid
 from .errors import StateError
-from .facts import check, describe
+from .facts import Info, check, describe
 from .link import Link
 from .links import open_links, problems
 from .units import SECTOR_BYTES
 
 __all__ = [
     "TYPES",
+    "Info",
+    "MapEntry",
     "OpenDisk",
     "Run",
     "check",
@@ -78,6 +80,7 @@ class OpenDisk:
         self._writable = writable
         self._begun = scratch or links[0].descriptor is None
         self._lock = threading.Lock()
+        self._old_cid: int | None = None
 
     def _open_chain(self) -> Chain:
         if self._chain is None:
@@ -105,11 +108,24 @@ class OpenDisk:
         """
         chain = self._open_chain()
         if self._writable and not self._begun:
-            with self._lock:
-                if not self._begun:
-                    self._links[0].rewrite(cid=new_cid())
-                    self._begun = True
+            self.begin(new_cid())
         return chain
+
+    def begin(self, cid: int) -> None:
+        """Give the disk a content id before its first write, unless it has got one."""
+        with self._lock:
+            if not self._begun:
+                descriptor = self._links[0].descriptor
+                assert descriptor is not None
+                self._links[0].rewrite(cid=cid)
+                self._old_cid, self._begun = descriptor.cid, True
+
+    def unwritten(self) -> None:
+        """Nothing has been written through ``native`` after all: the old content id again."""
+        with self._lock:
+            if self._old_cid is not None:
+                self._links[0].rewrite(cid=self._old_cid)
+                self._old_cid, self._begun = None, False
 
     @property
     def native(self) -> Chain:
@@ -118,7 +134,7 @@ class OpenDisk:
 
     @property
     def reading(self) -> Chain:
-        """The native disk, not to be written."""
+        """The native disk, to be read only: a copy's source, a journal's base."""
         return self._open_chain()
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -153,7 +169,7 @@ class OpenDisk:
             yield run
             offset += run.length_bytes
 
-    def info(self) -> dict[str, object]:
+    def info(self) -> Info:
         """What the disk is, as ``info`` says."""
         return describe(self.path, self._links)
 
@@ -193,7 +209,6 @@ def open_disk(
     format: str | None = None,
     io: Io | None = None,
     allow_root: str | None = None,
-    expect_cid: int | None = None,
 ) -> OpenDisk:
     """Open a VMDK chain, or a raw disk where the caller says that it is one.
 
@@ -205,8 +220,6 @@ def open_disk(
         io: Where the files are; the file system by default.
         allow_root: A directory in which extents and parents may lie. By default
             they are plain names in the directory of the file that names them.
-        expect_cid: A content id that the parent may have beside the one that the
-            top link names.
 
     Raises:
         NotFoundError, StorageError: A file is missing, or the system refuses it.
@@ -218,7 +231,7 @@ def open_disk(
     path = os.fspath(path)
     links = open_links(path, writable=writable, format=format, io=io, allow_root=allow_root)
     try:
-        for problem in problems(links, expect_cid=expect_cid):
+        for problem in problems(links):
             raise problem
         images = [link.image(writable and link is links[0]) for link in links]
         return OpenDisk(path, links, Chain(images), writable=writable)
@@ -275,7 +288,7 @@ def _scratch_file(sectors: int, scratch_dir: str | None) -> File:
 
 def info(
     path: str | os.PathLike[str], *, format: str | None = None, allow_root: str | None = None
-) -> dict[str, object]:
+) -> Info:
     """What a disk is: type, sizes, content ids, and each link of its chain with its extents."""
     path = os.fspath(path)
     links = open_links(path, format=format, allow_root=allow_root)
@@ -286,13 +299,25 @@ def info(
             link.close()
 
 
-def map_ranges(disk: OpenDisk) -> list[dict[str, object]]:
+class MapEntry(TypedDict):
+    """A range of a disk, in the words of ``qemu-img map``."""
+
+    start: int
+    length: int
+    depth: int
+    present: bool
+    zero: bool
+    data: bool
+    offset: NotRequired[int]
+
+
+def map_ranges(disk: OpenDisk) -> list[MapEntry]:
     """The allocated ranges, in the words of ``qemu-img map --output=json``.
 
     depth counts links from the top; present: some link holds it; offset: of the
     data in its file, where there is data in a file.
     """
-    entries: list[dict[str, object]] = []
+    entries: list[MapEntry] = []
     last: Run | None = None
     for run in disk.runs():
         if last is not None and _continues(last, run):
@@ -310,8 +335,8 @@ def _continues(a: Run, b: Run) -> bool:
     return a.file is None or a.file_offset_bytes + a.length_bytes == b.file_offset_bytes
 
 
-def _entry(run: Run) -> dict[str, object]:
-    entry: dict[str, object] = {
+def _entry(run: Run) -> MapEntry:
+    entry: MapEntry = {
         "start": run.offset_bytes,
         "length": run.length_bytes,
         "depth": run.depth,

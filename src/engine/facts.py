@@ -3,12 +3,72 @@
 from __future__ import annotations
 
 import os
+from typing import NotRequired, TypedDict
 
 from .descriptor import NO_PARENT
-from .descriptor_write import COMMIT_KEY
+from .descriptor_write import noted_commit
 from .link import Link
 from .links import open_links, problems
 from .units import SECTOR_BYTES
+
+
+class ExtentInfo(TypedDict):
+    """One extent; the last four only of a sparse one."""
+
+    type: str
+    file: str | None
+    access: str
+    sectors: int
+    offset_sectors: int
+    allocated_bytes: int
+    grain_bytes: NotRequired[int]
+    version: NotRequired[int]
+    flags: NotRequired[int]
+    unclean: NotRequired[bool]
+
+
+class LinkInfo(TypedDict):
+    """One link of a chain."""
+
+    path: str
+    type: str
+    size_bytes: int
+    cid: str | None
+    parent_cid: str | None
+    parent: str | None
+    adapter: str | None
+    extents: list[ExtentInfo]
+
+
+class Info(TypedDict):
+    """A disk; chain has the top link first."""
+
+    path: str
+    format: str
+    type: str
+    size_bytes: int
+    allocated_bytes: int
+    cid: str | None
+    parent_cid: str | None
+    chain: list[LinkInfo]
+
+
+class Finding(TypedDict):
+    """Something wrong; position is a byte of the file, guest_offset one of the disk."""
+
+    kind: str
+    file: str
+    position: int | None
+    guest_offset: int | None
+    message: str
+
+
+class Report(TypedDict):
+    """What a check found."""
+
+    findings: list[Finding]
+    clean: bool
+
 
 _FINDINGS = {
     "leak": "space that no table entry points to",
@@ -21,7 +81,7 @@ _FINDINGS = {
 }
 
 
-def describe(path: str, links: list[Link]) -> dict[str, object]:
+def describe(path: str, links: list[Link]) -> Info:
     """What ``rollpoint disk info`` shows of a chain."""
     top = links[0]
     chain = [_describe_link(link) for link in links]
@@ -38,12 +98,12 @@ def describe(path: str, links: list[Link]) -> dict[str, object]:
     }
 
 
-def _describe_link(link: Link) -> dict[str, object]:
+def _describe_link(link: Link) -> LinkInfo:
     descriptor = link.descriptor
     parent = descriptor is not None and descriptor.parent_cid != NO_PARENT
-    extents = []
+    extents: list[ExtentInfo] = []
     for (extent, file), header in zip(link.extents, link.headers, strict=True):
-        entry: dict[str, object] = {
+        entry: ExtentInfo = {
             "type": extent.type,
             "file": None if file is None else file.path,
             "access": extent.access,
@@ -70,29 +130,25 @@ def _describe_link(link: Link) -> dict[str, object]:
 
 def check(
     path: str | os.PathLike[str], *, format: str | None = None, allow_root: str | None = None
-) -> dict[str, object]:
+) -> Report:
     """Look for what is wrong with a chain, and change nothing.
-
-    Returns:
-        ``{"findings": [{"kind", "file", "position", "guest_offset", "message"}],
-        "clean": bool}``. position is a byte of the file and guest_offset one of the
-        disk, null where there is none.
 
     Raises:
         Error: It cannot be opened at all; as ``open_disk``.
     """
     links = open_links(os.fspath(path), format=format, allow_root=allow_root)
-    findings: list[dict[str, object]] = []
+    findings: list[Finding] = []
 
     def found(kind: str, file: str, message: str, at: int | None, guest: int | None) -> None:
-        place = {"kind": kind, "file": file, "position": at, "guest_offset": guest}
-        findings.append({**place, "message": message})
+        findings.append(
+            {"kind": kind, "file": file, "position": at, "guest_offset": guest, "message": message}
+        )
 
     try:
         for error in problems(links):
             found("chain", links[0].path, error.message, None, None)
         for link in links:
-            if link.descriptor is not None and COMMIT_KEY in dict(link.descriptor.ddb):
+            if link.descriptor is not None and noted_commit(link.descriptor) is not None:
                 found("commit", link.path, "a commit was interrupted", None, None)
             for kind, extent, position, guest in link.image(False).check():
                 file = link.extents[extent][1]

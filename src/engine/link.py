@@ -147,7 +147,7 @@ class Link:
         )
         descriptor = parse(text, self.path)
         if self.room is None:
-            self.dir.replace(self.name, text)
+            self.dir.replace(self.name, text, self.dir.stat(self.name).mode or 0o600)
         else:
             self._rewrite_inside(text, *self.room)
         self.text, self.descriptor = text, descriptor

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, Io
-from .descriptor_write import COMMIT_KEY
+from .descriptor_write import noted_commit
 from .errors import DamagedError, Error, FormatError, LockedError, UsageError
 from .link import Identity, Link, is_flat, open_extents, place, read_link, text_now
 
@@ -146,11 +146,10 @@ def problems(links: list[Link], *, expect_cid: int | None = None) -> Iterator[Er
             continue
         if child is links[0] and parent.descriptor.cid == expect_cid:
             continue
-        noted = child.descriptor.ddb_text(COMMIT_KEY.removeprefix("ddb."))
         yield DamagedError(
             f"{child.path} was made above content id {child.descriptor.parent_cid:08x}, and its"
             f" parent {parent.path} has {parent.descriptor.cid:08x}",
             f"a commit was interrupted: finish it with rollpoint disk commit {child.path}"
-            if noted == f"{parent.descriptor.cid:08x}"
+            if noted_commit(child.descriptor) == parent.descriptor.cid
             else "the parent was written since: restore it, or give the child up",
         )

@@ -1,0 +1,234 @@
+"""rollpoint disk: look at VMDK chains, make them, copy them, serve them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import convert as copies
+from .. import disk as disks
+from ..units import format_size, parse_size
+from .output import print_json, print_table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="raw, where the file is a raw disk: that is never guessed."),
+]
+AllowRoot = Annotated[
+    str | None,
+    typer.Option(
+        "--allow-root",
+        metavar="DIR",
+        help="A directory in which extents and parents may lie, other than the disk's own.",
+    ),
+]
+File = Annotated[str, typer.Argument(metavar="FILE", help="The descriptor, or the one file.")]
+Grain = Annotated[
+    str | None, typer.Option("--grain", metavar="SIZE", help="Grain of a sparse type, as in 64K.")
+]
+Adapter = Annotated[str, typer.Option(help="ide, lsilogic, buslogic or legacyESX.")]
+Type = Annotated[
+    str, typer.Option("--to", "--type", metavar="TYPE", help=f"One of {', '.join(disks.TYPES)}.")
+]
+
+_disk = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the application."""
+    app.add_typer(_disk, name="disk", help="Look at VMDK chains, make them, copy them, serve them.")
+
+
+@contextmanager
+def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@_disk.command("info")
+def show_info(
+    file: File, format: Format = None, allow_root: AllowRoot = None, as_json: AsJson = False
+) -> None:
+    """Say what a disk is: its type and size, and the files of its chain."""
+    found = disks.info(file, format=format, allow_root=allow_root)
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"type       {found['type']}")
+    typer.echo(f"size       {format_size(found['size_bytes'])} ({found['size_bytes']} bytes)")
+    typer.echo(f"allocated  {format_size(found['allocated_bytes'])}")
+    if found["cid"] is not None:
+        typer.echo(f"cid        {found['cid']}  parent {found['parent_cid'] or '-'}")
+    rows = [
+        [str(depth), extent["file"] or "-", extent["type"], link["cid"] or "-",
+         format_size(extent["grain_bytes"]) if "grain_bytes" in extent else "-",
+         format_size(extent["allocated_bytes"])]
+        for depth, link in enumerate(found["chain"])
+        for extent in link["extents"]
+    ]  # fmt: skip
+    print_table(["depth", "extent", "type", "cid", "grain", "allocated"], rows)
+
+
+@_disk.command("map")
+def show_map(
+    file: File, format: Format = None, allow_root: AllowRoot = None, as_json: AsJson = False
+) -> None:
+    """List the allocated ranges, as qemu-img map does."""
+    with disks.open_disk(file, format=format, allow_root=allow_root) as disk:
+        entries = disks.map_ranges(disk)
+    if as_json:
+        print_json(entries)
+        return
+    rows = [
+        [str(entry["start"]), str(entry["length"]), str(entry["depth"]),
+         "data" if entry["data"] else "zero" if entry["present"] else "hole",
+         str(entry.get("offset", "-"))]
+        for entry in entries
+    ]  # fmt: skip
+    print_table(["start", "length", "depth", "kind", "offset"], rows)
+
+
+@_disk.command("check")
+def run_check(
+    file: File, format: Format = None, allow_root: AllowRoot = None, as_json: AsJson = False
+) -> None:
+    """Look for damage, and change nothing. Exit code 1 where something was found."""
+    found = disks.check(file, format=format, allow_root=allow_root)
+    if as_json:
+        print_json(found)
+    elif found["clean"]:
+        typer.echo("clean")
+    else:
+        rows = [
+            [finding["kind"], finding["file"],
+             "-" if finding["position"] is None else str(finding["position"]),
+             "-" if finding["guest_offset"] is None else str(finding["guest_offset"]),
+             finding["message"]]
+            for finding in found["findings"]
+        ]  # fmt: skip
+        print_table(["kind", "file", "position", "guest offset", "what"], rows)
+    if not found["clean"]:
+        raise typer.Exit(1)
+
+
+@_disk.command("create")
+def run_create(
+    file: File,
+    size: Annotated[
+        str | None, typer.Argument(help="In bytes, or with K, M, G, T. A child has its parent's.")
+    ] = None,
+    type: Annotated[str, typer.Option("--type", metavar="TYPE", help=Type.__metadata__[0].help)] = (
+        "monolithicSparse"
+    ),
+    parent: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Make a child of this disk beside it.")
+    ] = None,
+    grain: Grain = None,
+    adapter: Adapter = "lsilogic",
+    as_json: AsJson = False,
+) -> None:
+    """Make an empty disk, or a child that shows its parent."""
+    disks.create_disk(
+        file,
+        type,
+        None if size is None else parse_size(size),
+        parent=parent,
+        grain_bytes=None if grain is None else parse_size(grain),
+        adapter=adapter,
+    )
+    found = disks.info(file, format="raw" if type == "raw" else None)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(f"{file}: {type}, {format_size(found['size_bytes'])}")
+
+
+@_disk.command("convert")
+def run_convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="What to read, with its parents.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="What to make.")],
+    to: Type,
+    format: Format = None,
+    grain: Grain = None,
+    adapter: Adapter = "lsilogic",
+    allow_root: AllowRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a disk as a new one of another type, leaving out zeros."""
+    with _progress("convert", as_json) as progress:
+        copies.convert(
+            source,
+            target,
+            to,
+            source_format=format,
+            grain_bytes=None if grain is None else parse_size(grain),
+            adapter=adapter,
+            allow_root=allow_root,
+            progress=progress,
+        )
+    found = disks.info(target, format="raw" if to == "raw" else None)
+    if as_json:
+        print_json(found)
+    else:
+        allocated = format_size(found["allocated_bytes"])
+        typer.echo(f"{target}: {to}, {format_size(found['size_bytes'])}, {allocated} allocated")
+
+
+@_disk.command("compare")
+def run_compare(
+    a: Annotated[str, typer.Argument(metavar="A")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    a_format: Annotated[
+        str | None, typer.Option("--a-format", help="raw, where A is a raw disk.")
+    ] = None,
+    b_format: Annotated[
+        str | None, typer.Option("--b-format", help="raw, where B is a raw disk.")
+    ] = None,
+    allow_root: AllowRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what two disks show. Exit code 1 where they differ."""
+    with _progress("compare", as_json) as progress:
+        found = copies.compare(
+            a, b, a_format=a_format, b_format=b_format, allow_root=allow_root, progress=progress
+        )
+    if as_json:
+        print_json({"equal": found.equal, "offset": found.offset_bytes, "reason": found.reason})
+    elif found.equal:
+        typer.echo("equal")
+    elif found.reason == "size":
+        typer.echo(f"equal up to byte {found.offset_bytes}, where one of them ends")
+    else:
+        typer.echo(f"they differ, first at byte {found.offset_bytes}")
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@_disk.command("commit")
+def run_commit(
+    child: Annotated[str, typer.Argument(metavar="CHILD", help="A disk that has a parent.")],
+    allow_root: AllowRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge a child into its parent. The child stays, and reads the same."""
+    with _progress("commit", as_json) as progress:
+        parent = copies.commit(child, allow_root=allow_root, progress=progress)
+    if as_json:
+        print_json({"child": str(Path(child).absolute()), "parent": str(Path(parent).absolute())})
+    else:
+        typer.echo(f"{child} is merged into {parent}")

@@ -1,0 +1,243 @@
+"""Copy a disk into another type, compare two disks, merge a child into its parent.
+
+Each stops where it is when its progress callback raises; a conversion then
+leaves nothing, and a commit can be asked for again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ._native import RUN_DATA, Chain, Disk, Io
+from .create import NewDisk
+from .descriptor_write import new_cid, noted_commit
+from .disk import OpenDisk, Run, open_disk
+from .errors import UsageError
+from .links import open_links, problems, split_path
+
+CHUNK_BYTES = 4 << 20
+_ZEROS = bytes(65536)  # also the unit in which zeros are left out
+
+# called with bytes done and bytes in all
+Progress = Callable[[int, int], None]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: str,
+    *,
+    source_format: str | None = None,
+    grain_bytes: int | None = None,
+    adapter: str = "lsilogic",
+    allow_root: str | None = None,
+    io: Io | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write what a disk shows, its parents included, as a new disk of another type.
+
+    Holes and zeros take no space in the target. The target appears when all of
+    it is durable; a failure leaves nothing.
+
+    Args:
+        to: One of ``disk.TYPES``.
+        source_format: "raw" where the source is a raw disk.
+        grain_bytes: Of a sparse target.
+
+    Raises:
+        ExistsError: The target exists. Nothing was changed.
+        Error: As ``open_disk`` for the source, ``create_disk`` for the target.
+    """
+    folder, name = split_path(os.fspath(target))
+    io = io or Io.posix()
+    with (
+        open_disk(source, format=source_format, allow_root=allow_root, io=io) as disk,
+        NewDisk(
+            io.open_dir(folder),
+            name,
+            to,
+            disk.size_bytes,
+            grain_bytes=grain_bytes,
+            adapter=adapter,
+        ) as new,
+    ):
+        copy_data(disk, new.chain, progress)
+        new.publish()
+
+
+def copy_data(source: OpenDisk, target: Disk, progress: Progress | None = None) -> None:
+    """Write the data of one disk into another of its size that reads as zeros."""
+    total = source.size_bytes
+    for run in source.runs():
+        stop = run.offset_bytes + run.length_bytes
+        if run.kind == RUN_DATA:
+            for at in range(run.offset_bytes, stop, CHUNK_BYTES):
+                _write_nonzero(target, source.pread(min(CHUNK_BYTES, stop - at), at), at)
+                if progress is not None:
+                    progress(at, total)
+        if progress is not None:
+            progress(stop, total)
+
+
+def _write_nonzero(target: Disk, data: bytes, offset: int) -> None:
+    """Write data at offset, without the 64 KiB blocks that are zeros."""
+    unit = len(_ZEROS)
+    start: int | None = None  # of the piece to write
+    at = 0
+    while at < len(data):
+        end = min(len(data), (offset + at) // unit * unit + unit - offset)
+        if data[at:end] == _ZEROS[: end - at]:
+            if start is not None:
+                target.pwrite(memoryview(data)[start:at], offset + start)
+                start = None
+        elif start is None:
+            start = at
+        at = end
+    if start is not None:
+        target.pwrite(memoryview(data)[start:], offset + start)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What ``compare`` found. ``offset_bytes`` is the first byte that differs."""
+
+    equal: bool
+    offset_bytes: int | None
+    reason: str  # "" | "data" | "size": one disk ends there, all before is equal
+
+
+def compare(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    a_format: str | None = None,
+    b_format: str | None = None,
+    allow_root: str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare what two disks show. Holes are zeros, and common holes are not read."""
+    with (
+        open_disk(a, format=a_format, allow_root=allow_root) as left,
+        open_disk(b, format=b_format, allow_root=allow_root) as right,
+    ):
+        common = min(left.size_bytes, right.size_bytes)
+        at = _first_difference(left, right, common, progress)
+        if at is not None:
+            return Comparison(False, at, "data")
+        if left.size_bytes != right.size_bytes:
+            return Comparison(False, common, "size")
+        return Comparison(True, None, "")
+
+
+def _first_difference(
+    left: OpenDisk, right: OpenDisk, stop: int, progress: Progress | None
+) -> int | None:
+    """First byte below stop that differs, or None."""
+    at = 0
+    a = b = Run(0, 0, 0, 0, None, 0)
+    while at < stop:
+        if at >= a.offset_bytes + a.length_bytes:
+            a = left.run(at, stop - at)
+        if at >= b.offset_bytes + b.length_bytes:
+            b = right.run(at, stop - at)
+        end = min(a.offset_bytes + a.length_bytes, b.offset_bytes + b.length_bytes)
+        if _may_differ(a, b):
+            end = min(end, at + CHUNK_BYTES)
+            difference = _difference(_data(left, a, at, end), _data(right, b, at, end))
+            if difference is not None:
+                return at + difference
+        at = end
+        if progress is not None:
+            progress(at, stop)
+    return None
+
+
+def _may_differ(a: Run, b: Run) -> bool:
+    if a.kind != RUN_DATA and b.kind != RUN_DATA:
+        return False
+    same_file = a.file is not None and a.file == b.file
+    shift = a.file_offset_bytes - a.offset_bytes
+    return not (same_file and shift == b.file_offset_bytes - b.offset_bytes)
+
+
+def _data(disk: OpenDisk, run: Run, start: int, stop: int) -> bytes:
+    return disk.pread(stop - start, start) if run.kind == RUN_DATA else bytes(stop - start)
+
+
+def _difference(a: bytes, b: bytes) -> int | None:
+    """Index of the first byte that differs, found by halving."""
+    if a == b:
+        return None
+    low, high = 0, len(a)  # equal before low, different somewhere before high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def commit(
+    child: str | os.PathLike[str],
+    *,
+    allow_root: str | None = None,
+    io: Io | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Merge what a child holds into its parent, and return the parent's path.
+
+    The child reads the same before, during and after it, and keeps its data: it
+    can be removed then, or written on. Other children of the parent lose their
+    ground and are refused from then on, as after any write to a parent.
+
+    It is done in steps, each durable before the next, so that it can be asked
+    for again after a crash anywhere: (1) note the parent's coming content id in
+    the child, (2) give it to the parent, (3) name it in the child, (4) merge,
+    (5) take the note away.
+
+    Raises:
+        UsageError: It has no parent.
+        StateError: The parent is a replica's journal.
+        LockedError: One of the two is open for writing.
+    """
+    path = os.fspath(child)
+    links = open_links(path, writable=True, io=io, allow_root=allow_root)
+    try:
+        noted = noted_commit(links[0].descriptor) if links[0].descriptor else None
+        for problem in problems(links, expect_cid=noted):
+            raise problem
+        if len(links) == 1:
+            raise UsageError(f"{path} has no parent to be merged into", "name a child")
+        parent_path = links[1].path
+        above, below = links[0].descriptor, links[1].descriptor
+        assert above is not None
+        assert below is not None
+        with open_disk(parent_path, writable=True, io=io, allow_root=allow_root) as parent:
+            if above.parent_cid == below.cid:
+                noted = new_cid()
+                links[0].rewrite(commit=noted)
+            assert noted is not None
+            parent.begin(noted)
+            links[0].rewrite(parent_cid=noted)
+            _merge(Chain([link.image(False) for link in links]), parent.native, progress)
+        links[0].rewrite(end_commit=True)
+        return parent_path
+    finally:
+        for link in links:
+            link.close()
+
+
+def _merge(chain: Chain, parent: Disk, progress: Progress | None) -> None:
+    if progress is None:
+        chain.merge(1, parent)
+        return
+    total = chain.size_bytes
+
+    def told(done: int) -> bool:
+        progress(done, total)
+        return True
+
+    chain.merge(1, parent, told)

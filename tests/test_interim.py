@@ -1,0 +1,157 @@
+"""Interim overlays: empty and whole or not there; QEMU can write the hosted kind."""
+
+from __future__ import annotations
+
+import errno
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import require_tool
+from rollpoint import disk as disks
+from rollpoint._native import Dir, Io
+from rollpoint.disk import create_disk, open_disk
+from rollpoint.errors import Error, ExistsError, NotFoundError, UnsupportedError, UsageError
+from rollpoint.interim import KINDS, create_interim, delta_name, interim_name, remove_interim
+
+MIB = 1 << 20
+SIZE = 40 * MIB + 512  # two grain tables
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Dir:
+    """A directory with a parent that has data."""
+    create_disk(str(tmp_path / "web.vmdk"), "vmfs", SIZE)
+    with open_disk(tmp_path / "web.vmdk", writable=True) as disk:
+        disk.pwrite(random.Random(1).randbytes(3 * MIB), 0)
+        disk.pwrite(random.Random(2).randbytes(MIB), SIZE - MIB)
+    return Io.posix().open_dir(str(tmp_path))
+
+
+def names(dir: Dir) -> list[str]:
+    return [name for name in dir.list() if "interim" in name]
+
+
+def seen(path: Path) -> bytes:
+    with open_disk(path) as disk:
+        return disk.pread(disk.size_bytes, 0)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_interim_shows_its_parent_and_takes_writes(
+    kind: str, replica: Dir, tmp_path: Path
+) -> None:
+    model = bytearray(seen(tmp_path / "web.vmdk"))
+    assert create_interim(replica, "web", "web.vmdk", SIZE, kind=kind) == "web-interim.vmdk"
+    assert names(replica) == ["web-interim-delta.vmdk", "web-interim.vmdk"]
+    interim = tmp_path / "web-interim.vmdk"
+    found = disks.info(interim)
+    assert found["type"] == KINDS[kind][0]
+    assert found["chain"][0]["parent"] == "web.vmdk"
+    assert found["chain"][0]["extents"][0]["grain_bytes"] == KINDS[kind][1]  # type: ignore[typeddict-item]
+    assert found["chain"][0]["extents"][0]["allocated_bytes"] <= 65536
+    assert seen(interim) == model
+    base = (tmp_path / "web-flat.vmdk").read_bytes()
+    with open_disk(interim, writable=True) as disk:
+        disk.pwrite(b"x" * 100_000, 5 * MIB + 7)
+        model[5 * MIB + 7 : 5 * MIB + 100_007] = b"x" * 100_000
+        disk.zero(200_000, 100)
+        model[100:200_100] = bytes(200_000)
+    assert seen(interim) == model
+    assert disks.check(interim)["clean"]
+    assert (tmp_path / "web-flat.vmdk").read_bytes() == base
+
+
+def test_qemu_writes_a_hosted_interim_and_we_read_it(replica: Dir, tmp_path: Path) -> None:
+    """Every grain table is there, else QEMU would write over the header."""
+    rng = random.Random(3)
+    model = bytearray(seen(tmp_path / "web.vmdk"))
+    create_interim(replica, "web", "web.vmdk", SIZE)
+    interim = tmp_path / "web-interim.vmdk"
+    for _ in range(3):
+        commands: list[str] = []
+        for _ in range(20):
+            length = rng.choice([512, 4096, 65536, 130_560])
+            offset = rng.randrange((SIZE - length) // 512 + 1) * 512
+            value = rng.randrange(1, 256)
+            if rng.random() < 0.2:
+                value, verb = 0, "write -z"
+            else:
+                verb = f"write -P {value}"
+            commands += ["-c", f"{verb} {offset} {length}"]
+            model[offset : offset + length] = bytes([value]) * length
+        subprocess.run(
+            [require_tool("qemu-io"), "-f", "vmdk", *commands, interim],
+            check=True,
+            capture_output=True,
+        )
+        subprocess.run(
+            [require_tool("qemu-img"), "check", "-f", "vmdk", interim],
+            check=True,
+            capture_output=True,
+        )
+        assert seen(interim) == model
+        assert disks.check(interim)["clean"]
+        with open_disk(interim, writable=True) as disk:
+            data = rng.randbytes(70_000)
+            offset = rng.randrange(SIZE - len(data))
+            disk.pwrite(data, offset)
+            model[offset : offset + len(data)] = data
+    with open_disk(interim) as disk:
+        assert disk.info()["chain"][0]["extents"][0]["version"] == 2  # type: ignore[typeddict-item]
+
+
+def test_nothing_is_overwritten_unless_the_record_says_so(replica: Dir, tmp_path: Path) -> None:
+    create_interim(replica, "web", "web.vmdk", SIZE)
+    with open_disk(tmp_path / "web-interim.vmdk", writable=True) as disk:
+        disk.pwrite(b"x", 0)
+    with pytest.raises(ExistsError):
+        create_interim(replica, "web", "web.vmdk", SIZE)
+    assert seen(tmp_path / "web-interim.vmdk")[:1] == b"x"
+    create_interim(replica, "web", "web.vmdk", SIZE, replace=True)
+    assert seen(tmp_path / "web-interim.vmdk") == seen(tmp_path / "web.vmdk")
+    replica.unlink(interim_name("web"))  # as a crash before the last step leaves it
+    with pytest.raises(ExistsError):
+        create_interim(replica, "web", "web.vmdk", SIZE)
+    create_interim(replica, "web", "web.vmdk", SIZE, replace=True)
+    assert seen(tmp_path / "web-interim.vmdk") == seen(tmp_path / "web.vmdk")
+
+
+def test_removing_twice_happens_once(replica: Dir, tmp_path: Path) -> None:
+    before = replica.list()
+    for left in ({interim_name("web"), delta_name("web")}, {delta_name("web")}, set()):
+        create_interim(replica, "web", "web.vmdk", SIZE, replace=True)
+        for name in {interim_name("web"), delta_name("web")} - left:
+            replica.unlink(name)
+        remove_interim(replica, "web")
+        remove_interim(replica, "web")
+        assert replica.list() == before
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_failure_at_any_call_leaves_nothing(kind: str, replica: Dir, tmp_path: Path) -> None:
+    for call in range(1, 400):
+        try:
+            dir = Io.fault(Io.posix(), call=call, os_errno=errno.ENOSPC).open_dir(str(tmp_path))
+            create_interim(dir, "web", "web.vmdk", SIZE, kind=kind)
+        except Error:
+            assert names(replica) == []
+        else:
+            break
+    assert call > 4
+    assert seen(tmp_path / "web-interim.vmdk") == seen(tmp_path / "web.vmdk")
+
+
+def test_what_cannot_be_is_refused(replica: Dir) -> None:
+    for arguments, kind in [
+        (("web", "web.vmdk", SIZE + 512), UsageError),
+        (("web", "missing.vmdk", SIZE), NotFoundError),
+        (("web", "../web.vmdk", SIZE), UnsupportedError),
+        (("a/b", "web.vmdk", SIZE), UnsupportedError),
+    ]:
+        with pytest.raises(kind):
+            create_interim(replica, *arguments)
+    with pytest.raises(UsageError, match="kind"):
+        create_interim(replica, "web", "web.vmdk", SIZE, kind="seSparse")
+    assert names(replica) == []
