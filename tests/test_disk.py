@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint import disk as disks
-from rollpoint._native import RUN_DATA, Io
+from rollpoint._native import RUN_DATA
 from rollpoint.create import LAYOUTS
 from rollpoint.descriptor import Extent, parse
 from rollpoint.descriptor_write import format_descriptor, new_descriptor
@@ -596,27 +596,6 @@ def test_an_empty_disk_of_two_tebibytes_takes_no_space(tmp_path: Path) -> None:
         disk.pwrite(b"end", (2 << 40) - 3)
     with open_disk(path) as disk:
         assert disk.pread(4, (2 << 40) - 4) == b"\0end"
-
-
-def test_a_failure_at_any_call_leaves_nothing(tmp_path: Path) -> None:
-    """Every call to storage fails in turn, as on a full file system."""
-    import errno
-
-    for type in ("monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse", "vmfs", "raw"):
-        for call in range(1, 400):
-            folder = tmp_path / f"{type}{call}"
-            folder.mkdir()
-            io = Io.fault(Io.posix(), call=call, os_errno=errno.ENOSPC)
-            try:
-                create_disk(str(folder / "a.vmdk"), type, 3 * MIB, split_sectors=4096, io=io)
-            except Error:
-                assert list(folder.iterdir()) == []
-            else:
-                break
-        else:
-            raise AssertionError("it never succeeds")
-        assert call > 4
-        assert seen_by_us(folder / "a.vmdk", **({"format": "raw"} if type == "raw" else {}))
 
 
 # --- what strangers may hand us ---
