@@ -228,4 +228,60 @@ int rp_io_posix_create (struct rp_io **out, struct rp_fault *fault);
 int rp_io_posix_create_limited (size_t call_bytes, struct rp_io **out,
                                 struct rp_fault *fault);
 
+/* The next three wrap another io, which is borrowed and outlives them; what
+ * was opened through a wrapper is closed before it is destroyed.  The backend
+ * simulate is in simulate.h.
+ */
+
+/* record: a line for each change, sync and note, in the order they returned. */
+int rp_io_record_create (struct rp_io *inner, struct rp_io **out,
+                         struct rp_fault *fault);
+uint64_t rp_io_record_count (struct rp_io *io);
+void rp_io_record_text (struct rp_io *io, uint64_t index, char *buffer,
+                        size_t buffer_bytes);
+
+/* order: stops the process, with a message, when
+ *   - a file is renamed while writes to it are not synced,
+ *   - an acknowledged or pointed-to range (rp_file_note) is not synced, or a
+ *     sync of its file has failed,
+ *   - an acknowledged file's own name is not synced (the directory's sync).
+ * Knows what passes through it alone: what was there before counts as durable.
+ */
+int rp_io_order_create (struct rp_io *inner, struct rp_io **out,
+                        struct rp_fault *fault);
+
+/* fault: fails call number `call` of the given kinds. */
+enum rp_fault_kinds {
+  RP_FAULT_READ  = 1,            /* pread */
+  RP_FAULT_WRITE = 2,            /* pwritev */
+  RP_FAULT_SYNC  = 4,            /* of files and directories */
+  RP_FAULT_META  = 8,            /* all else but closing */
+  RP_FAULT_ANY   = 15,
+};
+
+enum rp_fault_effect {
+  RP_FAULT_PLAIN   = 0,          /* the call does nothing and fails */
+  RP_FAULT_PARTIAL = 1,          /* a write does its first half and fails */
+  /* for syncs of files, with simulate directly inside: */
+  RP_FAULT_LOST    = 2,          /* fails, the data is gone, and a later sync
+                                    would succeed (as ext4 and xfs do) */
+  RP_FAULT_LATE    = 3,          /* succeeds, the data is gone, and the next
+                                    sync of any file reports it */
+  RP_FAULT_LIE     = 4,          /* succeeds, but one sector is not written */
+};
+
+struct rp_fault_plan {
+  uint64_t call;                 /* from 1; 0 fails nothing and counts */
+  uint32_t kinds;                /* enum rp_fault_kinds */
+  uint32_t effect;               /* enum rp_fault_effect; PLAIN for calls that
+                                    cannot have it */
+  int      os_errno;
+  bool     sticky;               /* every later call of the kinds fails too */
+};
+
+int rp_io_fault_create (struct rp_io *inner, const struct rp_fault_plan *plan,
+                        struct rp_io **out, struct rp_fault *fault);
+/* Calls of the kinds so far.  A plan for a call above it has not struck. */
+uint64_t rp_io_fault_calls (struct rp_io *io);
+
 #endif /* RP_IO_H */

@@ -1,4 +1,5 @@
-# io.h for Python.
+# io.h and simulate.h for Python.
+cimport cython
 
 cdef extern from "io.h":
     enum:
@@ -48,6 +49,55 @@ cdef extern from "io.h":
     int rp_file_size(rp_file *file, uint64_t *out, rp_fault *fault) nogil
     int rp_file_lock(rp_file *file, bint exclusive, rp_fault *fault) nogil
     int rp_io_posix_create(rp_io **out, rp_fault *fault) nogil
+    int rp_io_record_create(rp_io *inner, rp_io **out, rp_fault *fault) nogil
+    uint64_t rp_io_record_count(rp_io *io) nogil
+    void rp_io_record_text(rp_io *io, uint64_t index, char *buffer,
+                           size_t buffer_bytes) nogil
+    int rp_io_order_create(rp_io *inner, rp_io **out, rp_fault *fault) nogil
+    enum:
+        RP_FAULT_READ, RP_FAULT_WRITE, RP_FAULT_SYNC, RP_FAULT_META, RP_FAULT_ANY
+        RP_FAULT_PLAIN, RP_FAULT_PARTIAL, RP_FAULT_LOST, RP_FAULT_LATE, RP_FAULT_LIE
+    struct rp_fault_plan:
+        uint64_t call
+        uint32_t kinds
+        uint32_t effect
+        int os_errno
+        bint sticky
+    int rp_io_fault_create(rp_io *inner, const rp_fault_plan *plan, rp_io **out,
+                           rp_fault *fault) nogil
+    uint64_t rp_io_fault_calls(rp_io *io) nogil
+
+cdef extern from "simulate.h":
+    enum:
+        RP_SIM_TEAR, RP_SIM_GARBAGE
+    struct rp_sim_seen
+    struct rp_sim_options:
+        uint64_t budget
+        uint64_t seed
+        uint32_t flags
+        rp_sim_seen *seen
+    struct rp_sim_state:
+        uint64_t point
+        uint64_t acknowledged
+    struct rp_sim_counts:
+        uint64_t points
+        uint64_t generated
+        uint64_t distinct
+    struct rp_sim_sweep
+    int rp_io_simulate_create(rp_io **out, rp_fault *fault) nogil
+    int rp_sim_acknowledge(rp_io *io, uint64_t tag, rp_fault *fault) nogil
+    int rp_sim_settle(rp_io *io, rp_fault *fault) nogil
+    uint64_t rp_sim_operation_count(rp_io *io) nogil
+    void rp_sim_operation_text(rp_io *io, uint64_t index, char *buffer,
+                               size_t buffer_bytes) nogil
+    int rp_sim_sweep_create(rp_io *io, const rp_sim_options *options, rp_sim_sweep **out,
+                            rp_fault *fault) nogil
+    void rp_sim_sweep_destroy(rp_sim_sweep *sweep) nogil
+    int rp_sim_sweep_next(rp_sim_sweep *sweep, rp_io **io_out, rp_sim_state *state_out,
+                          rp_fault *fault) nogil
+    void rp_sim_sweep_counts(const rp_sim_sweep *sweep, rp_sim_counts *out) nogil
+    int rp_sim_state_text(rp_io *io, const rp_sim_state *state, char *buffer,
+                          size_t buffer_bytes) nogil
 
 OPEN_READ = RP_OPEN_READ
 OPEN_WRITE = RP_OPEN_WRITE
@@ -89,11 +139,30 @@ cdef class Stat:
         return made
 
 
+cdef dict _FAULT_KINDS = {
+    "any": RP_FAULT_ANY, "read": RP_FAULT_READ, "write": RP_FAULT_WRITE,
+    "sync": RP_FAULT_SYNC, "meta": RP_FAULT_META,
+}
+cdef dict _FAULT_EFFECTS = {
+    "plain": RP_FAULT_PLAIN, "partial": RP_FAULT_PARTIAL, "lost": RP_FAULT_LOST,
+    "late": RP_FAULT_LATE, "lie": RP_FAULT_LIE,
+}
+
+
+cdef _one_of(dict choices, str what, str given):
+    if given not in choices:
+        raise _errors.UsageError(f"there is no {what} {given!r}",
+                                 f"use one of {', '.join(choices)}")
+    return choices[given]
+
+
+@cython.no_gc_clear
 cdef class Io:
     """A door to storage; see io.h. Made by its static methods, ended by Python."""
 
     cdef rp_io *_io                  # owned
     cdef Io _inner                   # what it wraps, if anything
+    cdef list _tags                  # acknowledged, of a simulate one
 
     def __dealloc__(self):
         rp_io_destroy(self._io)
@@ -112,10 +181,125 @@ cdef class Io:
         check(rp_io_posix_create(&made._io, &fault), &fault)
         return made
 
+    @staticmethod
+    def simulate():
+        """A disk in memory that can be crashed; see simulate.h and docs/io.md."""
+        cdef Io made = Io.__new__(Io)
+        cdef rp_fault fault
+        check(rp_io_simulate_create(&made._io, &fault), &fault)
+        made._tags = []
+        return made
+
+    @staticmethod
+    def order(Io inner not None):
+        """Stops the process, with a message, when a write-ahead rule is broken."""
+        cdef Io made = Io.__new__(Io)
+        cdef rp_fault fault
+        check(rp_io_order_create(inner.pointer(), &made._io, &fault), &fault)
+        made._inner = inner
+        return made
+
+    @staticmethod
+    def record(Io inner not None):
+        """Keeps a line for each change and sync: operations()."""
+        cdef Io made = Io.__new__(Io)
+        cdef rp_fault fault
+        check(rp_io_record_create(inner.pointer(), &made._io, &fault), &fault)
+        made._inner = inner
+        return made
+
+    # A method, though the others are static: Io.fault(inner, ...) reads the
+    # same, and Cython takes a decorated name for a variable of the module.
+    def fault(self, *, uint64_t call, int os_errno, bint sticky=False, str kind="any",
+              str effect="plain"):
+        """Fails call number `call`, from 1, of a kind: any, read, write, sync, meta.
+
+        Effects: plain; partial (half of a write is done); with simulate
+        directly inside, for syncs of files, lost (fails, and the data is
+        gone), late (the next sync fails in its place), lie (one sector is not
+        written). sticky fails all later calls too. call=0 only counts: calls.
+        """
+        cdef Io made = Io.__new__(Io)
+        cdef rp_fault fault
+        cdef rp_fault_plan plan
+        plan.call = call
+        plan.kinds = _one_of(_FAULT_KINDS, "kind of call", kind)
+        plan.effect = _one_of(_FAULT_EFFECTS, "effect", effect)
+        plan.os_errno = os_errno
+        plan.sticky = sticky
+        check(rp_io_fault_create(self.pointer(), &plan, &made._io, &fault), &fault)
+        made._inner = self
+        return made
+
     @property
     def name(self):
-        """The backend: "posix", "simulate", ..."""
+        """The backend: "posix", "simulate", "order", "record", "fault"."""
         return self.pointer().functions.name.decode("ascii")
+
+    cdef Io find(self, str name):
+        """This one or one inside it, by backend."""
+        cdef Io at = self
+        while at is not None and at.name != name:
+            at = at._inner
+        if at is None:
+            raise _errors.UsageError(f"this needs a {name} Io; this one is {self.name}",
+                                     f"make it with Io.{name}()")
+        return at
+
+    @property
+    def calls(self):
+        """Calls of the kind that a fault Io counts, so far."""
+        return rp_io_fault_calls(self.find("fault").pointer())
+
+    def operations(self):
+        """Changes and syncs so far, a line each, of a record or simulate Io."""
+        cdef char line[1024]
+        cdef rp_io *io
+        cdef list lines = []
+        cdef uint64_t index
+        if self.name == "record":
+            io = self.pointer()
+            for index in range(rp_io_record_count(io)):
+                rp_io_record_text(io, index, line, sizeof(line))
+                lines.append(os.fsdecode(<bytes>line))
+            return lines
+        io = self.find("simulate").pointer()
+        for index in range(rp_sim_operation_count(io)):
+            rp_sim_operation_text(io, index, line, sizeof(line))
+            lines.append(os.fsdecode(<bytes>line))
+        return lines
+
+    def acknowledge(self, uint64_t tag):
+        """Something has been promised to somebody: crash states after this have to keep it."""
+        cdef Io simulated = self.find("simulate")
+        cdef rp_fault fault
+        check(rp_sim_acknowledge(simulated.pointer(), tag, &fault), &fault)
+        simulated._tags.append(tag)
+
+    def settle(self):
+        """All that was done is durable now; crash_states() begins here."""
+        cdef rp_fault fault
+        check(rp_sim_settle(self.find("simulate").pointer(), &fault), &fault)
+
+    def crash_states(self, uint64_t budget=0, uint64_t seed=0, bint tear=True,
+                     bint garbage=True):
+        """The states that a power cut may leave, at any moment since settle().
+
+        budget is the largest number of them, 0 for no limit; seed chooses
+        which, where there are more. tear splits writes between sectors, garbage
+        also fills one sector of a torn write with garbage.
+        """
+        cdef CrashSweep made = CrashSweep.__new__(CrashSweep)
+        cdef rp_sim_options options
+        cdef rp_fault fault
+        options.budget = budget
+        options.seed = seed
+        options.flags = (RP_SIM_TEAR if tear else 0) | (RP_SIM_GARBAGE if garbage else 0)
+        options.seen = NULL
+        made._io = self.find("simulate")
+        made._acknowledged = ()
+        check(rp_sim_sweep_create(made._io.pointer(), &options, &made._sweep, &fault), &fault)
+        return made
 
     def open_dir(self, str path):
         """Open a directory; NotFoundError or StorageError where it cannot be."""
@@ -136,10 +320,88 @@ cdef class Io:
         return made
 
 
+cdef class CrashState:
+    """One state that a crash may leave, as an Io of its own."""
+
+    cdef readonly Io io              # simulate: use it, change it, crash it again
+    cdef readonly tuple acknowledged # tags, oldest first: what it has to keep
+    cdef readonly uint64_t point     # micro-operations done before the crash
+    cdef Io _workload
+    cdef rp_sim_state _state
+
+    def explain(self):
+        """What was kept, lost and torn, for a person to read."""
+        cdef rp_io *io = self._workload.pointer()
+        cdef int length = rp_sim_state_text(io, &self._state, NULL, 0)
+        cdef bytearray text = bytearray(length + 1)
+        rp_sim_state_text(io, &self._state, <char *>text, length + 1)
+        return os.fsdecode(bytes(text[:length]))
+
+
+@cython.no_gc_clear
+cdef class CrashSweep:
+    """Iterates over CrashState; none comes twice with as much acknowledged."""
+
+    cdef rp_sim_sweep *_sweep        # owned
+    cdef Io _io                      # of the workload
+    cdef tuple _acknowledged
+    cdef bint _busy
+
+    def __dealloc__(self):
+        rp_sim_sweep_destroy(self._sweep)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef CrashState made = CrashState.__new__(CrashState)
+        cdef rp_fault fault
+        cdef int status
+        if self._sweep is NULL or self._busy:
+            raise _errors.StateError("this sweep is in use by another thread",
+                                     "give each thread its own")
+        made.io = Io.__new__(Io)
+        self._busy = True
+        with nogil:
+            status = rp_sim_sweep_next(self._sweep, &made.io._io, &made._state, &fault)
+        self._busy = False
+        if status == RP_NOT_FOUND:
+            raise StopIteration
+        check(status, &fault)
+        if made._state.acknowledged != <uint64_t>len(self._acknowledged):
+            self._acknowledged = tuple(self._io._tags[:made._state.acknowledged])
+        made.acknowledged = self._acknowledged
+        made.io._tags = list(self._acknowledged)
+        made.point = made._state.point
+        made._workload = self._io
+        return made
+
+    cdef rp_sim_counts counts(self):
+        cdef rp_sim_counts found
+        rp_sim_sweep_counts(self._sweep, &found)
+        return found
+
+    @property
+    def points(self):
+        """Moments at which the power was cut so far."""
+        return self.counts().points
+
+    @property
+    def generated(self):
+        """States made so far."""
+        return self.counts().generated
+
+    @property
+    def distinct(self):
+        """States yielded so far: made and not seen before."""
+        return self.counts().distinct
+
+
 # Handles are objects of their own, and everything that uses one natively keeps
 # a reference to it: Python may call close() at any time, from any thread, and
 # the C object ends after its last user.
 
+@cython.no_gc_clear
 cdef class _DirHandle:
     cdef rp_dir *dir
     cdef Io io
@@ -148,6 +410,7 @@ cdef class _DirHandle:
         rp_dir_close(self.dir)
 
 
+@cython.no_gc_clear
 cdef class _FileHandle:
     cdef rp_file *file
     cdef _DirHandle dir

@@ -302,8 +302,8 @@ static int
 posix_file_open (struct rp_dir *dir, const char *name, uint32_t flags,
                  uint32_t mode, struct rp_file **out, struct rp_fault *fault)
 {
-  const size_t path_bytes = strlen (dir->path), name_bytes = strlen (name) + 1;
-  struct posix_file *file = malloc (sizeof *file + path_bytes + 1 + name_bytes);
+  const size_t room = strlen (dir->path) + strlen (name) + 2;
+  struct posix_file *file = malloc (sizeof *file + room);
   int status;
 
   if (!file)
@@ -313,9 +313,8 @@ posix_file_open (struct rp_dir *dir, const char *name, uint32_t flags,
     free (file);
     return status;
   }
-  memcpy (file->name, dir->path, path_bytes);
-  file->name[path_bytes] = '/';
-  memcpy (file->name + path_bytes + 1, name, name_bytes);
+  snprintf (file->name, room, "%s%s%s", dir->path,
+            strcmp (dir->path, "/") == 0 ? "" : "/", name);
   file->file.io = dir->io;
   file->file.name = file->name;
   atomic_init (&file->file.failed, false);
