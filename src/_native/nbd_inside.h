@@ -131,6 +131,7 @@ struct nbd_connection {
   struct nbd_job *sync;               /* being gathered; NULL when empty */
   bool           inside, entered, held;  /* this batch and the gate */
   bool           jobs_about;          /* submitted since jobs was seen 0 */
+  uint32_t       linger_misses, linger_pause;  /* see linger */
   int64_t        request_deadline_ms; /* of one that has begun; 0: none has */
   int64_t        queue_deadline_ms;   /* 0 while nothing is stuck in it */
   uint32_t       protocol_errors;

@@ -12,6 +12,7 @@
 struct memory_disk {
   struct rp_disk   disk;
   uint8_t         *bytes;
+  pthread_mutex_t  lock;              /* of the bytes */
   _Atomic uint64_t writes, flushes;
   _Atomic int      fail;              /* a status that every call returns */
 };
@@ -21,6 +22,7 @@ memory_destroy (struct rp_disk *disk)
 {
   struct memory_disk *memory = (struct memory_disk *) disk;
 
+  pthread_mutex_destroy (&memory->lock);
   free (memory->bytes);
   free (memory);
 }
@@ -37,7 +39,11 @@ static int
 memory_pread (struct rp_disk *disk, void *buffer, size_t length,
               uint64_t offset, struct rp_fault *fault)
 {
-  memcpy (buffer, ((struct memory_disk *) disk)->bytes + offset, length);
+  struct memory_disk *memory = (struct memory_disk *) disk;
+
+  pthread_mutex_lock (&memory->lock);
+  memcpy (buffer, memory->bytes + offset, length);
+  pthread_mutex_unlock (&memory->lock);
   return memory_failure (disk, fault);
 }
 
@@ -47,7 +53,9 @@ memory_pwrite (struct rp_disk *disk, const void *buffer, size_t length,
 {
   struct memory_disk *memory = (struct memory_disk *) disk;
 
+  pthread_mutex_lock (&memory->lock);
   memcpy (memory->bytes + offset, buffer, length);
+  pthread_mutex_unlock (&memory->lock);
   memory->writes++;
   return memory_failure (disk, fault);
 }
@@ -59,7 +67,9 @@ memory_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
   struct memory_disk *memory = (struct memory_disk *) disk;
 
   (void) may_trim;
+  pthread_mutex_lock (&memory->lock);
   memset (memory->bytes + offset, 0, length);
+  pthread_mutex_unlock (&memory->lock);
   memory->writes++;
   return memory_failure (disk, fault);
 }
@@ -71,25 +81,27 @@ memory_flush (struct rp_disk *disk, struct rp_fault *fault)
   return memory_failure (disk, fault);
 }
 
-/* every other 64 KiB block is told as zeros when it holds none but zeros */
+/* looks at the bytes, in pieces of 64 KiB */
 static int
 memory_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
             struct rp_run *out, struct rp_fault *fault)
 {
   const uint64_t block = 65536;
   const uint64_t left = block - offset % block;
-  const uint8_t *bytes = ((struct memory_disk *) disk)->bytes + offset;
+  struct memory_disk *memory = (struct memory_disk *) disk;
 
   *out = (struct rp_run) {
     .offset_bytes = offset,
     .length_bytes = length < left ? length : left,
     .kind = RP_RUN_ZERO,
   };
+  pthread_mutex_lock (&memory->lock);
   for (uint64_t i = 0; i < out->length_bytes; i++)
-    if (bytes[i]) {
+    if (memory->bytes[offset + i]) {
       out->kind = RP_RUN_DATA;
       break;
     }
+  pthread_mutex_unlock (&memory->lock);
   return memory_failure (disk, fault);
 }
 
@@ -110,6 +122,7 @@ memory_disk_create (uint64_t size_bytes)
 
   if (!memory || (memory->bytes = calloc (1, size_bytes)) == NULL)
     abort ();
+  pthread_mutex_init (&memory->lock, NULL);
   memory->disk.functions = &memory_functions;
   memory->disk.size_bytes = size_bytes;
   memory->disk.fast_zero = true;
