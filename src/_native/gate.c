@@ -125,3 +125,42 @@ rp_gate_is_held (struct rp_gate *gate)
   pthread_mutex_unlock (&gate->lock);
   return held;
 }
+
+static uint64_t
+now_ns (void)
+{
+  struct timespec now;
+
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  return (uint64_t) now.tv_sec * 1000000000u + (uint64_t) now.tv_nsec;
+}
+
+int
+rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
+             uint32_t journal_count, const struct rp_point *point,
+             uint64_t *barrier_ns_out, struct rp_fault *fault)
+{
+  int status = RP_OK;
+  uint64_t closed_ns;
+
+  pthread_mutex_lock (&gate->lock);
+  while (gate->cutting)
+    pthread_cond_wait (&gate->changed, &gate->lock);
+  gate->cutting = true;
+  closed_ns = now_ns ();
+  close_and_wait (gate);
+  pthread_mutex_unlock (&gate->lock);
+
+  for (uint32_t i = 0; i < journal_count && status == RP_OK; i++)
+    status = rp_journal_mark (journals[i], point, fault);
+
+  pthread_mutex_lock (&gate->lock);
+  gate->cutting = false;
+  open_again (gate);
+  pthread_mutex_unlock (&gate->lock);
+  *barrier_ns_out = now_ns () - closed_ns;
+
+  for (uint32_t i = 0; i < journal_count && status == RP_OK; i++)
+    status = rp_journal_commit (journals[i], fault);
+  return status;
+}

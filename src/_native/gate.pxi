@@ -9,6 +9,8 @@ cdef extern from "gate.h":
     void rp_gate_hold(rp_gate *gate) nogil
     void rp_gate_release(rp_gate *gate) nogil
     bint rp_gate_is_held(rp_gate *gate) nogil
+    int rp_gate_cut(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
+                    const rp_point *point, uint64_t *barrier_ns_out, rp_fault *fault) nogil
 
 
 cdef class Gate:
@@ -47,3 +49,25 @@ cdef class Gate:
     @property
     def held(self):
         return bool(rp_gate_is_held(self._gate))
+
+    def cut(self, journals, uint64_t id, int64_t time_ns, uint32_t kind, str label=""):
+        """Mark all journals at one cut and commit; returns the barrier in nanoseconds."""
+        cdef list handles = [(<Journal?>journal).handle() for journal in journals]
+        cdef uint32_t count = len(handles)
+        cdef rp_journal **pointers = <rp_journal **>calloc(count or 1, sizeof(rp_journal *))
+        cdef uint64_t barrier_ns = 0
+        cdef rp_point point
+        cdef rp_fault fault
+        cdef int status
+        if pointers is NULL:
+            raise MemoryError(f"{count} journals")
+        try:
+            _fill_point(&point, id, time_ns, kind, label)
+            for index in range(count):
+                pointers[index] = (<_JournalHandle>handles[index]).journal
+            with nogil:
+                status = rp_gate_cut(self._gate, pointers, count, &point, &barrier_ns, &fault)
+            check(status, &fault)
+        finally:
+            free(pointers)
+        return barrier_ns

@@ -345,7 +345,7 @@ idle_connections_do_not_stop_a_good_client (void)
 #define HOLDS  1000
 #define CYCLES 60
 #else
-#define HOLDS  3000
+#define HOLDS  10000
 #define CYCLES 300
 #endif
 
