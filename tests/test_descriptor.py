@@ -89,6 +89,7 @@ def test_line_ends_blanks_padding_and_key_case_do_not_matter() -> None:
     assert parse(WORKSTATION.replace(b"\n", b"\r\n"), "x.vmdk") == plain
     assert parse(re.sub(rb"(?m)$", b" \t", WORKSTATION), "x.vmdk") == plain
     assert parse(WORKSTATION + bytes(5000), "x.vmdk") == plain
+    assert parse(WORKSTATION + b"\0e\n\0\0", "x.vmdk") == plain  # QEMU after a shorter CID
     assert parse(b"\xef\xbb\xbf" + WORKSTATION, "x.vmdk") == plain
     assert parse(WORKSTATION.replace(b"createType=", b"CREATETYPE = "), "x.vmdk") == plain
     assert parse(WORKSTATION.replace(b" SPARSE ", b"\tSPARSE\t"), "x.vmdk") == plain
@@ -167,7 +168,7 @@ def test_a_wrong_line_is_named(lines: bytes, says: str) -> None:
         (b"parentCID=ffffffff\n", b"parentCID=2\n", "line 3: parentCID names a parent"),
         (b'createType="monolithicFlat"\n', b"", "no createType line"),
         (b"monolithicFlat", b"monolithicflat", "line 4: createType 'monolithicflat'"),
-        (b"CID=1\n", b"CID=1\n\0\n", "not a VMDK descriptor"),
+        (b"CID=1\n", b"CID=1\n\0\n", "no createType line"),
         (b"CID=1\n", b"# " + b"x" * (1 << 20) + b"\n", "larger than a descriptor may be"),
     ],
 )

@@ -389,6 +389,15 @@ def test_a_short_content_id_in_a_descriptor_inside_is_written_out(tmp_path: Path
     assert seen_by_qemu(path) == model
 
 
+def test_what_qemu_leaves_behind_a_shorter_content_id_does_not_matter(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.vmdk", "monolithicFlat", MIB)
+    path.write_bytes(path.read_bytes() + b"\0" + b'"\n'.ljust(500, b"\0"))
+    model = bytearray(MIB)
+    scribble(path, model, random.Random(15))
+    assert seen_by_us(path) == seen_by_qemu(path) == model
+    assert b"\0" not in path.read_bytes()
+
+
 def test_a_child_whose_parent_was_written_is_refused(tmp_path: Path) -> None:
     base = make(tmp_path / "base.vmdk", "vmfs", MIB)
     child = make(tmp_path / "child.vmdk", "vmfsSparse", parent=base)

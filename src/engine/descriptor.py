@@ -133,12 +133,21 @@ def is_descriptor(head: bytes) -> bool:
     return False
 
 
+def text_of(data: bytes) -> bytes:
+    """A descriptor without what is behind its text.
+
+    A descriptor inside an extent is padded with zeros. QEMU pads text files too
+    when it changes the content id, and leaves rests of the old text in that: the
+    text ends at the first zero, as for C.
+    """
+    return data.partition(b"\0")[0]
+
+
 def parse(data: bytes, name: str) -> Descriptor:
     """Read a descriptor.
 
     Args:
-        data: The text, as in the file; zeros behind it (an embedded one's padding)
-            are ignored. At most 1 MiB.
+        data: As in the file, padding and all. At most 1 MiB.
         name: Of the file, for messages.
 
     Raises:
@@ -149,8 +158,8 @@ def parse(data: bytes, name: str) -> Descriptor:
     """
     if len(data) > LIMIT_BYTES:
         raise FormatError(f"{name} is larger than a descriptor may be (1 MiB)", RAW_HINT)
-    data = data.rstrip(b"\0").removeprefix(codecs.BOM_UTF8)
-    if b"\0" in data or not is_descriptor(data):
+    data = text_of(data).removeprefix(codecs.BOM_UTF8)
+    if not is_descriptor(data):
         raise FormatError(f"{name} is not a VMDK descriptor", RAW_HINT)
     return _Parser(name).run(_decode(data, name))
 

@@ -24,7 +24,7 @@ from ._native import (
     Image,
     sparse_info,
 )
-from .descriptor import LIMIT_BYTES, RAW_HINT, Descriptor, Extent, parse, require_base_name
+from .descriptor import LIMIT_BYTES, RAW_HINT, Descriptor, Extent, parse, require_base_name, text_of
 from .descriptor_write import edit
 from .errors import (
     DamagedError,
@@ -182,10 +182,10 @@ def text_now(link: Link) -> bytes:
     if link.room is not None:
         _, file = link.extents[0]
         assert file is not None
-        return file.pread(link.room[1], link.room[0]).rstrip(b"\0")
+        return text_of(file.pread(link.room[1], link.room[0]))
     file = link.dir.open(link.name, OPEN_READ)
     try:
-        return file.pread(LIMIT_BYTES + 1, 0)
+        return text_of(file.pread(LIMIT_BYTES + 1, 0))
     finally:
         file.close()
 
@@ -222,12 +222,12 @@ def read_link(dir: Dir, name: str, *, flags: int, raw: bool) -> Link:
                 )
             if link.room[1] > LIMIT_BYTES:
                 raise FormatError(f"{file.path}: its descriptor is larger than 1 MiB", "")
-            link.text = file.pread(link.room[1], link.room[0]).rstrip(b"\0")
+            link.text = text_of(file.pread(link.room[1], link.room[0]))
         else:
             _refuse_other_files(head, file.path)
             if stat.size_bytes > LIMIT_BYTES:
                 raise FormatError(f"{file.path} is not a VMDK descriptor", RAW_HINT)
-            link.text = file.pread(LIMIT_BYTES, 0)
+            link.text = text_of(file.pread(LIMIT_BYTES, 0))
         link.descriptor = parse(link.text, file.path)
         return link
     except BaseException:
