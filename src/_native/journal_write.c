@@ -573,8 +573,15 @@ rp_journal_put_super (struct rp_journal *journal,
     if (status == RP_OK)
       journal->super_stale[copy] = false;
   }
-  if (status == RP_OK)
-    journal->super = next;
+  if (status == RP_OK) {
+    /* field by field: readers use the sizes in it without the lock */
+    journal->super.epoch = next.epoch;
+    journal->super.generation = next.generation;
+    journal->super.session = next.session;
+    journal->super.durable_sequence = next.durable_sequence;
+    journal->super.held = next.held;
+    journal->super.clean = next.clean;
+  }
   free (page);
   return status;
 }
