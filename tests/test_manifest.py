@@ -35,9 +35,15 @@ def sample() -> room.Manifest:
                 base="root.vmdk",
                 journal="root-journal.vmdk",
                 grain_bytes=4096,
+                segment_bytes=65536,
             ),
             room.DiskEntry(
-                name="data", size_bytes=1 << 40, base="d.vmdk", journal=None, grain_bytes=8192
+                name="data",
+                size_bytes=1 << 40,
+                base="d.vmdk",
+                journal=None,
+                grain_bytes=8192,
+                segment_bytes=1 << 30,
             ),
         ],
         next_point_id=42,

@@ -10,6 +10,7 @@ Bytes: docs/formats.md, "Manifest".
 from __future__ import annotations
 
 import re
+import uuid
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
@@ -74,6 +75,7 @@ class DiskEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     base: str
     journal: str | None
     grain_bytes: int
+    segment_bytes: int
     adopted: bool = False  # the base was there before the replica was
 
     def __post_init__(self) -> None:
@@ -87,6 +89,8 @@ class DiskEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"journal of disk {self.name} is {self.journal!r}")
         if self.grain_bytes < 512 or self.grain_bytes & (self.grain_bytes - 1):
             raise ValueError(f"grain of disk {self.name} is {self.grain_bytes} bytes")
+        if self.segment_bytes < 65536:
+            raise ValueError(f"segment of disk {self.name} is {self.segment_bytes} bytes")
 
 
 class Gap(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -215,6 +219,29 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 return entry
         known = ", ".join(entry.name for entry in self.disks)
         raise NotFoundError(f"replica {self.name} has no disk {name!r}", f"it has {known}")
+
+    def begin(self, kind: Kind, now: str) -> Operation:
+        """An operation of one step, which the manifest is in from now on."""
+        self.operation = Operation(
+            id=str(uuid.uuid4()),
+            kind=kind,
+            started=now,
+            found_state=self.state,
+            found_held=self.held,
+            steps=[Step(name=kind, state="running")],
+        )
+        self.state = "Processing"
+        return self.operation
+
+    def end(self, state: State) -> None:
+        """That operation is done."""
+        operation = self.operation
+        assert operation is not None
+        operation.outcome = "done"
+        for step in operation.steps:
+            step.state = "done"
+        self.state = state
+        self.remember(operation)
 
     def remember(self, operation: Operation) -> None:
         """Put an ended operation into the history and make room for the next."""

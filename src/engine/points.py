@@ -113,7 +113,7 @@ class Points(Sequence[Point]):
         self._need_one()
         wanted = parse_time(moment) if isinstance(moment, str) else moment
         first, last = self._points[0], self._points[-1]
-        if wanted < first.time_ns:
+        if wanted // 1000 < first.time_ns // 1000:
             raise NotFoundError(
                 f"{format_time(wanted)} is before the first restore point of {self._where}",
                 f"there are points from {first.time} (id {first.id}) to {last.time} (id {last.id})",
@@ -123,9 +123,12 @@ class Points(Sequence[Point]):
                 f"{format_time(wanted)} has not come yet",
                 f"the newest restore point is {last.id}, {last.time}",
             )
-        index = bisect_right(self._points, wanted, key=lambda point: point.time_ns)
+        # Moments are written with microseconds: what is printed must be found again.
+        index = bisect_right(
+            self._points, wanted // 1000, key=lambda point: point.time_ns // 1000
+        )
         point = self._points[index - 1]
-        if point.time_ns != wanted:
+        if point.time_ns // 1000 != wanted // 1000:
             self._refuse_gap(wanted, index)
         return point
 
@@ -151,3 +154,8 @@ class Points(Sequence[Point]):
                 f"{self._where} has no restore point yet",
                 "mark one with: rollpoint mark",
             )
+
+
+def now_text() -> str:
+    """The present moment, as manifests and points are written."""
+    return format_time(time.time_ns())

@@ -1,0 +1,176 @@
+"""The journals of all disks of a replica, opened together behind one gate.
+
+A restore point, a hold and a release are acts on all disks at once; this is where
+they happen, whether an ingest runs around them or a command without one. Each disk's
+lock is held while they are open for writing, and every commit carries the epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from . import _native
+from .journal import OpenJournal, journal_names, open_journal
+from .points import KIND_NUMBERS, Point, Points
+
+if TYPE_CHECKING:
+    from .manifest import Gap, Manifest
+
+
+class Journals:
+    """Open journals, in the order of the manifest's disks.
+
+    Args:
+        directory: Of the replica.
+        manifest: Says which disks there are.
+        writable: Takes each journal's lock and recovers its tail.
+        epoch: The writer's; 0 takes what each journal has.
+        with_bases: Open the bases too: needed to read data and to write less than a
+            grain. Without, points are listed and rolled to.
+
+    Raises:
+        LockedError: Another process has one of them open for writing.
+        StaleEpochError: A newer epoch was set since the caller's was.
+        NotFoundError, FormatError, DamagedError: A file is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        directory: _native.Dir,
+        manifest: Manifest,
+        *,
+        writable: bool,
+        epoch: int = 0,
+        with_bases: bool = False,
+    ) -> None:
+        self.gate = _native.Gate()
+        self.names: list[str] = []
+        self._open: list[OpenJournal] = []
+        self._writable = writable
+        try:
+            for disk in manifest.disks:
+                self._open.append(
+                    open_journal(
+                        f"{directory.path}/{journal_names(disk.name).log}",
+                        f"{directory.path}/{disk.base}" if with_bases else None,
+                        writable=writable,
+                        epoch=epoch,
+                        io=directory.io,
+                    )
+                )
+                self.names.append(disk.name)
+            # Before we write anything: how did the last writer leave them?
+            self.were_clean = all(bool(n.info()["closed_clean"]) for n in self.natives)
+            newest = [row for native in self.natives for row in native.points()[-1:]]
+        except BaseException:
+            self.close()
+            raise
+        # Above every id in any journal, also those that a crash left in only some.
+        self.next_point_id = max([manifest.next_point_id, *(row[0] + 1 for row in newest)])
+        self._newest_ns = max([0, *(row[1] for row in newest)])
+
+    @property
+    def natives(self) -> list[_native.Journal]:
+        """The native journals."""
+        return [journal.native for journal in self._open]
+
+    @property
+    def held(self) -> bool:
+        """Whether any journal's superblock says that replication is on hold."""
+        return any(bool(native.info()["held"]) for native in self.natives)
+
+    @property
+    def all_held(self) -> bool:
+        """Whether every journal's superblock says so: a hold was carried through."""
+        return all(bool(native.info()["held"]) for native in self.natives)
+
+    @property
+    def epoch(self) -> int:
+        """The lowest epoch of any journal."""
+        return min(int(native.info()["epoch"]) for native in self.natives)
+
+    def points(self, gaps: Sequence[Gap] = (), where: str = "") -> Points:
+        """The restore points that all of them have."""
+        return Points.common([native.points() for native in self.natives], gaps, where)
+
+    @property
+    def newest_time(self) -> str | None:
+        """When the newest restore point of all disks was, None without one."""
+        points = self.points()
+        return points.latest.time if len(points) else None
+
+    def mark(self, kind: str, label: str = "") -> Point:
+        """A restore point in all journals at one cut; durable on return.
+
+        Raises:
+            FailedError, StorageError: A journal could not take it; the point does not
+                count, and that journal takes nothing more.
+        """
+        number = self.next_point_id
+        # Microseconds are what is printed, and what is printed can be asked for. A
+        # clock that was set back must not turn the order of points around.
+        time_ns = max(time.time_ns() // 1000 * 1000, self._newest_ns // 1000 * 1000 + 1000)
+        self.gate.cut(self.natives, number, time_ns, KIND_NUMBERS[kind], label)
+        self.next_point_id, self._newest_ns = number + 1, time_ns
+        return Point(number, time_ns, kind, label)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether anything was written after the newest restore point."""
+        return any(bool(native.info()["entries_since_point"]) for native in self.natives)
+
+    def commit(self) -> None:
+        """Make everything written so far durable; one sync for each disk that needs it."""
+        for native in self.natives:
+            if native.pending_bytes:
+                native.commit()
+
+    def fence(self, epoch: int) -> Point | None:
+        """Stop for good: close the gate, mark what is not marked yet, raise the epoch.
+
+        When this returns, no write with an older epoch is acknowledged or applied by
+        anybody, and everything that was acknowledged lies before the newest point,
+        which is returned if it was made here.
+        """
+        self.gate.hold()
+        last = self.mark("crash") if self.has_news else None
+        for native in self.natives:
+            native.set_epoch(epoch, True)
+        return last
+
+    def unfence(self, epoch: int) -> None:
+        """Let replication go on, with this epoch."""
+        for native in self.natives:
+            native.set_epoch(epoch, False)
+        self.gate.release()
+
+    def close_clean(self) -> None:
+        """Commit, show the end of the log, mark it clean, let go of the locks."""
+        try:
+            for journal in self._open:
+                journal.close(clean=True)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go without committing, as a crash would. May be called twice."""
+        for journal in self._open:
+            journal.close(clean=False)
+        self._open = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and self._writable:
+            self.close_clean()
+        else:
+            self.close()

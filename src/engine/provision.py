@@ -1,0 +1,368 @@
+"""Making, adopting, seeding, verifying and removing the files of a replica.
+
+The manifest is the first file that is made and the last that is removed; while the
+others come or go its state is Processing and its operation says what is going on, so
+`resume` can take back a creation that was cut short, and go on with the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
+
+from . import control, interim, seed
+from . import manifest as manifests
+from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
+from .create import create_disk
+from .disk import check, open_disk
+from .errors import (
+    Error,
+    ExistsError,
+    FormatError,
+    LockedError,
+    NotFoundError,
+    UsageError,
+)
+from .journal import create_journal, journal_names, open_journal
+from .manifest import DiskEntry, Kind, Manifest
+from .points import now_text
+from .units import SECTOR_BYTES
+
+BASE_TYPE = "monolithicFlat"
+GRAINS = (4096, 8192, 16384, 32768, 65536)
+SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = 64 << 10, 1 << 30
+
+
+class Sizes(NamedTuple):
+    """Of the journals to be made; see Replica.create."""
+
+    grain_bytes: int
+    segment_bytes: int
+
+
+Progress = Callable[[str, int, int], bool]
+
+
+def create(
+    path: str | os.PathLike[str],
+    disks: Sequence[tuple[str, int]],
+    sizes: Sizes,
+    io: Io,
+) -> tuple[Dir, Manifest]:
+    """Make a directory with empty bases and journals. See Replica.create."""
+    _check_sizes(sizes)
+    _check_names([name for name, _ in disks])
+    for name, size_bytes in disks:
+        if size_bytes < SECTOR_BYTES or size_bytes % SECTOR_BYTES:
+            raise UsageError(
+                f"disk {name} cannot have {size_bytes} bytes", "give a multiple of 512 above 0"
+            )
+    directory = _make_directory(os.path.abspath(path), io)
+    entries = [
+        DiskEntry(
+            name=name,
+            size_bytes=size_bytes,
+            base=f"{name}.vmdk",
+            journal=journal_names(name).descriptor,
+            grain_bytes=sizes.grain_bytes,
+            segment_bytes=sizes.segment_bytes,
+        )
+        for name, size_bytes in disks
+    ]
+    return directory, _make(directory, entries, "create")
+
+
+def adopt(
+    path: str | os.PathLike[str],
+    disks: Mapping[str, str | os.PathLike[str]],
+    sizes: Sizes,
+    io: Io,
+) -> tuple[Dir, Manifest]:
+    """Make a replica around VMDKs that are in its directory. See Replica.adopt."""
+    _check_sizes(sizes)
+    _check_names(list(disks))
+    place = os.path.abspath(path)
+    directory = io.open_dir(place)
+    if directory.exists(manifests.FILE_NAME):
+        raise ExistsError(f"{place} is a replica already", "choose another directory")
+    entries = []
+    for name, file in disks.items():
+        folder, base = os.path.split(os.path.abspath(file))
+        if os.path.realpath(folder) != os.path.realpath(place):
+            raise UsageError(
+                f"{os.fspath(file)} is not in {place}",
+                "a journal names its base in its own directory: move it there, or use "
+                "rollpoint replica create and seed",
+            )
+        with open_disk(os.path.join(place, base), io=io) as disk:
+            if len(disk.links) > 1:
+                raise UsageError(
+                    f"{os.fspath(file)} is a snapshot with a parent",
+                    "consolidate it first: rollpoint disk commit",
+                )
+            size_bytes = disk.size_bytes
+        entries.append(
+            DiskEntry(
+                name=name,
+                size_bytes=size_bytes,
+                base=base,
+                journal=journal_names(name).descriptor,
+                grain_bytes=sizes.grain_bytes,
+                segment_bytes=sizes.segment_bytes,
+                adopted=True,
+            )
+        )
+    _refuse_damage(directory, entries)
+    return directory, _make(directory, entries, "adopt")
+
+
+def _check_sizes(sizes: Sizes) -> None:
+    if sizes.grain_bytes not in GRAINS:
+        raise UsageError(
+            f"a journal cannot have grains of {sizes.grain_bytes} bytes",
+            "take 4K, 8K, 16K, 32K or 64K",
+        )
+    segment = sizes.segment_bytes
+    if not SEGMENT_BYTES_MIN <= segment <= SEGMENT_BYTES_MAX or segment % sizes.grain_bytes:
+        raise UsageError(
+            f"a journal cannot have segments of {segment} bytes",
+            "take 64 KiB to 1 GiB, a multiple of the grain",
+        )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names:
+        raise UsageError("a replica needs at least one disk", "name one with --disk")
+    for name in names:
+        manifests.check_disk_name(name)
+    if len({name.lower() for name in names}) != len(names):
+        raise UsageError("two disks have one name", "they must differ in more than case")
+
+
+def _make_directory(path: str, io: Io) -> Dir:
+    parent_path, name = os.path.split(path)
+    parent = io.open_dir(parent_path)
+    if not parent.exists(name):
+        parent.make_dir(name, 0o700)
+        parent.sync()
+    parent.close()
+    directory = io.open_dir(path)
+    if directory.exists(manifests.FILE_NAME):
+        found = manifests.load(directory)
+        if found.operation is None or found.operation.kind != "create":
+            raise ExistsError(f"{path} is a replica already", "choose another directory")
+        with _locked(directory):
+            _take_back(directory, found)  # a creation that was cut short
+    left = [entry for entry in directory.list() if entry != manifests.LOCK_NAME]
+    if left:
+        raise ExistsError(
+            f"{path} is not empty: it has {', '.join(left[:3])}", "choose another directory"
+        )
+    return directory
+
+
+@contextlib.contextmanager
+def _locked(directory: Dir) -> Iterator[None]:
+    lock = directory.open(manifests.LOCK_NAME, OPEN_WRITE | OPEN_CREATE, 0o600)
+    try:
+        lock.lock()
+        yield
+    finally:
+        lock.close()
+
+
+def _make(directory: Dir, entries: list[DiskEntry], kind: Kind) -> Manifest:
+    manifest = Manifest(
+        format=manifests.FORMAT,
+        version=manifests.VERSION,
+        id=str(uuid.uuid4()),
+        name=os.path.basename(directory.path),
+        created=now_text(),
+        state="Ready",
+        epoch=1,
+        held=False,
+        disks=entries,
+    )
+    manifest.begin(kind, now_text())
+    for entry in entries:
+        for file in _files_to_be(entry):
+            if directory.exists(file):
+                raise ExistsError(
+                    f"{directory.path}/{file} exists", "move it away, or choose another name"
+                )
+    with _locked(directory):
+        manifests.store(directory, manifest)
+        try:
+            for entry in entries:
+                if not entry.adopted:
+                    create_disk(
+                        f"{directory.path}/{entry.base}",
+                        BASE_TYPE,
+                        entry.size_bytes,
+                        io=directory.io,
+                    )
+                create_journal(
+                    f"{directory.path}/{entry.base}",
+                    entry.name,
+                    grain_bytes=entry.grain_bytes,
+                    segment_bytes=entry.segment_bytes,
+                    io=directory.io,
+                )
+        except BaseException:
+            with contextlib.suppress(Error):
+                _take_back(directory, manifest)
+            raise
+        manifest.end("Ready")
+        manifests.store(directory, manifest)
+    return manifest
+
+
+def _files_to_be(entry: DiskEntry) -> list[str]:
+    files = [journal_names(entry.name).descriptor, interim.interim_name(entry.name)]
+    if not entry.adopted:
+        files += [entry.base, f"{entry.name}-flat.vmdk"]
+    return files
+
+
+def _take_back(directory: Dir, manifest: Manifest) -> None:
+    """Remove what a creation or adoption made, the manifest last."""
+    _remove_files(directory, manifest)
+    directory.unlink(manifests.FILE_NAME)
+    directory.sync()
+
+
+def resume(directory: Dir, manifest: Manifest) -> None:
+    """Finish or take back a create, adopt, seed or remove that was cut short. Locked."""
+    operation = manifest.operation
+    assert operation is not None
+    if operation.kind in ("create", "adopt"):
+        _take_back(directory, manifest)
+    elif operation.kind == "remove":
+        _remove_all(directory, manifest)
+    elif operation.kind == "seed":
+        seed.copy_all(directory, manifest, operation.disks, None)
+
+
+# ---- looking, and removing ----
+
+
+def verify(
+    directory: Dir, manifest: Manifest, progress: Progress | None = None
+) -> dict[str, object]:
+    """Read journals and bases again. See Replica.verify."""
+    report: list[dict[str, object]] = []
+    for entry in manifest.disks:
+        found = _base_damage(directory, entry)
+        if entry.journal is not None:
+            found += _journal_damage(directory, entry, progress)
+        report.append({"name": entry.name, "damage": found})
+    return {
+        "name": manifest.name,
+        "ok": not any(disk["damage"] for disk in report),
+        "disks": report,
+    }
+
+
+def _damage(where: str, message: str, **place: int | None) -> dict[str, object]:
+    empty = {"position": None, "guest_offset": None, "length": None}
+    return {"where": where, "message": message, **empty, **place}
+
+
+def _base_damage(directory: Dir, entry: DiskEntry) -> list[dict[str, object]]:
+    try:
+        found = check(f"{directory.path}/{entry.base}")["findings"]
+    except Error as error:
+        return [_damage("base", error.message)]
+    return [
+        {**_damage("base", f"{row['file']}: {row['message']}"), "position": row["position"]}
+        for row in cast("list[dict[str, object]]", found)
+    ]
+
+
+def _journal_damage(
+    directory: Dir, entry: DiskEntry, progress: Progress | None
+) -> list[dict[str, object]]:
+    def tell(done: int, total: int) -> bool:
+        return progress is None or progress(entry.name, done, total)
+
+    found = []
+    try:
+        log = f"{directory.path}/{journal_names(entry.name).log}"
+        with open_journal(log, io=directory.io) as journal:
+            for position, guest_offset, length, message in journal.native.verify(tell):
+                found.append(
+                    _damage(
+                        "journal",
+                        message,
+                        position=position,
+                        guest_offset=guest_offset,
+                        length=length,
+                    )
+                )
+    except Error as error:
+        found.append(_damage("journal", error.message))
+    try:  # does the journal still fit its base?
+        open_disk(f"{directory.path}/{entry.journal}", io=directory.io).close()
+    except Error as error:
+        found.append(_damage("chain", error.message))
+    return found
+
+
+def _refuse_damage(directory: Dir, entries: Sequence[DiskEntry]) -> None:
+    for entry in entries:
+        found = _base_damage(directory, entry)
+        if found:
+            raise FormatError(
+                f"{directory.path}/{entry.base} cannot be a base: {found[0]['message']}",
+                "see rollpoint disk check",
+            )
+
+
+def remove(directory: Dir, manifest: Manifest) -> list[str]:
+    """Remove what is ours; returns the bases that stay. Locked. See Replica.remove."""
+    try:
+        control.ask(f"{directory.path}/{manifests.CONTROL_NAME}", "status", timeout_seconds=5.0)
+    except control.NotRunningError:
+        pass
+    else:
+        raise LockedError(f"an ingest runs in {directory.path}", "stop it first")
+    kept = [entry.base for entry in manifest.disks if _stays(entry)]
+    manifest.begin("remove", now_text())
+    manifests.store(directory, manifest)
+    _remove_all(directory, manifest)
+    return kept
+
+
+def _stays(entry: DiskEntry) -> bool:
+    return entry.adopted or entry.journal is None
+
+
+def _remove_all(directory: Dir, manifest: Manifest) -> None:
+    _remove_files(directory, manifest)
+    with contextlib.suppress(NotFoundError):
+        directory.unlink(manifests.CONTROL_NAME)
+    directory.unlink(manifests.FILE_NAME)
+    directory.sync()
+    with contextlib.suppress(NotFoundError):
+        directory.unlink(manifests.LOCK_NAME)
+    directory.sync()
+    if not directory.list():
+        parent = directory.io.open_dir(os.path.dirname(directory.path))
+        parent.remove_dir(os.path.basename(directory.path))
+        parent.sync()
+        parent.close()
+
+
+def _remove_files(directory: Dir, manifest: Manifest) -> None:
+    for entry in manifest.disks:
+        interim.remove_interim(directory, entry.name)
+        if entry.journal is not None:
+            seed.remove_journal(directory, entry.name)
+        if not _stays(entry):
+            for file in (entry.base, f"{entry.name}-flat.vmdk"):
+                with contextlib.suppress(NotFoundError):
+                    directory.unlink(file)
+    directory.sync()

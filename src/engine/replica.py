@@ -1,0 +1,382 @@
+"""A replica: a directory with a manifest, bases and journals. Open it, ask it, lock it.
+
+Upstream: the manifest, journals and points. Downstream: ingest and the operations,
+which change a replica only inside `locked()`. What makes, fills and removes a replica
+is in provision.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from . import _native, control, provision
+from . import manifest as manifests
+from . import seed as seeding
+from .errors import Error, LockedError, NotFoundError, StateError, UsageError
+from .journal import GRAIN_BYTES, SEGMENT_BYTES
+from .journals import Journals
+from .manifest import Manifest
+from .points import Points
+
+_POLL_SECONDS = 0.02
+
+# What to do about a replica in that state; the second half of a refusal.
+_WAYS_ON = {
+    "Ready": "nothing has to be done first",
+    "Processing": "an operation was cut short: rollpoint resume",
+    "Failover": "end the failover first: rollpoint undo, or rollpoint permanent",
+    "ReadyToSwitch": "end the failback first",
+    "Failback": "end the failback first",
+    "Failed": "see its error with rollpoint replica show, then rollpoint resume or undo",
+    "Permanent": "it is no replica any more: its base disks are ordinary disks",
+}
+
+
+class Replica:
+    """An open replica. `manifest` is what the last look at it, or our own last save, said."""
+
+    def __init__(self, directory: _native.Dir, manifest: Manifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._lock: _native.File | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], io: _native.Io | None = None) -> Replica:
+        """Open the replica in a directory.
+
+        Raises:
+            NotFoundError: There is no directory, or no replica in it.
+            FormatError, UnsupportedError, DamagedError: Its manifest cannot be used.
+        """
+        directory = (io or _native.Io.posix()).open_dir(os.path.abspath(path))
+        return cls(directory, manifests.load(directory))
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        disks: Sequence[tuple[str, int]],
+        *,
+        grain_bytes: int = GRAIN_BYTES,
+        segment_bytes: int = SEGMENT_BYTES,
+        io: _native.Io | None = None,
+    ) -> Replica:
+        """Make a replica with empty disks in a directory that is missing or empty.
+
+        Args:
+            disks: Name and size in bytes of each, a multiple of 512.
+            grain_bytes: What the journals log at least; 4096 .. 65536, a power of two.
+            segment_bytes: What a log grows by; 64 KiB .. 1 GiB.
+
+        Raises:
+            ExistsError: The directory has something in it.
+            UsageError: A name or size is impossible, or there is no disk.
+        """
+        sizes = provision.Sizes(grain_bytes, segment_bytes)
+        return cls(*provision.create(path, disks, sizes, io or _native.Io.posix()))
+
+    @classmethod
+    def adopt(
+        cls,
+        path: str | os.PathLike[str],
+        disks: Mapping[str, str | os.PathLike[str]],
+        *,
+        grain_bytes: int = GRAIN_BYTES,
+        segment_bytes: int = SEGMENT_BYTES,
+        io: _native.Io | None = None,
+    ) -> Replica:
+        """Make a replica of VMDKs that are in the directory; not one byte of them changes.
+
+        Args:
+            disks: Name of each disk and its file, in that directory.
+
+        Raises:
+            ExistsError: There is a replica already.
+            FormatError, UnsupportedError, DamagedError: A file cannot be a base.
+        """
+        sizes = provision.Sizes(grain_bytes, segment_bytes)
+        return cls(*provision.adopt(path, disks, sizes, io or _native.Io.posix()))
+
+    @property
+    def path(self) -> str:
+        """Its directory, absolute."""
+        return self.directory.path
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def control_path(self) -> str:
+        """Where a running ingest listens."""
+        return self.file(manifests.CONTROL_NAME)
+
+    def file(self, name: str) -> str:
+        """The absolute path of a file of the replica."""
+        return os.path.join(self.path, name)
+
+    @contextlib.contextmanager
+    def locked(self, wait_seconds: float = 0.0) -> Iterator[Manifest]:
+        """Keep every other operation out, and work on the manifest as it is now.
+
+        Inside another `locked` of the same object it does nothing.
+
+        Raises:
+            LockedError: Another operation has had it for wait_seconds.
+        """
+        if self._lock is not None:
+            yield self.manifest
+            return
+        lock = self.directory.open(
+            manifests.LOCK_NAME, _native.OPEN_WRITE | _native.OPEN_CREATE, 0o600
+        )
+        try:
+            _lock_within(lock, wait_seconds, self.path)
+            self.manifest = manifests.load(self.directory)
+            self._lock = lock
+            yield self.manifest
+        finally:
+            self._lock = None
+            lock.close()
+
+    def save(self) -> None:
+        """Replace the manifest. Only inside `locked`."""
+        assert self._lock is not None, "save outside of locked()"
+        manifests.store(self.directory, self.manifest)
+
+    def need_state(self, *states: str, doing: str) -> None:
+        """Refuse unless the replica is in one of these states, with no operation open.
+
+        Raises:
+            StateError: It says which state it is in, and what leads out of it.
+        """
+        state = self.manifest.state
+        operation = self.manifest.operation
+        if operation is not None:
+            raise StateError(
+                f"cannot {doing} replica {self.name}: {operation.kind} {operation.id} was begun "
+                f"at {operation.started} and has not ended",
+                "rollpoint resume finishes it or rolls it back",
+            )
+        if state not in states:
+            raise StateError(
+                f"cannot {doing} replica {self.name}: its state is {state}", _WAYS_ON[state]
+            )
+
+    def journals(
+        self, *, writable: bool = False, with_bases: bool = False, wait_seconds: float = 0.0
+    ) -> Journals:
+        """Open all journals; for writing with the manifest's epoch, inside `locked`."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                return Journals(
+                    self.directory,
+                    self.manifest,
+                    writable=writable,
+                    epoch=self.manifest.epoch if writable else 0,
+                    with_bases=with_bases,
+                )
+            except LockedError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
+    @property
+    def points(self) -> Points:
+        """The restore points that are durable now, with the gaps."""
+        if any(disk.journal is None for disk in self.manifest.disks):
+            return Points((), self.manifest.gaps, self.name)
+        with self.journals() as journals:
+            return journals.points(self.manifest.gaps, self.name)
+
+    def refresh(self) -> None:
+        """Read the manifest again."""
+        if self._lock is None:
+            self.manifest = manifests.load(self.directory)
+
+    def show(self) -> dict[str, object]:
+        """What `replica show --json` prints. Paths are absolute."""
+        manifest = self.manifest
+        recovered = manifest.recovered
+        operation = manifest.operation
+        return {
+            "id": manifest.id,
+            "name": manifest.name,
+            "path": self.path,
+            "created": manifest.created,
+            "state": manifest.state,
+            "epoch": manifest.epoch,
+            "held": manifest.held,
+            "disks": [
+                {
+                    "name": disk.name,
+                    "size_bytes": disk.size_bytes,
+                    "base": self.file(disk.base),
+                    "journal": self.file(disk.journal) if disk.journal else None,
+                    "grain_bytes": disk.grain_bytes,
+                    "interim": self.file(recovered.interims[disk.name])
+                    if recovered and disk.name in recovered.interims
+                    else None,
+                }
+                for disk in manifest.disks
+            ],
+            "recovered": None if recovered is None else _builtins(recovered),
+            "ingest": self._show_ingest(),
+            "gaps": [_builtins(gap) for gap in manifest.gaps],
+            "operation": None if operation is None else _builtins(operation),
+            "history": [_builtins(ended) for ended in manifest.history],
+        }
+
+    def _show_ingest(self) -> dict[str, object] | None:
+        record = self.manifest.ingest
+        if record is None:
+            return None
+        running = True
+        try:
+            control.ask(self.control_path, "status", timeout_seconds=5.0)
+        except control.NotRunningError:
+            running = False
+        except Error:
+            pass  # it answered, if only to complain
+        return {**_builtins(record), "running": running}
+
+    def rpo(self, points: Points | None = None) -> dict[str, object]:
+        """How far back a failover would go now; never better than the truth.
+
+        target_seconds: what the ingest was asked for, null if there never was one.
+        lag_seconds: from the newest point to now. newest: its time. missed: how often
+        a point came later than the target asked.
+        """
+        points = self.points if points is None else points
+        target = self.manifest.rpo
+        newest = points.latest if len(points) else None
+        now_ns = time.time_ns()
+        missed: object = target.missed if target else 0
+        with contextlib.suppress(Error):
+            missed = control.ask(self.control_path, "status", timeout_seconds=5.0)["missed"]
+        return {
+            "target_seconds": target.target_seconds if target else None,
+            "lag_seconds": None if newest is None else max(0, now_ns - newest.time_ns) / 1e9,
+            "newest": None if newest is None else newest.time,
+            "missed": missed,
+        }
+
+    def seed(
+        self,
+        images: Mapping[str, str | os.PathLike[str]],
+        progress: Callable[[str, int, int], bool] | None = None,
+    ) -> None:
+        """Copy first images into the bases, before anything was journaled.
+
+        Args:
+            images: Disk name and file: raw, or a VMDK that the engine reads.
+            progress: Called with disk, bytes done and bytes in all; False stops.
+        """
+        with self.locked():
+            seeding.seed(self.directory, self.manifest, images, progress)
+
+    def verify(self, progress: Callable[[str, int, int], bool] | None = None) -> dict[str, object]:
+        """Read everything again against its checksums; lists damage, changes nothing."""
+        return provision.verify(self.directory, self.manifest, progress)
+
+    def remove(self, force_name: str | None = None) -> list[str]:
+        """Remove what Rollpoint made here. Returns the disks' files that it leaves alone.
+
+        The bases of a Permanent replica, and bases that were adopted, stay.
+
+        Args:
+            force_name: The replica's name, to remove it in whatever state it is.
+
+        Raises:
+            StateError: It is neither Ready nor Permanent, and not forced.
+            UsageError: force_name is not its name.
+            LockedError: An ingest or an operation has it open.
+        """
+        if force_name is not None and force_name != self.name:
+            raise UsageError(
+                f"the name {force_name!r} is not that of this replica, which is {self.name!r}"
+            )
+        with self.locked():
+            if force_name is None:
+                self.need_state("Ready", "Permanent", doing="remove")
+            return provision.remove(self.directory, self.manifest)
+
+    def close(self) -> None:
+        """Let the directory go."""
+        self.directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def list_replicas(
+    path: str | os.PathLike[str], io: _native.Io | None = None
+) -> list[dict[str, object]]:
+    """The replicas directly under a directory, by name; damaged ones with their error."""
+    io = io or _native.Io.posix()
+    parent = io.open_dir(os.path.abspath(path))
+    found: list[dict[str, object]] = []
+    for name in parent.list():
+        place = os.path.join(parent.path, name)
+        try:
+            if not parent.stat(name).is_directory:
+                continue
+            with Replica.open(place, io) as replica:
+                manifest = replica.manifest
+                found.append(
+                    {
+                        "name": manifest.name,
+                        "path": place,
+                        "id": manifest.id,
+                        "state": manifest.state,
+                        "disks": len(manifest.disks),
+                        "size_bytes": sum(disk.size_bytes for disk in manifest.disks),
+                        "error": None,
+                    }
+                )
+        except NotFoundError:
+            continue
+        except Error as error:
+            found.append(
+                {"name": name, "path": place, "id": None, "state": None, "disks": None,
+                 "size_bytes": None, "error": error.message}
+            )  # fmt: skip
+    parent.close()
+    return found
+
+
+def _lock_within(lock: _native.File, wait_seconds: float, path: str) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            lock.lock()
+            return
+        except LockedError:
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"another operation on the replica {path} is going on",
+                    "wait until it has ended",
+                ) from None
+        time.sleep(_POLL_SECONDS)
+
+
+def _builtins(value: object) -> dict[str, object]:
+    import msgspec
+
+    made: dict[str, object] = msgspec.to_builtins(value)
+    return made
+

@@ -1,0 +1,194 @@
+"""Replicas for tests: made small, fed through real NBD clients, compared with a plain model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import require_tool
+from rollpoint.ingest import Ingest
+from rollpoint.replica import Replica
+
+SECTOR = 512
+SIZES = {"a": (1 << 20) + 7 * SECTOR, "b": 640 << 10}
+SEGMENT_BYTES = 1 << 20
+WAIT_SECONDS = 30.0
+
+
+def libnbd() -> ModuleType:
+    """Debian's binding, which lies outside of a virtual environment; a skip without it."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("nbd")
+    place = "/usr/lib/python3/dist-packages"
+    sys.path.append(place)
+    try:
+        return importlib.import_module("nbd")
+    except ImportError:
+        reason = "libnbd is missing: apt-get install --no-install-recommends python3-libnbd"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    finally:
+        sys.path.remove(place)
+
+
+def wait_until(condition: Any, what: str) -> None:
+    """Poll, for a bounded time."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def ingesting(path: Path, socket: Path, rpo_seconds: float = 3600.0) -> Iterator[Ingest]:
+    """An ingest on a thread of this process; ended in order."""
+    with Replica.open(path) as replica:
+        ingest = Ingest(replica, str(socket), rpo_seconds)
+        ingest.start()
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                ingest.run()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield ingest
+        finally:
+            ingest.stop()
+            thread.join(WAIT_SECONDS)
+            assert not thread.is_alive()
+        if failures:
+            raise failures[0]
+
+
+class Source:
+    """Writes to all exports of an ingest like a machine would, and keeps a model of them."""
+
+    def __init__(self, socket: Path, model: dict[str, bytearray], seed: int) -> None:
+        self.model = model
+        self.rng = random.Random(seed)
+        self._clients = {}
+        for name in model:
+            client = libnbd().NBD()
+            client.connect_uri(f"nbd+unix:///{name}?socket={socket}")
+            assert client.get_size() == len(model[name])
+            self._clients[name] = client
+
+    def act(self) -> None:
+        """One random write, zeroing or trim, of any length at any byte; now and then a flush."""
+        rng = self.rng
+        name = rng.choice(sorted(self.model))
+        disk, client = self.model[name], self._clients[name]
+        length = rng.choice((1, 3, 511, 512, 513, 4096, 8192, rng.randrange(1, 20_000)))
+        offset = rng.randrange(len(disk) - length)
+        if rng.random() < 0.4:
+            offset = offset // 4096 * 4096
+        what = rng.random()
+        if what < 0.75:
+            data = rng.randbytes(length)
+            client.pwrite(data, offset)
+            disk[offset : offset + length] = data
+        elif what < 0.9:
+            client.zero(length, offset)
+            disk[offset : offset + length] = bytes(length)
+        elif what < 0.98:
+            client.trim(length, offset)
+            disk[offset : offset + length] = bytes(length)
+        else:
+            client.flush()
+
+    def snapshot(self) -> dict[str, bytes]:
+        """What the disks hold now."""
+        return {name: bytes(disk) for name, disk in self.model.items()}
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            with contextlib.suppress(Exception):
+                client.shutdown()
+
+
+def empty_model(sizes: dict[str, int] | None = None) -> dict[str, bytearray]:
+    return {name: bytearray(size) for name, size in (sizes or SIZES).items()}
+
+
+def make(path: Path, sizes: dict[str, int] | None = None) -> None:
+    """A replica with empty disks, whose logs have small segments, so that there are many."""
+    disks = list((sizes or SIZES).items())
+    Replica.create(path, disks, segment_bytes=SEGMENT_BYTES).close()
+
+
+def seen_by_qemu(path: Path | str, tmp_path: Path) -> bytes:
+    """What an independent reader finds in a VMDK chain."""
+    target = tmp_path / "seen.raw"
+    subprocess.run(
+        [require_tool("qemu-img"), "convert", "-f", "vmdk", "-O", "raw", str(path), str(target)],
+        check=True,
+        timeout=60,
+    )
+    data = target.read_bytes()
+    target.unlink()
+    return data
+
+
+def checked_by_qemu(path: Path | str) -> None:
+    done = subprocess.run(
+        [require_tool("qemu-img"), "check", "-f", "vmdk", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def rollpoint(*arguments: object, code: int = 0) -> Any:
+    """Run the command line with --json; what it printed, or its error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rollpoint", *map(str, arguments), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    return json.loads(done.stderr)["error"] if code else json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def ingest_process(path: Path, socket: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`rollpoint ingest` as a process; ended by SIGTERM unless it has ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rollpoint", "ingest", str(path), "--socket", str(socket), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=WAIT_SECONDS)
