@@ -1,0 +1,92 @@
+"""rollpoint ingest, mark, hold, release."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import replication
+from ..replica import Replica
+from ..units import format_duration, parse_duration
+from .output import print_json
+
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (ingest, mark, hold, release):
+        app.command(command.__name__)(command)
+
+
+def ingest(
+    directory: Directory,
+    socket: Annotated[str, typer.Option(help="Unix socket for the exports (mode 0600).")],
+    rpo: Annotated[str, typer.Option(help="Between restore points while there are writes.")] = "2s",
+    as_json: AsJson = False,
+) -> None:
+    """Serve one NBD export for each disk, named like it, until SIGTERM or SIGINT.
+
+    Marks a restore point of all disks at one cut every --rpo in which there were writes.
+    """
+    from ..ingest import Ingest
+
+    seconds = parse_duration(rpo)
+    with Replica.open(directory) as replica:
+        service = Ingest(replica, socket, seconds)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: service.stop())
+        service.start()
+        names = [disk.name for disk in replica.manifest.disks]
+        if as_json:
+            print(json.dumps({"socket": socket, "exports": names}))
+        else:
+            typer.echo(
+                f"serving {', '.join(names)} at {socket}; a restore point every "
+                f"{format_duration(seconds)} with writes"
+            )
+        sys.stdout.flush()
+        service.run()
+
+
+def mark(
+    directory: Directory,
+    app: Annotated[
+        bool, typer.Option("--app", help="The application was made quiet: app-consistent.")
+    ] = False,
+    label: Annotated[str, typer.Option(help="Text to find it by.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Mark a restore point of all disks, now. It is durable when this returns."""
+    with Replica.open(directory) as replica:
+        point = replication.mark(replica, "app" if app else "crash", label)
+    if as_json:
+        print_json(point.to_json())
+    else:
+        typer.echo(f"restore point {point.id}, {point.time}")
+
+
+def hold(directory: Directory, as_json: AsJson = False) -> None:
+    """Stop and fence replication: from then on no write is acknowledged."""
+    with Replica.open(directory) as replica:
+        epoch = replication.hold(replica)
+        _tell(replica, epoch, True, as_json)
+
+
+def release(directory: Directory, as_json: AsJson = False) -> None:
+    """Let replication go on after a hold."""
+    with Replica.open(directory) as replica:
+        epoch = replication.release(replica)
+        _tell(replica, epoch, False, as_json)
+
+
+def _tell(replica: Replica, epoch: int, held: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"id": replica.manifest.id, "held": held, "epoch": epoch})
+    else:
+        typer.echo(f"{'on hold' if held else 'released'}, epoch {epoch}")

@@ -1,0 +1,222 @@
+"""Mark, hold and release: beside a running ingest, through its control socket, or without.
+
+Without an ingest the journals are opened here, under the replica's lock. Either way
+the epoch is raised in the manifest before any journal learns of it, so that whatever a
+crash leaves, the manifest's epoch is the highest there is.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from . import control
+from .errors import HeldError, StateError, UsageError
+from .manifest import Gap, Rpo
+from .points import KIND_NUMBERS, Point
+from .replica import Replica
+from .units import parse_time
+
+# After an ingest was killed, its journals' locks are free as soon as the kernel has
+# taken the process away.
+LOCK_SECONDS = 10.0
+LABEL_BYTES_MAX = 255
+
+
+def check_label(label: str) -> str:
+    """The label, when a restore point can carry it.
+
+    Raises:
+        UsageError: It is longer than 255 bytes of UTF-8, or not text.
+    """
+    try:
+        size_bytes = len(label.encode())
+    except UnicodeEncodeError:
+        raise UsageError("the label is not text in UTF-8") from None
+    if size_bytes > LABEL_BYTES_MAX or "\0" in label:
+        raise UsageError(
+            f"the label has {size_bytes} bytes", f"at most {LABEL_BYTES_MAX}, without NUL"
+        )
+    return label
+
+
+def mark(replica: Replica, kind: str = "crash", label: str = "") -> Point:
+    """A restore point of all disks at one cut, now. It is durable when this returns.
+
+    Args:
+        kind: "crash", or "app" when the caller has made the application quiet.
+
+    Raises:
+        StateError: The replica is not Ready.
+        HeldError: Replication is on hold.
+        LockedError: An operation on the replica is going on.
+    """
+    check_label(label)
+    if kind not in KIND_NUMBERS:
+        raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
+    try:
+        return _point(control.ask(replica.control_path, "mark", kind=kind, label=label))
+    except control.NotRunningError:
+        pass
+    with replica.locked():
+        replica.need_state("Ready", doing="mark a restore point of")
+        with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
+            reconcile(replica, journals.held)
+            if replica.manifest.held:
+                raise HeldError(
+                    f"replication of {replica.name} is on hold: nothing new can be marked",
+                    "rollpoint release lets it go on",
+                )
+            note_unclean_end(replica, journals.were_clean, journals.newest_time)
+            point = journals.mark(kind, label)
+            replica.manifest.next_point_id = point.id + 1
+            replica.save()
+            return point
+
+
+def hold(replica: Replica) -> int:
+    """Stop and fence replication of all disks; returns the new epoch.
+
+    When this returns, no write is acknowledged or applied by anybody who was there
+    before, until a release; everything acknowledged lies at or before the newest
+    restore point. On hold already, it returns the present epoch.
+
+    Raises:
+        StateError: The replica is not Ready.
+        LockedError: An operation on the replica is going on.
+    """
+    with replica.locked():
+        replica.need_state("Ready", doing="hold")
+        return hold_locked(replica)
+
+
+def hold_locked(replica: Replica) -> int:
+    """As hold, for an operation that has the lock and has looked at the state."""
+    manifest = replica.manifest
+    if manifest.held and _held_on_disk(replica):
+        return manifest.epoch
+    manifest.epoch += 1
+    replica.save()
+    try:
+        answer = control.ask(replica.control_path, "hold", epoch=manifest.epoch)
+    except control.NotRunningError:
+        _hold_without_ingest(replica)
+    else:
+        take_notes(replica, answer)
+    manifest.held = True
+    replica.save()
+    return manifest.epoch
+
+
+def _hold_without_ingest(replica: Replica) -> None:
+    with replica.journals(
+        writable=True, with_bases=True, wait_seconds=LOCK_SECONDS
+    ) as journals:
+        note_unclean_end(replica, journals.were_clean, journals.newest_time)
+        journals.fence(replica.manifest.epoch)
+        replica.manifest.next_point_id = journals.next_point_id
+
+
+def _held_on_disk(replica: Replica) -> bool:
+    with replica.journals() as journals:
+        return journals.all_held and journals.epoch == replica.manifest.epoch
+
+
+def is_held(replica: Replica) -> bool:
+    """Whether the manifest or any journal says that replication is on hold."""
+    if replica.manifest.held:
+        return True
+    with replica.journals() as journals:
+        return journals.held
+
+
+def release(replica: Replica) -> int:
+    """Let replication go on; returns the epoch. Released already, it changes nothing.
+
+    Raises:
+        StateError: The replica is not Ready.
+        LockedError: An operation on the replica is going on.
+    """
+    with replica.locked():
+        replica.need_state("Ready", doing="release")
+        return release_locked(replica)
+
+
+def release_locked(replica: Replica) -> int:
+    """As release, for an operation that has the lock."""
+    manifest = replica.manifest
+    try:
+        control.ask(replica.control_path, "release", epoch=manifest.epoch)
+    except control.NotRunningError:
+        with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
+            journals.unfence(manifest.epoch)
+    manifest.held = False
+    replica.save()
+    return manifest.epoch
+
+
+def reconcile(replica: Replica, held_on_disk: bool) -> None:
+    """Where a crash left the manifest behind its journals, believe the journals."""
+    if replica.manifest.held != held_on_disk:
+        replica.manifest.held = held_on_disk
+        replica.save()
+
+
+def note_unclean_end(replica: Replica, were_clean: bool, newest: str | None) -> None:
+    """Record a gap when an ingest had the journals and did not close them. Locked."""
+    manifest = replica.manifest
+    record = manifest.ingest
+    if record is None:
+        return
+    if not were_clean or record.error is not None:
+        why = record.error or (
+            f"the ingest begun at {record.started} ended without closing its journals: what it "
+            "had acknowledged in its last moments, and was not flushed, may be missing"
+        )
+        open_gap(replica, newest or manifest.created, why)
+    manifest.ingest = None
+    replica.save()
+
+
+def open_gap(replica: Replica, start: str, cause: str) -> None:
+    """Begin a gap, unless one is open. Locked; the caller saves."""
+    if not any(gap.end is None for gap in replica.manifest.gaps):
+        replica.manifest.gaps = [
+            *replica.manifest.gaps,
+            Gap(start=start, end=None, cause=cause),
+        ]
+
+
+def close_gap(replica: Replica, end: str) -> None:
+    """End the open gap, if there is one, at the first point after it. Locked."""
+    for gap in replica.manifest.gaps:
+        if gap.end is None:
+            gap.end = end if parse_time(end) > parse_time(gap.start) else gap.start
+
+
+def take_notes(replica: Replica, notes: dict[str, object]) -> None:
+    """Put into the manifest what an ingest could not write itself. Locked."""
+    manifest = replica.manifest
+    for row in cast("list[dict[str, str | None]]", notes.get("gaps", [])):
+        start, cause = row["start"], row["cause"]
+        assert start is not None
+        assert cause is not None
+        open_gap(replica, start, cause)
+        if row["end"] is not None:
+            close_gap(replica, row["end"])
+    manifest.next_point_id = max(manifest.next_point_id, cast(int, notes["next_point_id"]))
+    if notes.get("rpo_seconds") is not None:
+        manifest.rpo = Rpo(
+            target_seconds=cast(float, notes["rpo_seconds"]), missed=cast(int, notes["missed"])
+        )
+
+
+def _point(answer: dict[str, object]) -> Point:
+    try:
+        return Point(
+            cast(int, answer["id"]),
+            parse_time(cast(str, answer["time"])),
+            cast(str, answer["kind"]),
+            cast(str, answer["label"]),
+        )
+    except KeyError as error:
+        raise StateError(f"the ingest answered without {error}") from None
