@@ -1,0 +1,154 @@
+"""rollpoint failover, undo, permanent, resume.
+
+A failover's time counts from the key press: nothing heavy is imported here, and rich
+is left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from ..replica import Replica
+from ..units import format_duration, parse_duration, parse_size
+from .output import print_json
+
+if TYPE_CHECKING:
+    from ..manifest import MachineSettings, Step
+    from ..steps import Outcome
+
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OperationId = Annotated[
+    str | None,
+    typer.Option(help="Asked again with the same id, it is done once."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (failover, undo, permanent, resume):
+        app.command(command.__name__)(command)
+
+
+def failover(
+    directory: Directory,
+    to: Annotated[
+        str, typer.Option(help="latest, a restore point's id, or a moment (ISO 8601).")
+    ] = "latest",
+    no_power_on: Annotated[
+        bool, typer.Option("--no-power-on", help="Leave the disks ready; start nothing.")
+    ] = False,
+    memory: Annotated[str | None, typer.Option(help="Of the machine, as in 256M.")] = None,
+    accel: Annotated[
+        str | None, typer.Option(help="tcg, or kvm where it proves usable.")
+    ] = None,
+    marker: Annotated[
+        str | None, typer.Option(help="Text on the serial console that says it is up.")
+    ] = None,
+    timeout: Annotated[str | None, typer.Option(help="To wait for the marker.")] = None,
+    operation_id: OperationId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the replica up as of a restore point; its writes go into overlays."""
+    from .. import failover as room
+
+    with Replica.open(directory) as replica:
+        outcome = room.failover(
+            replica,
+            to,
+            power_on=not no_power_on,
+            settings=_settings(replica, memory, accel, marker, timeout),
+            operation_id=operation_id,
+            on_step=_teller(as_json),
+        )
+        _tell(replica, outcome, as_json)
+
+
+def _settings(
+    replica: Replica,
+    memory: str | None,
+    accel: str | None,
+    marker: str | None,
+    timeout: str | None,
+) -> MachineSettings:
+    """The manifest's machine settings with what the command line says instead."""
+    from msgspec.structs import replace
+
+    settings = replace(replica.manifest.machine)
+    if memory is not None:
+        settings.memory_bytes = parse_size(memory)
+        if settings.memory_bytes < 1 << 20:
+            raise UsageError(f"a machine with {memory} of memory cannot start", "as in 256M")
+    if accel is not None:
+        if accel not in ("tcg", "kvm"):
+            raise UsageError(f"{accel!r} is not an accelerator", "tcg or kvm")
+        settings.accelerator = accel
+    if marker is not None:
+        settings.marker = marker or None
+    if timeout is not None:
+        settings.timeout_seconds = parse_duration(timeout)
+    return settings
+
+
+def undo(directory: Directory, operation_id: OperationId = None, as_json: AsJson = False) -> None:
+    """End a failover: power off, drop what was written since, replicate again."""
+    from .. import failover as room
+
+    with Replica.open(directory) as replica:
+        outcome = room.undo(replica, operation_id=operation_id, on_step=_teller(as_json))
+        _tell(replica, outcome, as_json)
+
+
+def permanent(
+    directory: Directory, operation_id: OperationId = None, as_json: AsJson = False
+) -> None:
+    """End a failover: merge everything into the base. No restore point stays."""
+    from .. import failover as room
+
+    with Replica.open(directory) as replica:
+        outcome = room.make_permanent(
+            replica, operation_id=operation_id, on_step=_teller(as_json)
+        )
+        _tell(replica, outcome, as_json)
+
+
+def resume(directory: Directory, as_json: AsJson = False) -> None:
+    """Finish, or roll back, what a crash left."""
+    from .. import failover as room
+
+    with Replica.open(directory) as replica:
+        outcome = room.resume(replica, on_step=_teller(as_json))
+        if outcome is not None:
+            _tell(replica, outcome, as_json)
+        elif as_json:
+            print_json({"state": replica.manifest.state, "operation": None})
+        else:
+            typer.echo(f"nothing to resume; the state is {replica.manifest.state}")
+
+
+def _teller(as_json: bool) -> Callable[[Step], None] | None:
+    if as_json:
+        return None
+
+    def tell(step: Step) -> None:
+        if step.state == "done":
+            time = format_duration(step.seconds or 0.0)
+            sys.stdout.write(f"{step.name:<12}  {time:>9}  {step.note}\n")
+            sys.stdout.flush()
+
+    return tell
+
+
+def _tell(replica: Replica, outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print_json(outcome.to_json())
+        return
+    point = f" as of restore point {outcome.point}" if outcome.point is not None else ""
+    typer.echo(f"{outcome.state}{point}, after {format_duration(outcome.seconds)}")
+    for name, path in outcome.interims.items():
+        typer.echo(f"{name}: {path}")

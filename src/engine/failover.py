@@ -1,0 +1,359 @@
+"""Failover and undo: the operation, step by step, resumable from the manifest.
+
+  hold       replication is stopped and fenced; from here on nothing gets lost or added
+  state      Ready -> Failover; the restore point is chosen and recorded
+  roll back  every journal shows its disk as of the point
+  interim    an empty overlay for every disk, above its journal
+  export     the overlays are mounted: served to this host, read at both ends
+  convert    the guest gets what its new hypervisor needs (left as it is, for now)
+  close      the exports end; nobody has the disks open any more
+  power on   the machine starts from the overlays; every later write lands there
+
+A step that fails is undone together with those before it, and the replica is in the
+state it was found in. A crash leaves the record: `resume` goes forward up to power-on,
+making the overlays anew, because nothing of value is in them before.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from . import interim, permanent, provision, replication, rollback
+from . import undo as undo_room
+from .errors import ExistsError, StateError
+from .manifest import MachineSettings, Recovered, Running
+from .mount import Mount
+from .points import Point, now_text
+from .replica import Replica
+from .steps import OnStep, Outcome, Runner, begin, interim_paths, known_outcome, outcome_of
+
+if TYPE_CHECKING:
+    from .hypervisor.base import Hypervisor
+
+FAILOVER_STEPS = (
+    "hold", "state", "roll back", "interim", "export", "convert", "close", "power on",
+)  # fmt: skip
+
+
+def failover(
+    replica: Replica,
+    to: Point | int | str = "latest",
+    *,
+    hypervisor: Hypervisor | None = None,
+    power_on: bool = True,
+    settings: MachineSettings | None = None,
+    operation_id: str | None = None,
+    on_step: OnStep | None = None,
+) -> Outcome:
+    """Bring the replica up as of a restore point, its writes kept in overlays.
+
+    Args:
+        to: A point, its id, "latest", or a moment: the newest point not after it.
+        hypervisor: Where to power it on; by default QEMU on this host.
+        power_on: False leaves the disks ready and starts nothing.
+        settings: Of the machine; by default those of the manifest.
+        operation_id: Asked again with the same id, the same outcome is returned and
+            nothing is done; after a crash it goes on where it stopped.
+        on_step: Called when a step begins and when it has been done.
+
+    Raises:
+        StateError: The replica is not Ready.
+        NotFoundError, GapError, UsageError: There is no such point. Nothing was changed.
+        ExistsError: A file stands where an overlay would be made. Nothing was changed.
+        LockedError: Another operation is going on.
+        Error: A step failed. All was undone, or the replica is Failed and says why.
+    """
+    operation_id = operation_id or str(uuid.uuid4())
+    begun = time.perf_counter()
+    with replica.locked():
+        known = known_outcome(replica, operation_id, "failover")
+        if known is not None:
+            return known
+        open_operation = replica.manifest.operation
+        if open_operation is not None and open_operation.id == operation_id:
+            return _go_on(replica, hypervisor, on_step, begun)
+        replica.need_state("Ready", doing="fail over")
+        point = _choose(replica, to)
+        _require_room_for_interims(replica)
+        if settings is not None:
+            replica.manifest.machine = settings
+        if power_on and hypervisor is None:
+            hypervisor = undo_room.local_hypervisor(replica)
+        begin(
+            replica,
+            "failover",
+            FAILOVER_STEPS,
+            operation_id,
+            point=None if to == "latest" else point.id,
+            power_on=power_on,
+        )
+        return _go_on(replica, hypervisor, on_step, begun)
+
+
+def undo(
+    replica: Replica,
+    *,
+    hypervisor: Hypervisor | None = None,
+    operation_id: str | None = None,
+    on_step: OnStep | None = None,
+) -> Outcome:
+    """End a failover by dropping everything that was written since.
+
+    Raises:
+        StateError: The replica is not failed over.
+        Error: A step failed; the replica is in Failover still, or Failed and says why.
+    """
+    operation_id = operation_id or str(uuid.uuid4())
+    begun = time.perf_counter()
+    with replica.locked():
+        known = known_outcome(replica, operation_id, "undo")
+        if known is not None:
+            return known
+        failed = replica.manifest.operation
+        if replica.manifest.state == "Failed" and failed is not None:
+            if failed.kind == "failover":
+                return undo_room.finish_rolling_back(replica, hypervisor, begun)
+            if failed.kind == "permanent" and failed.step("merge").state != "pending":
+                raise StateError(
+                    f"cannot undo: making replica {replica.name} permanent has begun to change "
+                    "its base",
+                    "rollpoint resume goes on with it",
+                )
+            replica.manifest.remember(failed)
+            replica.manifest.state = "Failover"
+        replica.need_state("Failover", doing="undo the failover of")
+        begin(replica, "undo", undo_room.STEPS, operation_id)
+        return undo_room.run(replica, hypervisor, on_step, begun)
+
+
+def resume(
+    replica: Replica, *, hypervisor: Hypervisor | None = None, on_step: OnStep | None = None
+) -> Outcome | None:
+    """Finish, or roll back, what a crash or a failure left. None: there was nothing.
+
+    Raises:
+        LockedError: The operation is going on: it did not crash.
+        Error: It failed again; the replica says why.
+    """
+    begun = time.perf_counter()
+    with replica.locked():
+        operation = replica.manifest.operation
+        if operation is None:
+            return None
+        if operation.kind in ("create", "adopt", "seed", "remove"):
+            provision.resume(replica.directory, replica.manifest)
+            return outcome_of(replica, operation, begun)
+        if operation.kind == "undo":
+            return undo_room.run(replica, hypervisor, on_step, begun)
+        if operation.kind == "permanent":
+            return _permanent(replica, hypervisor, on_step, begun)
+        if replica.manifest.state == "Failed":
+            return undo_room.finish_rolling_back(replica, hypervisor, begun)
+        return _go_on(replica, hypervisor, on_step, begun)
+
+
+def make_permanent(
+    replica: Replica,
+    *,
+    hypervisor: Hypervisor | None = None,
+    operation_id: str | None = None,
+    on_step: OnStep | None = None,
+    progress: permanent.Progress | None = None,
+) -> Outcome:
+    """End a failover by merging everything into the base. It is no replica afterwards.
+
+    The machine is powered off. All restore points are gone when this returns.
+
+    Raises:
+        StateError: The replica is not failed over.
+        Error: A step failed; before the merge the replica is in Failover still, and
+            after it Failed: resume goes on, there is no way back.
+    """
+    operation_id = operation_id or str(uuid.uuid4())
+    begun = time.perf_counter()
+    with replica.locked():
+        known = known_outcome(replica, operation_id, "permanent")
+        if known is not None:
+            return known
+        replica.need_state("Failover", doing="make permanent")
+        begin(replica, "permanent", permanent.STEPS, operation_id)
+        return _permanent(replica, hypervisor, on_step, begun, progress)
+
+
+# ---- failover ----
+
+
+def _choose(replica: Replica, to: Point | int | str) -> Point:
+    points = replica.points
+    if isinstance(to, Point):
+        return points.by_id(to.id)
+    if isinstance(to, int):
+        return points.by_id(to)
+    return rollback.choose(points, to)
+
+
+def _require_room_for_interims(replica: Replica) -> None:
+    for disk in replica.manifest.disks:
+        for name in (interim.interim_name(disk.name), interim.delta_name(disk.name)):
+            if replica.directory.exists(name):
+                raise ExistsError(
+                    f"{replica.file(name)} exists, and no failover of this replica made it",
+                    "move it away",
+                )
+
+
+def _go_on(
+    replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
+) -> Outcome:
+    """All steps of a failover that are not done; on failure back to where it began."""
+    runner = Runner(replica, on_step)
+    steps = _Failover(replica, runner, hypervisor)
+    try:
+        steps.run()
+    except Exception as error:
+        steps.abandon()
+        undo_room.roll_back(replica, hypervisor, str(getattr(error, "message", error)))
+        raise
+    operation = runner.finish()
+    return outcome_of(replica, operation, begun)
+
+
+class _Failover:
+    """The steps of one failover."""
+
+    def __init__(
+        self, replica: Replica, runner: Runner, hypervisor: Hypervisor | None
+    ) -> None:
+        self._replica = replica
+        self._runner = runner
+        self._hypervisor = hypervisor
+        self._mount: Mount | None = None
+
+    def run(self) -> None:
+        runner = self._runner
+        operation = runner.operation
+        runner.run("hold", self._hold)
+        runner.run("state", self._state)
+        runner.run("roll back", self._roll)
+        # A crash before "close" was done may have left half of a conversion behind.
+        again = operation.step("close").state != "done"
+        runner.run("interim", self._interim, again=again)
+        runner.run("export", self._export, again=again)
+        runner.run("convert", lambda: "left as it is", again=again)
+        runner.run("close", self._close)
+        if operation.power_on:
+            runner.run("power on", self._power_on)
+        else:
+            runner.skip("power on", "not asked for")
+
+    def abandon(self) -> None:
+        if self._mount is not None:
+            self._mount.abandon()
+
+    def _hold(self) -> str:
+        epoch = replication.hold_locked(self._replica)
+        operation = self._runner.operation
+        if operation.point is None:
+            operation.point = self._replica.points.latest.id
+        return f"epoch {epoch}"
+
+    def _state(self) -> str:
+        point = self._replica.points.by_id(self._point_id())
+        self._replica.manifest.state = "Failover"
+        self._replica.manifest.recovered = Recovered(
+            operation=self._runner.operation.id,
+            point=point.id,
+            interims={
+                disk.name: interim.interim_name(disk.name)
+                for disk in self._replica.manifest.disks
+            },
+        )
+        return f"point {point.id}, {point.time}"
+
+    def _point_id(self) -> int:
+        number = self._runner.operation.point
+        assert number is not None
+        return number
+
+    def _roll(self) -> str:
+        point = self._replica.points.by_id(self._point_id())
+        journals = self._replica.journals(writable=True, wait_seconds=replication.LOCK_SECONDS)
+        try:
+            by_name = dict(zip(journals.names, journals.natives, strict=True))
+            done = rollback.roll_back(by_name, point)
+        finally:
+            journals.close()  # in order would show the end of the log again
+        walked = sum(report.entries_walked for report in done)
+        tables = sum(report.tables_written for report in done)
+        return f"{walked} writes walked, {tables} tables written"
+
+    def _interim(self) -> str:
+        for disk in self._replica.manifest.disks:
+            assert disk.journal is not None
+            interim.create_interim(
+                self._replica.directory, disk.name, disk.journal, disk.size_bytes, replace=True
+            )
+        return f"{len(self._replica.manifest.disks)} disk(s)"
+
+    def _interim_paths(self) -> dict[str, str]:
+        return interim_paths(self._replica)
+
+    def _export(self) -> str:
+        self._mount = Mount(self._interim_paths(), self._replica.directory.io)
+        self._mount.check()
+        return "read at both ends"
+
+    def _close(self) -> str:
+        assert self._mount is not None
+        mount, self._mount = self._mount, None
+        mount.close()
+        return "no client left"
+
+    def _power_on(self) -> str:
+        from .hypervisor.base import Drive, Machine
+
+        replica, manifest = self._replica, self._replica.manifest
+        hypervisor = self._hypervisor or undo_room.local_hypervisor(replica)
+        settings = manifest.machine
+        assert manifest.recovered is not None
+        # Known before it runs, so that whoever comes after a crash can find it.
+        manifest.recovered.running = Running(
+            hypervisor=type(hypervisor).__name__.lower(), machine=manifest.id, started=now_text()
+        )
+        replica.save()
+        hypervisor.start(
+            Machine(
+                id=manifest.id,
+                name=manifest.name,
+                drives=tuple(Drive(path) for path in self._interim_paths().values()),
+                memory_bytes=settings.memory_bytes,
+                accelerator="kvm" if settings.accelerator == "kvm" else "tcg",
+            )
+        )
+        if settings.marker is None:
+            return "running"
+        line = hypervisor.wait_for(manifest.id, settings.marker, settings.timeout_seconds)
+        return f"console: {line[:200]}"
+
+
+# ---- undo and permanent ----
+
+
+def _permanent(
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    on_step: OnStep | None,
+    begun: float,
+    progress: permanent.Progress | None = None,
+) -> Outcome:
+    runner = Runner(replica, on_step)
+    replica.manifest.state = "Processing"
+    try:
+        runner.run("power off", lambda: undo_room.power_off(replica, hypervisor))
+        permanent.run(replica, runner, progress)
+    except Exception as error:
+        undo_room.stop_at(replica, runner, error, safe_before="merge")
+        raise
+    return outcome_of(replica, runner.finish(), begun)

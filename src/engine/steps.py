@@ -1,0 +1,174 @@
+"""Steps of an operation, each recorded in the manifest before it is done.
+
+A step that is found "running" after a crash may have been done, in part or in whole;
+so every step can be done again. What is recorded as done is never done twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from .errors import StateError, UsageError
+from .manifest import Kind, Operation, Step
+from .points import now_text
+from .replica import Replica
+
+OnStep = Callable[[Step], None]
+
+
+class Runner:
+    """Runs the steps of the operation in progress of a replica. Inside `locked`.
+
+    Args:
+        on_step: Called with each step when it begins (its state is "running") and when
+            it has been done ("done"), before that is recorded.
+    """
+
+    def __init__(self, replica: Replica, on_step: OnStep | None = None) -> None:
+        self._replica = replica
+        self._on_step = on_step or (lambda step: None)
+
+    @property
+    def operation(self) -> Operation:
+        operation = self._replica.manifest.operation
+        assert operation is not None, "no operation is in progress"
+        return operation
+
+    def run(self, name: str, action: Callable[[], str | None], *, again: bool = False) -> None:
+        """Do a step, unless it is done. What the action returns becomes its note.
+
+        Its end is recorded together with the next step's beginning: a crash in between
+        makes it run again, which every step allows.
+
+        Args:
+            again: Do it even when it is recorded as done (its effect was lost).
+        """
+        step = self.operation.step(name)
+        if step.state in ("done", "skipped") and not again:
+            return
+        step.state = "running"
+        step.started_ns = time.time_ns()
+        self._replica.save()
+        self._on_step(step)
+        begun = time.perf_counter()
+        try:
+            note = action()
+        except BaseException:
+            step.state = "failed"
+            step.seconds = time.perf_counter() - begun
+            raise
+        step.seconds = time.perf_counter() - begun
+        step.state = "done"
+        step.note = note or ""
+        self._on_step(step)
+
+    def skip(self, name: str, note: str) -> None:
+        """Record that a step is not needed."""
+        step = self.operation.step(name)
+        if step.state == "pending":
+            step.state, step.seconds, step.note = "skipped", 0.0, note
+
+    def finish(self, outcome: str = "done", error: str | None = None) -> Operation:
+        """End the operation: into the history, with everything else of the manifest."""
+        operation = self.operation
+        operation.outcome = "done" if outcome == "done" else "rolled back"
+        if outcome == "failed":
+            operation.outcome = "failed"
+        operation.error = error
+        operation.seconds = sum(step.seconds or 0.0 for step in operation.steps)
+        self._replica.manifest.remember(operation)
+        self._replica.save()
+        return operation
+
+
+def begin(
+    replica: Replica, kind: Kind, names: Sequence[str], operation_id: str, **facts: object
+) -> Operation:
+    """Put a new operation into the manifest; the first step's record makes it durable."""
+    operation = Operation(
+        id=operation_id,
+        kind=kind,
+        started=now_text(),
+        found_state=replica.manifest.state,
+        found_held=replica.manifest.held,
+        steps=[Step(name=name) for name in names],
+        **facts,  # type: ignore[arg-type]
+    )
+    replica.manifest.operation = operation
+    return operation
+
+
+class Outcome(NamedTuple):
+    """What an operation came to."""
+
+    operation: str
+    kind: str
+    state: str
+    point: int | None
+    interims: Mapping[str, str]  # disk name -> absolute path of its overlay
+    bases: Mapping[str, str]
+    steps: tuple[Step, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """As `failover --json` prints it."""
+        return {
+            "operation": self.operation,
+            "kind": self.kind,
+            "state": self.state,
+            "point": self.point,
+            "disks": [
+                {"name": name, "base": base, "interim": self.interims.get(name)}
+                for name, base in self.bases.items()
+            ],
+            "steps": [
+                {"name": step.name, "seconds": step.seconds or 0.0, "note": step.note}
+                for step in self.steps
+            ],
+            "seconds": self.seconds,
+        }
+
+
+def known_outcome(replica: Replica, operation_id: str, kind: str) -> Outcome | None:
+    """The outcome of an operation that ended already.
+
+    Raises:
+        UsageError: The id was another operation's, or this one's that failed.
+    """
+    operation = replica.manifest.remembered(operation_id)
+    if operation is None:
+        return None
+    if operation.kind != kind:
+        raise UsageError(
+            f"operation {operation_id} was {operation.kind}, not {kind}", "use a new id"
+        )
+    if operation.outcome != "done":
+        raise StateError(
+            f"operation {operation_id} ended {operation.outcome}: {operation.error}",
+            "begin another one, with a new id",
+        )
+    return outcome_of(replica, operation, None)
+
+
+def outcome_of(replica: Replica, operation: Operation, begun: float | None) -> Outcome:
+    seconds = operation.seconds or 0.0
+    return Outcome(
+        operation=operation.id,
+        kind=operation.kind,
+        state=replica.manifest.state,
+        point=operation.point,
+        interims=interim_paths(replica),
+        bases={disk.name: replica.file(disk.base) for disk in replica.manifest.disks},
+        steps=tuple(operation.steps),
+        seconds=seconds if begun is None else time.perf_counter() - begun,
+    )
+
+
+def interim_paths(replica: Replica) -> dict[str, str]:
+    """Disk name and absolute path of each overlay; empty when it is not failed over."""
+    recovered = replica.manifest.recovered
+    if recovered is None:
+        return {}
+    return {name: replica.file(file) for name, file in recovered.interims.items()}

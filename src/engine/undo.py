@@ -1,0 +1,153 @@
+"""Taking a failover back: by `undo`, or because one of its steps failed.
+
+  power off     the machine lets go of its disks
+  drop interim  what was written since the failover is gone
+  roll back     every journal shows its latest restore point again
+  release       the hold ends: replication goes on
+  state         Ready
+
+Each step can be done again after a crash. Nothing of the base or of the log changes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from . import interim, replication
+from ._native import POINT_LATEST
+from .errors import Error, ToolMissingError
+from .replica import Replica
+from .steps import OnStep, Outcome, Runner, outcome_of
+
+if TYPE_CHECKING:
+    from .hypervisor.base import Hypervisor
+
+STEPS = ("power off", "drop interim", "roll back", "release", "state")
+RUN_DIRECTORY = "run"  # of local machines, in the replica
+
+
+def local_hypervisor(replica: Replica) -> Hypervisor:
+    """QEMU on this host, with its files in the replica's directory.
+
+    Raises:
+        ToolMissingError: It is not installed.
+    """
+    from .hypervisor.qemu import INSTALL_HINT, QEMU_PROGRAM, Qemu
+
+    if shutil.which(QEMU_PROGRAM) is None:
+        raise ToolMissingError(f"{QEMU_PROGRAM} is not installed", INSTALL_HINT)
+    return Qemu(os.path.join(replica.path, RUN_DIRECTORY))
+
+
+def run(
+    replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
+) -> Outcome:
+    """The steps that are not done yet of the undo in progress. Inside `locked`."""
+    runner = Runner(replica, on_step)
+    replica.manifest.state = "Processing"
+
+    def ready() -> str:
+        replica.manifest.state = "Ready"
+        return "Ready"
+
+    try:
+        runner.run("power off", lambda: power_off(replica, hypervisor))
+        runner.run("drop interim", lambda: drop_interims(replica))
+        runner.run("roll back", lambda: _roll_to_latest(replica))
+        runner.run("release", lambda: f"epoch {replication.release_locked(replica)}")
+        runner.run("state", ready)
+    except Exception as error:
+        stop_at(replica, runner, error, safe_before="drop interim")
+        raise
+    return outcome_of(replica, runner.finish(), begun)
+
+
+def roll_back(replica: Replica, hypervisor: Hypervisor | None, why: str) -> None:
+    """Undo a failover that failed. Where that fails too, the replica is Failed. Locked."""
+    manifest = replica.manifest
+    operation = manifest.operation
+    assert operation is not None
+    failed = next((step.name for step in operation.steps if step.state == "failed"), "")
+    operation.error = operation.error or f"{failed}: {why}"
+    try:
+        _take_back(replica, hypervisor)
+        if not operation.found_held and replication.is_held(replica):
+            replication.release_locked(replica)
+    except Error as second:
+        manifest.state = "Failed"
+        operation.outcome = "failed"
+        operation.error += f"; and undoing it: {second.message}"
+        replica.save()
+        raise
+    manifest.state = operation.found_state
+    operation.outcome = "rolled back"
+    manifest.remember(operation)
+    replica.save()
+
+
+def finish_rolling_back(
+    replica: Replica, hypervisor: Hypervisor | None, begun: float
+) -> Outcome:
+    """Try again to take back a failover whose taking back failed. Locked."""
+    operation = replica.manifest.operation
+    assert operation is not None
+    roll_back(replica, hypervisor, "it failed before")
+    return outcome_of(replica, operation, begun)
+
+
+def _take_back(replica: Replica, hypervisor: Hypervisor | None) -> None:
+    """Power off, drop the overlays, show the latest point. Each may have been done."""
+    power_off(replica, hypervisor)
+    drop_interims(replica)
+    _roll_to_latest(replica)
+
+
+def power_off(replica: Replica, hypervisor: Hypervisor | None) -> str:
+    """Pull the recovered machine's plug, if it was powered on here."""
+    recovered = replica.manifest.recovered
+    if recovered is None or recovered.running is None:
+        return "was not on"
+    hypervisor = hypervisor or local_hypervisor(replica)
+    hypervisor.power_off(recovered.running.machine)
+    recovered.running = None
+    return "off"
+
+
+def drop_interims(replica: Replica) -> str:
+    """Remove the overlays of the failover, if it had come to making them."""
+    recovered = replica.manifest.recovered
+    if recovered is None:
+        return "there were none"
+    for name in recovered.interims:
+        interim.remove_interim(replica.directory, name)
+    return f"{len(recovered.interims)} dropped"
+
+
+def _roll_to_latest(replica: Replica) -> str:
+    if replica.manifest.recovered is None:
+        return "was not rolled back"
+    journals = replica.journals(writable=True, wait_seconds=replication.LOCK_SECONDS)
+    try:
+        for journal in journals.natives:
+            journal.roll(POINT_LATEST)
+    finally:
+        journals.close()
+    replica.manifest.recovered = None
+    return "latest"
+
+
+def stop_at(replica: Replica, runner: Runner, error: Exception, safe_before: str) -> None:
+    """A step failed: back to the state found while nothing was given up, else Failed."""
+    operation = runner.operation
+    failed = next((step.name for step in operation.steps if step.state == "failed"), "")
+    reason = f"{failed}: {getattr(error, 'message', error)}"
+    if operation.step(safe_before).state == "pending":
+        replica.manifest.state = "Failover"
+        runner.finish("failed", reason)
+        return
+    operation.error = reason
+    operation.outcome = "failed"
+    replica.manifest.state = "Failed"
+    replica.save()
