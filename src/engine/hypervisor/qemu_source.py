@@ -122,6 +122,7 @@ class SourceMirror:
         self._session_seen = ""
         self._session_due = 0.0
         self._told = True  # of the gap that lasts
+        self._deaf = ""  # why the last call of tell failed
         self._changed = threading.Condition()
         self._gaps: list[Gap] = []
         self._gone = ""
@@ -168,10 +169,11 @@ class SourceMirror:
 
     def describe(self) -> str:
         """The state of each disk and its last problem, in a line."""
-        return "; ".join(
+        words = [
             f"{disk.target.export} {disk.state}" + (f" ({disk.problem})" if disk.problem else "")
             for disk in self._disks
-        )
+        ]
+        return "; ".join([*words, f"it could not be told: {self._deaf}"] if self._deaf else words)
 
     def close(self) -> None:
         """End the jobs; the machine goes on, unprotected. May be called again."""
@@ -256,16 +258,21 @@ class SourceMirror:
     def _is_told(self) -> bool:
         """Whether the other side knows of the gap, if there is one."""
         if not self._told:
-            with contextlib.suppress(Error):
-                self._tell("gap", self.describe())
-                self._told = True
+            self._told = self._did_tell("gap", self.describe())
         return self._told
+
+    def _did_tell(self, kind: Literal["gap", "in-step"], cause: str) -> bool:
+        try:
+            self._tell(kind, cause)
+            self._deaf = ""
+        except Error as error:
+            self._deaf = error.message
+        return not self._deaf
 
     def _end_gap(self) -> None:
         if self.in_step or any(disk.state != "in-step" for disk in self._disks):
             return
-        with contextlib.suppress(Error):
-            self._tell("in-step", "")
+        if self._did_tell("in-step", ""):
             with self._changed:
                 self._gaps[-1] = self._gaps[-1]._replace(end_ns=time.time_ns())
                 self._changed.notify_all()
