@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint.errors import HypervisorError, StateError, ToolMissingError, UsageError
+from rollpoint.hypervisor import qemu_process
 from rollpoint.hypervisor.base import Bus, Drive, Hypervisor, Machine
 from rollpoint.hypervisor.qemu import Qemu
 
@@ -61,6 +62,26 @@ def test_every_bus_boots(tmp_path: Path, qemu: Qemu, bus: Bus) -> None:
     drives = [raw_disk(tmp_path / "a.raw"), raw_disk(tmp_path / "b.raw", "WRONG DISK\r\n")]
     qemu.start(machine(*drives, bus=bus))
     assert qemu.wait_for("vm", "READY", 10)
+
+
+@pytest.mark.skipif(not os.path.exists(qemu_process.UEFI_CODE), reason="ovmf is not installed")
+def test_uefi_has_variables_of_its_own(tmp_path: Path, qemu: Qemu) -> None:
+    disk = raw_disk(tmp_path / "disk.raw")  # not bootable by UEFI, which says so
+    qemu.start(Machine("vm", "vm", (disk,), 128 << 20, firmware="uefi"))
+    assert qemu.wait_for("vm", "BdsDxe: failed to load Boot0001", 60)
+    variables = tmp_path / "run" / "vm" / "uefi-variables.fd"
+    template = Path(qemu_process.UEFI_VARIABLES)
+    assert variables.stat().st_size == template.stat().st_size
+    assert variables.read_bytes() != template.read_bytes()
+
+
+def test_without_uefi_firmware_it_says_what_to_install(
+    tmp_path: Path, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_process, "UEFI_CODE", str(tmp_path / "none"))
+    asked = Machine("vm", "vm", (raw_disk(tmp_path / "disk.raw"),), firmware="uefi")
+    with pytest.raises(ToolMissingError, match="ovmf"):
+        qemu.start(asked)
 
 
 def test_asked_twice_it_starts_once(tmp_path: Path, qemu: Qemu) -> None:

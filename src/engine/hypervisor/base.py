@@ -15,6 +15,7 @@ from ..errors import UsageError
 
 Accelerator = Literal["tcg", "kvm"]
 Bus = Literal["ide", "virtio-blk", "pvscsi"]
+Firmware = Literal["bios", "uefi"]
 State = Literal["running", "paused", "off"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -45,6 +46,7 @@ class Machine:
         memory_bytes: Guest memory, rounded down to whole KiB.
         cpus: Virtual processors.
         bus: The controller all drives hang on. "ide" takes four drives.
+        firmware: What boots the first drive.
         accelerator: "kvm" is probed first and refused where it does not prove usable.
         paused: Start it without letting the guest run.
     """
@@ -55,6 +57,7 @@ class Machine:
     memory_bytes: int = 256 << 20
     cpus: int = 1
     bus: Bus = "ide"
+    firmware: Firmware = "bios"
     accelerator: Accelerator = "tcg"
     paused: bool = False
 

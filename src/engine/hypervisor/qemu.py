@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING
 
 from ..errors import HypervisorError, StateError, ToolMissingError
 from .base import Drive, Handle, Machine, State
-from .qemu_process import arguments_of, command_line, drive_words, locked, spawn, started_ns
+from .qemu_process import (
+    arguments_of,
+    command_line,
+    drive_words,
+    locked,
+    prepare_firmware,
+    spawn,
+    started_ns,
+)
 
 if TYPE_CHECKING:
     from .qmp import Qmp
@@ -67,6 +75,7 @@ class Qemu:
                 return self._already_running(machine, running)
             if machine.accelerator == "kvm":
                 self._probe_kvm(program)
+            prepare_firmware(machine, directory)
             arguments = command_line(machine, directory)
             called_ns = time.time_ns()
             pid = spawn(program, [program, *arguments], directory)

@@ -9,15 +9,19 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 
-from ..errors import HypervisorError, UsageError
+from ..errors import HypervisorError, ToolMissingError, UsageError
 from .base import Drive, Machine
 
 IDE_DRIVES_MAX = 4
+# Where Debian's ovmf package puts the firmware and the variables it starts with.
+UEFI_CODE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+UEFI_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 # QEMU serves one client of a control socket at a time. So there is one for a short word
 # and one for whoever supervises a machine for long; QEMU gets them listening, as these fds.
 QMP_FDS = {"qmp.sock": 3, "supervise.sock": 4}
@@ -27,7 +31,8 @@ def command_line(machine: Machine, directory: str) -> list[str]:
     """QEMU's arguments. Nothing comes from configuration files or defaults."""
     words = ["-name", "guest=" + machine.name.replace(",", ",,")]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]
-    words += ["-accel", machine.accelerator, "-machine", "pc", "-no-reboot"]
+    words += ["-accel", machine.accelerator, "-no-reboot"]
+    words += _firmware_arguments(machine, directory)
     words += ["-m", f"{machine.memory_bytes >> 10}k", "-smp", str(machine.cpus)]
     words += ["-pidfile", os.path.join(directory, "qemu.pid")]
     for fd in QMP_FDS.values():
@@ -43,6 +48,38 @@ def command_line(machine: Machine, directory: str) -> list[str]:
     if machine.paused:
         words.append("-S")
     return words + _drive_arguments(machine)
+
+
+def _firmware_arguments(machine: Machine, directory: str) -> list[str]:
+    if machine.firmware == "bios":
+        return ["-machine", "pc"]
+    code = {"driver": "file", "filename": UEFI_CODE, "node-name": "code", "read-only": True}
+    variables = {"driver": "file", "filename": variables_path(directory), "node-name": "vars"}
+    words = ["-machine", "pc,pflash0=code,pflash1=vars"]
+    return [*words, "-blockdev", json.dumps(code), "-blockdev", json.dumps(variables)]
+
+
+def variables_path(directory: str) -> str:
+    """Where a machine's UEFI variables are kept, from one power-on to the next."""
+    return os.path.join(directory, "uefi-variables.fd")
+
+
+def prepare_firmware(machine: Machine, directory: str) -> None:
+    """Give the machine variables of its own, when it needs some and has none.
+
+    Raises:
+        ToolMissingError: The firmware is not installed.
+    """
+    if machine.firmware == "bios" or os.path.exists(variables_path(directory)):
+        return
+    if not (os.path.exists(UEFI_CODE) and os.path.exists(UEFI_VARIABLES)):
+        raise ToolMissingError(
+            f"{UEFI_CODE}: UEFI firmware is not installed",
+            "apt-get install --no-install-recommends ovmf",
+        )
+    fresh = variables_path(directory) + ".new"
+    shutil.copyfile(UEFI_VARIABLES, fresh)
+    os.replace(fresh, variables_path(directory))
 
 
 def _drive_arguments(machine: Machine) -> list[str]:
