@@ -89,6 +89,10 @@ def test_asked_twice_it_starts_once(tmp_path: Path, qemu: Qemu) -> None:
     first = qemu.start(machine(disk))
     second = Qemu(tmp_path / "run").start(machine(disk))
     assert second.pid == first.pid
+    found = Qemu(tmp_path / "run").handle("vm")
+    assert found is not None
+    assert found.pid == first.pid
+    assert qemu.handle("never-was") is None
     assert abs(second.started_ns - first.started_ns) < 1_000_000_000
     with pytest.raises(StateError, match="other disks"):
         qemu.start(machine(raw_disk(tmp_path / "other.raw")))

@@ -128,6 +128,11 @@ class Qemu:
                 return "off"
             raise
 
+    def handle(self, machine_id: str) -> Handle | None:
+        """The facts of a machine that runs now, whoever started it."""
+        pid = self._find(machine_id)
+        return None if pid is None else self._handle(machine_id, pid, started_ns(pid))
+
     def qmp(
         self, machine_id: str, timeout_seconds: float = 10.0, *, supervise: bool = False
     ) -> Qmp:
