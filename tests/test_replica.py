@@ -223,7 +223,7 @@ def test_seeding_refuses_other_sizes_disks_and_formats_and_changes_nothing(tmp_p
 
 
 def test_a_seeding_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
-    from rollpoint import failover
+    from rollpoint import operation
 
     (tmp_path / "image").write_bytes(b"\1" * 65536)
     with (
@@ -235,7 +235,7 @@ def test_a_seeding_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
         assert replica.manifest.state == "Processing"
         with pytest.raises(StateError, match="has not ended"):
             replica.need_state("Ready", doing="use")
-        done = failover.resume(replica)
+        done = operation.resume(replica)
         assert done is not None
         assert done.state == "Ready"
     assert seen_by_qemu(tmp_path / "r" / "d-journal.vmdk", tmp_path) == b"\1" * 65536

@@ -12,13 +12,15 @@ if __name__ != "rollpoint":  # a second copy would have second exception classes
     raise ImportError(f"this package is imported as rollpoint, not as {__name__}")
 
 _HOME = {
+    "Export": "export",
+    "serve": "export",
     "Error": "errors",
     "open_disk": "disk",
     "Replica": "replica",
-    "failover": "failover",
-    "undo": "failover",
-    "permanent": "failover",
-    "resume": "failover",
+    "failover": "operation",
+    "undo": "operation",
+    "permanent": "operation",
+    "resume": "operation",
 }
 
 __all__ = sorted(_HOME)

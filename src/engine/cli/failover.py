@@ -55,7 +55,7 @@ def failover(
     as_json: AsJson = False,
 ) -> None:
     """Bring the replica up as of a restore point; its writes go into overlays."""
-    from .. import failover as room
+    from .. import operation as room
 
     with Replica.open(directory) as replica:
         outcome = room.failover(
@@ -97,7 +97,7 @@ def _settings(
 
 def undo(directory: Directory, operation_id: OperationId = None, as_json: AsJson = False) -> None:
     """End a failover: power off, drop what was written since, replicate again."""
-    from .. import failover as room
+    from .. import operation as room
 
     with Replica.open(directory) as replica:
         outcome = room.undo(replica, operation_id=operation_id, on_step=_teller(as_json))
@@ -108,10 +108,10 @@ def permanent(
     directory: Directory, operation_id: OperationId = None, as_json: AsJson = False
 ) -> None:
     """End a failover: merge everything into the base. No restore point stays."""
-    from .. import failover as room
+    from .. import operation as room
 
     with Replica.open(directory) as replica:
-        outcome = room.make_permanent(
+        outcome = room.permanent(
             replica, operation_id=operation_id, on_step=_teller(as_json)
         )
         _tell(replica, outcome, as_json)
@@ -119,7 +119,7 @@ def permanent(
 
 def resume(directory: Directory, as_json: AsJson = False) -> None:
     """Finish, or roll back, what a crash left."""
-    from .. import failover as room
+    from .. import operation as room
 
     with Replica.open(directory) as replica:
         outcome = room.resume(replica, on_step=_teller(as_json))

@@ -20,8 +20,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import interim, permanent, provision, replication, rollback
-from . import undo as undo_room
+from . import interim, merging, provision, replication, rollback, undoing
 from .errors import ExistsError, StateError
 from .manifest import MachineSettings, Recovered, Running
 from .mount import Mount
@@ -80,7 +79,7 @@ def failover(
         if settings is not None:
             replica.manifest.machine = settings
         if power_on and hypervisor is None:
-            hypervisor = undo_room.local_hypervisor(replica)
+            hypervisor = undoing.local_hypervisor(replica)
         begin(
             replica,
             "failover",
@@ -114,7 +113,7 @@ def undo(
         failed = replica.manifest.operation
         if replica.manifest.state == "Failed" and failed is not None:
             if failed.kind == "failover":
-                return undo_room.finish_rolling_back(replica, hypervisor, begun)
+                return undoing.finish_rolling_back(replica, hypervisor, begun)
             if failed.kind == "permanent" and failed.step("merge").state != "pending":
                 raise StateError(
                     f"cannot undo: making replica {replica.name} permanent has begun to change "
@@ -124,8 +123,8 @@ def undo(
             replica.manifest.remember(failed)
             replica.manifest.state = "Failover"
         replica.need_state("Failover", doing="undo the failover of")
-        begin(replica, "undo", undo_room.STEPS, operation_id)
-        return undo_room.run(replica, hypervisor, on_step, begun)
+        begin(replica, "undo", undoing.STEPS, operation_id)
+        return undoing.run(replica, hypervisor, on_step, begun)
 
 
 def resume(
@@ -146,21 +145,21 @@ def resume(
             provision.resume(replica.directory, replica.manifest)
             return outcome_of(replica, operation, begun)
         if operation.kind == "undo":
-            return undo_room.run(replica, hypervisor, on_step, begun)
+            return undoing.run(replica, hypervisor, on_step, begun)
         if operation.kind == "permanent":
             return _permanent(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed":
-            return undo_room.finish_rolling_back(replica, hypervisor, begun)
+            return undoing.finish_rolling_back(replica, hypervisor, begun)
         return _go_on(replica, hypervisor, on_step, begun)
 
 
-def make_permanent(
+def permanent(
     replica: Replica,
     *,
     hypervisor: Hypervisor | None = None,
     operation_id: str | None = None,
     on_step: OnStep | None = None,
-    progress: permanent.Progress | None = None,
+    progress: merging.Progress | None = None,
 ) -> Outcome:
     """End a failover by merging everything into the base. It is no replica afterwards.
 
@@ -178,7 +177,7 @@ def make_permanent(
         if known is not None:
             return known
         replica.need_state("Failover", doing="make permanent")
-        begin(replica, "permanent", permanent.STEPS, operation_id)
+        begin(replica, "permanent", merging.STEPS, operation_id)
         return _permanent(replica, hypervisor, on_step, begun, progress)
 
 
@@ -214,7 +213,7 @@ def _go_on(
         steps.run()
     except Exception as error:
         steps.abandon()
-        undo_room.roll_back(replica, hypervisor, str(getattr(error, "message", error)))
+        undoing.roll_back(replica, hypervisor, str(getattr(error, "message", error)))
         raise
     operation = runner.finish()
     return outcome_of(replica, operation, begun)
@@ -315,7 +314,7 @@ class _Failover:
         from .hypervisor.base import Drive, Machine
 
         replica, manifest = self._replica, self._replica.manifest
-        hypervisor = self._hypervisor or undo_room.local_hypervisor(replica)
+        hypervisor = self._hypervisor or undoing.local_hypervisor(replica)
         settings = manifest.machine
         assert manifest.recovered is not None
         # Known before it runs, so that whoever comes after a crash can find it.
@@ -346,14 +345,14 @@ def _permanent(
     hypervisor: Hypervisor | None,
     on_step: OnStep | None,
     begun: float,
-    progress: permanent.Progress | None = None,
+    progress: merging.Progress | None = None,
 ) -> Outcome:
     runner = Runner(replica, on_step)
     replica.manifest.state = "Processing"
     try:
-        runner.run("power off", lambda: undo_room.power_off(replica, hypervisor))
-        permanent.run(replica, runner, progress)
+        runner.run("power off", lambda: undoing.power_off(replica, hypervisor))
+        merging.run(replica, runner, progress)
     except Exception as error:
-        undo_room.stop_at(replica, runner, error, safe_before="merge")
+        undoing.stop_at(replica, runner, error, safe_before="merge")
         raise
     return outcome_of(replica, runner.finish(), begun)

@@ -1,6 +1,6 @@
 """Making a failover permanent: journal and overlay go into the base, and stay there.
 
-  power off     the machine lets go of its disks (failover.py)
+  power off     the machine lets go of its disks (operation.py)
   stop ingest   an ingest that is on hold ends: there will be nothing to replicate to
   merge         what overlay and journal hold is written into each base, and synced
   state         the replica is Permanent: this is the moment from which it is done
