@@ -8,9 +8,32 @@
 
 #include "bytes.h"
 
+/* The end of the data at a place of a flat file.  The kernel walks over all of
+ * a file's extents to the next hole, which on a large file without holes costs
+ * milliseconds each time: the last answer is kept. */
+static int
+find_data_end (struct rp_extent *extent, uint64_t at, uint64_t *out,
+               struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  pthread_mutex_lock (&extent->seeking);
+  if (extent->stable && at >= extent->data_start && at < extent->data_stop) {
+    *out = extent->data_stop;
+  } else {
+    status = rp_file_seek (extent->file, at, false, out, fault);
+    if (status == RP_OK && *out > at) {
+      extent->data_start = at;
+      extent->data_stop = *out;
+    }
+  }
+  pthread_mutex_unlock (&extent->seeking);
+  return status;
+}
+
 /* Cut a run of flat data at what its file really holds. */
 static int
-look_at_file (const struct rp_extent *extent, enum rp_chain_look how,
+look_at_file (struct rp_extent *extent, enum rp_chain_look how,
               struct rp_run *run, struct rp_fault *fault)
 {
   const uint64_t at = run->file_offset_bytes;
@@ -25,7 +48,7 @@ look_at_file (const struct rp_extent *extent, enum rp_chain_look how,
     run->file = NULL;
     run->file_offset_bytes = 0;
   } else if (how == RP_LOOK_HOLES) {
-    status = rp_file_seek (extent->file, at, false, &found, fault);
+    status = find_data_end (extent, at, &found, fault);
     if (status != RP_OK)
       return status;
   }
@@ -59,8 +82,8 @@ rp_chain_look (struct rp_chain *chain, uint32_t depth, uint32_t stop,
     out->depth = depth;
     out->kind = segment.kind == RP_SEGMENT_ZERO ? RP_RUN_ZERO : RP_RUN_DATA;
     if (out->kind == RP_RUN_DATA) {
-      const struct rp_extent *extent = rp_image_extent (chain->links[depth],
-                                                        offset);
+      struct rp_extent *extent = rp_image_extent (chain->links[depth], offset);
+
       out->file = segment.file;
       out->file_offset_bytes = segment.file_offset_bytes;
       if (how != RP_LOOK_TABLES && extent->kind == RP_EXTENT_FLAT)

@@ -24,6 +24,10 @@ struct rp_extent {
   uint64_t          file_offset_bytes;   /* FLAT */
   struct rp_sparse *sparse;      /* SPARSE, COWD */
   _Atomic bool      data_dirty;  /* FLAT: written since the last sync began */
+  bool              stable;      /* FLAT: open for reading only */
+  pthread_mutex_t   seeking;
+  uint64_t          data_start, data_stop;   /* in the file: the last data found;
+                                                only where stable; seeking */
 };
 
 struct rp_image {

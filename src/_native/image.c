@@ -60,6 +60,7 @@ open_extent (const struct rp_extent_spec *spec, bool writable,
   extent->file = spec->file;
   extent->file_offset_bytes = spec->offset_sectors * RP_SECTOR_BYTES;
   atomic_init (&extent->data_dirty, writable);
+  extent->stable = !writable;
   switch (spec->kind) {
   case RP_EXTENT_SPARSE:
   case RP_EXTENT_COWD:
@@ -92,6 +93,7 @@ rp_image_open (const struct rp_extent_spec *extents, uint32_t extent_count,
     struct rp_extent *extent = &image->extents[i];
 
     image->extent_count = i + 1;
+    pthread_mutex_init (&extent->seeking, NULL);
     extent->start_bytes = image->size_bytes;
     status = check_spec (&extents[i], i, fault);
     if (status == RP_OK)
@@ -116,8 +118,10 @@ rp_image_destroy (struct rp_image *image)
 {
   if (!image)
     return;
-  for (uint32_t i = 0; i < image->extent_count; i++)
+  for (uint32_t i = 0; i < image->extent_count; i++) {
     rp_sparse_close (image->extents[i].sparse);
+    pthread_mutex_destroy (&image->extents[i].seeking);
+  }
   free (image);
 }
 
