@@ -26,10 +26,7 @@ HOLE, ZEROS, DATA = _native.RUN_HOLE, _native.RUN_ZERO, _native.RUN_DATA
 @pytest.fixture
 def folder(tmp_path: Path) -> Dir:
     """A directory in which every write-ahead rule is checked."""
-    io = Io.posix()
-    if hasattr(Io, "order"):
-        io = Io.order(io)
-    return io.open_dir(str(tmp_path))
+    return Io.order(Io.posix()).open_dir(str(tmp_path))
 
 
 class Extent(NamedTuple):
@@ -61,11 +58,13 @@ def make(
         redundant=redundant and kind == SPARSE,
         zero_grains=zero_grains and kind == SPARSE,
     )
+    folder.sync()
     return Extent(kind, sectors, name)
 
 
 def make_flat(folder: Dir, name: str, content: bytes) -> Extent:
     folder.open(name, MAKE).pwrite(content, 0)
+    folder.sync()
     return Extent(FLAT, len(content) // 512, name)
 
 
