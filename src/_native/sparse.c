@@ -87,7 +87,9 @@ check_directory (struct rp_sparse *sparse, struct rp_fault *fault)
 
     if (sector)
       starts[used++] = sector;
-    if (sparse->redundant && !sector != !sparse->redundant[i]) {
+    /* a crash may leave one of the two: the first write puts it right */
+    if (sparse->redundant && !sector != !sparse->redundant[i]
+        && !sparse->layout.info.unclean_shutdown) {
       free (starts);
       return rp_fail (fault, RP_CORRUPT, 0,
                       "%s: only one of the grain directories has table %"

@@ -81,6 +81,46 @@ place_cowd (struct rp_sparse *sparse, struct rp_fault *fault)
   return status;
 }
 
+/* Make the redundant table of an index what the primary one is; buffers of one
+ * table each. */
+static int
+repair_table (struct rp_sparse *sparse, uint32_t index, uint8_t *primary,
+              uint8_t *redundant, struct rp_fault *fault)
+{
+  const struct rp_sparse_layout *layout = &sparse->layout;
+  const size_t bytes = (size_t) layout->table_sectors * RP_SECTOR_BYTES;
+  const uint64_t from = (uint64_t) atomic_load (&sparse->directory[index])
+                        * RP_SECTOR_BYTES;
+  const bool both = from != 0 && sparse->redundant[index] != 0;
+  uint64_t sector = 0;
+  uint8_t field[4];
+  int status = RP_OK;
+
+  if (from == 0 && sparse->redundant[index] == 0)
+    return RP_OK;
+  if (from != 0 && !both)
+    status = rp_sparse_reserve (sparse, rp_divide_up (layout->table_sectors,
+                                layout->info.grain_sectors), &sector, fault);
+  if (status == RP_OK && !both) {
+    sparse->redundant[index] = (uint32_t) sector;
+    rp_store32 (field, (uint32_t) sector);
+    status = rp_file_pwrite (sparse->file, field, sizeof field,
+                             layout->info.redundant_directory_sector
+                             * RP_SECTOR_BYTES + 4 * (uint64_t) index, fault);
+  }
+  if (status != RP_OK || from == 0)
+    return status;
+  sector = sparse->redundant[index];
+  status = rp_file_pread_all (sparse->file, primary, bytes, from, fault);
+  if (status == RP_OK)
+    status = rp_file_pread_all (sparse->file, redundant, bytes,
+                                sector * RP_SECTOR_BYTES, fault);
+  if (status == RP_OK && memcmp (primary, redundant, bytes) != 0)
+    status = rp_file_pwrite (sparse->file, primary, bytes,
+                             sector * RP_SECTOR_BYTES, fault);
+  return status;
+}
+
 /* After a crash the redundant tables may be one flush ahead of the primary
  * ones, or behind: make them equal.  Either view was a right one. */
 static int
@@ -94,19 +134,8 @@ repair_redundant (struct rp_sparse *sparse, struct rp_fault *fault)
     status = rp_fail (fault, RP_NO_MEMORY, 0, "opening %s",
                       sparse->file->name);
   for (uint32_t i = 0; status == RP_OK && i < sparse->layout.directory_count;
-       i++) {
-    const uint64_t from = (uint64_t) atomic_load (&sparse->directory[i])
-                          * RP_SECTOR_BYTES;
-    const uint64_t to = (uint64_t) sparse->redundant[i] * RP_SECTOR_BYTES;
-
-    if (from == 0)
-      continue;
-    status = rp_file_pread_all (sparse->file, primary, bytes, from, fault);
-    if (status == RP_OK)
-      status = rp_file_pread_all (sparse->file, redundant, bytes, to, fault);
-    if (status == RP_OK && memcmp (primary, redundant, bytes) != 0)
-      status = rp_file_pwrite (sparse->file, primary, bytes, to, fault);
-  }
+       i++)
+    status = repair_table (sparse, i, primary, redundant, fault);
   free (primary);
   free (redundant);
   return status;
