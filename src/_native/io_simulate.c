@@ -103,6 +103,7 @@ sim_op_text (const struct sim_op *op, char *buffer, size_t buffer_bytes)
   };
   const char *verb = doing[op->kind];
   const char *path = op->path ? op->path->text : "";
+  const char *slash = strcmp (path, "/") == 0 ? "" : "/";
 
   switch (op->kind) {
   case SIM_GROW:
@@ -117,10 +118,11 @@ sim_op_text (const struct sim_op *op, char *buffer, size_t buffer_bytes)
     break;
   case SIM_LINK:
   case SIM_UNLINK:
-    snprintf (buffer, buffer_bytes, "%s %s/%s", verb, path, op->name->text);
+    snprintf (buffer, buffer_bytes, "%s %s%s%s", verb, path, slash,
+              op->name->text);
     break;
   case SIM_RENAME:
-    snprintf (buffer, buffer_bytes, "%s %s/%s to %s", verb, path,
+    snprintf (buffer, buffer_bytes, "%s %s%s%s to %s", verb, path, slash,
               op->name->text, op->to->text);
     break;
   case SIM_ACKNOWLEDGE:

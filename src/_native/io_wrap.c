@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static struct wrap_io *
 io_of (struct rp_io *io)
@@ -49,55 +50,58 @@ after (struct rp_io *io, struct wrap_call *call, int status,
     return after (io, &(call), status, fault);     \
   } while (0)
 
+static const char *
+entry_verb (const struct wrap_call *call)
+{
+  switch (call->kind) {
+  case WRAP_DIR_MAKE:
+    return "make";
+  case WRAP_DIR_REMOVE:
+  case WRAP_DIR_UNLINK:
+    return "unlink";
+  case WRAP_DIR_RENAME:
+    return "rename";
+  case WRAP_FILE_OPEN:
+    return call->flags & RP_OPEN_CREATE ? "make"
+           : call->flags & RP_OPEN_TRUNCATE ? "truncate" : NULL;
+  default:
+    return NULL;
+  }
+}
+
+static const char *
+range_verb (const struct wrap_call *call)
+{
+  switch (call->kind) {
+  case WRAP_FILE_PWRITEV:
+    return "write";
+  case WRAP_FILE_ALLOCATE:
+    return "allocate";
+  case WRAP_FILE_PUNCH:
+    return "punch";
+  default:
+    return NULL;
+  }
+}
+
 void
 wrap_call_text (const struct wrap_call *call, char *buffer, size_t buffer_bytes)
 {
-  const char *path = call->file ? call->file->file.name
-                     : call->dir ? call->dir->dir.path : "";
+  const char *path = call->dir ? call->dir->dir.path : call->file->file.name;
   const unsigned long long offset = call->offset;
-  const unsigned long long stop = call->offset + call->length;
 
   buffer[0] = '\0';
-  switch (call->kind) {
-  case WRAP_DIR_MAKE:
-    snprintf (buffer, buffer_bytes, "make %s/%s", path, call->name);
-    break;
-  case WRAP_DIR_REMOVE:
-  case WRAP_DIR_UNLINK:
-    snprintf (buffer, buffer_bytes, "unlink %s/%s", path, call->name);
-    break;
-  case WRAP_DIR_SYNC:
-  case WRAP_FILE_SYNC:
-    snprintf (buffer, buffer_bytes, "sync %s", path);
-    break;
-  case WRAP_DIR_RENAME:
-    snprintf (buffer, buffer_bytes, "rename %s/%s to %s", path, call->name,
-              call->to);
-    break;
-  case WRAP_FILE_OPEN:
-    if (call->flags & (RP_OPEN_CREATE | RP_OPEN_TRUNCATE))
-      snprintf (buffer, buffer_bytes, "%s %s/%s",
-                call->flags & RP_OPEN_CREATE ? "make" : "truncate",
-                call->dir->dir.path, call->name);
-    break;
-  case WRAP_FILE_PWRITEV:
-    snprintf (buffer, buffer_bytes, "write %s [%llu, %llu)", path, offset,
-              stop);
-    break;
-  case WRAP_FILE_TRUNCATE:
+  if (entry_verb (call))
+    snprintf (buffer, buffer_bytes, "%s %s%s%s%s%s", entry_verb (call), path,
+              strcmp (path, "/") == 0 ? "" : "/", call->name,
+              call->to ? " to " : "", call->to ? call->to : "");
+  else if (range_verb (call))
+    snprintf (buffer, buffer_bytes, "%s %s [%llu, %llu)", range_verb (call),
+              path, offset, offset + call->length);
+  else if (call->kind == WRAP_FILE_TRUNCATE)
     snprintf (buffer, buffer_bytes, "truncate %s to %llu", path, offset);
-    break;
-  case WRAP_FILE_ALLOCATE:
-    snprintf (buffer, buffer_bytes, "allocate %s [%llu, %llu)", path, offset,
-              stop);
-    break;
-  case WRAP_FILE_PUNCH:
-    snprintf (buffer, buffer_bytes, "punch %s [%llu, %llu)", path, offset,
-              stop);
-    break;
-  default:
-    break;
-  }
+  else if (call->kind == WRAP_DIR_SYNC || call->kind == WRAP_FILE_SYNC)
+    snprintf (buffer, buffer_bytes, "sync %s", path);
 }
 
 void

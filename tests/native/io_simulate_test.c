@@ -341,7 +341,7 @@ test_replace_leaves_old_or_new_and_bugs_in_it_are_found (void)
   CHECK (strstr (text, "LOST write /") != NULL
          || strstr (text, "LOST grow /") != NULL);
   CHECK (sweep_replace (true, false, text, sizeof text) == RP_CORRUPT);
-  CHECK (strstr (text, "LOST rename //file.new to file") != NULL);
+  CHECK (strstr (text, "LOST rename /file.new to file") != NULL);
 }
 
 /* ---- recovery, crashed as well ---- */
