@@ -31,6 +31,7 @@ ROWS = [
     {"undoing", "merging"},
     {"operation"},
     {"report", "demo_guest"},
+    {"demo_source", "demo_replica"},
     {"demo", "bench"},
     {"cli"},
 ]
