@@ -115,6 +115,10 @@ class Source:
         else:
             client.flush()
 
+    def write(self, name: str, data: bytes, offset: int) -> None:
+        self._clients[name].pwrite(data, offset)
+        self.model[name][offset : offset + len(data)] = data
+
     def snapshot(self) -> dict[str, bytes]:
         """What the disks hold now."""
         return {name: bytes(disk) for name, disk in self.model.items()}

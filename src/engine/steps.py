@@ -51,18 +51,17 @@ class Runner:
         step.state = "running"
         step.started_ns = time.time_ns()
         self._replica.save()
-        self._on_step(step)
         begun = time.perf_counter()
         try:
-            note = action()
+            self._on_step(step)
+            step.note = action() or ""
+            step.seconds = time.perf_counter() - begun
+            step.state = "done"
+            self._on_step(step)
         except BaseException:
             step.state = "failed"
             step.seconds = time.perf_counter() - begun
             raise
-        step.seconds = time.perf_counter() - begun
-        step.state = "done"
-        step.note = note or ""
-        self._on_step(step)
 
     def skip(self, name: str, note: str) -> None:
         """Record that a step is not needed."""
