@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint import disk as disks
-from rollpoint._native import Dir, Io
+from rollpoint._native import POINT_CRASH, Dir, Io
+from rollpoint.convert import commit
 from rollpoint.disk import create_disk, open_disk
-from rollpoint.errors import ExistsError, NotFoundError, UnsupportedError, UsageError
+from rollpoint.errors import ExistsError, NotFoundError, StateError, UnsupportedError, UsageError
 from rollpoint.interim import KINDS, create_interim, delta_name, interim_name, remove_interim
+from rollpoint.journal import create_journal, open_journal
 
 MIB = 1 << 20
 SIZE = 40 * MIB + 512  # two grain tables
@@ -140,3 +142,47 @@ def test_what_cannot_be_is_refused(replica: Dir) -> None:
     with pytest.raises(UsageError, match="kind"):
         create_interim(replica, "web", "web.vmdk", SIZE, kind="seSparse")
     assert names(replica) == []
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_interim_above_a_journal_shows_its_point_and_leaves_it_alone(
+    kind: str, replica: Dir, tmp_path: Path
+) -> None:
+    base = tmp_path / "web.vmdk"
+    names = create_journal(base, "web", segment_bytes=1 << 20)
+    model = bytearray(seen(base))
+    with open_journal(tmp_path / names.log, base, writable=True) as journal:
+        rng = random.Random(4)
+        for point in (1, 2):
+            for _ in range(20):
+                data = rng.randbytes(rng.randrange(1, 20_000))
+                at = rng.randrange(SIZE - len(data))
+                journal.disk.pwrite(data, at)
+                if point == 1:
+                    model[at : at + len(data)] = data
+            journal.native.mark(point, point, POINT_CRASH)
+        journal.native.commit()
+        journal.native.roll(1)
+    with pytest.raises(StateError, match="journal"):
+        open_disk(tmp_path / names.descriptor, writable=True)
+    log = (tmp_path / names.log).read_bytes()
+
+    create_interim(replica, "web", names.descriptor, SIZE, kind=kind)
+    interim = tmp_path / "web-interim.vmdk"
+    assert seen(interim) == model
+    with open_disk(interim, writable=True) as disk:
+        disk.pwrite(b"x" * 5000, 12_345)
+        model[12_345:17_345] = b"x" * 5000
+    assert [link["type"] for link in disks.info(interim)["chain"]] == [
+        KINDS[kind][0],
+        "twoGbMaxExtentSparse",
+        "vmfs",
+    ]
+    raw = tmp_path / "seen.raw"
+    subprocess.run(
+        [require_tool("qemu-img"), "convert", "-f", "vmdk", "-O", "raw", interim, raw], check=True
+    )
+    assert seen(interim) == raw.read_bytes() == model
+    with pytest.raises(StateError, match="journal"):
+        commit(interim)
+    assert (tmp_path / names.log).read_bytes() == log
