@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -129,6 +133,10 @@ def test_check_ends_with_1_where_something_is_wrong(run, tmp_path: Path) -> None
         (["convert", "text.txt", "b.vmdk", "--to", "raw"], 1, "FormatError"),
         (["compare", "a.vmdk", "text.txt"], 1, "FormatError"),
         (["commit", "a.vmdk"], 2, "UsageError"),
+        (["serve", "a.vmdk"], 2, "UsageError"),
+        (["serve", "missing.vmdk", "--socket", "s"], 1, "NotFoundError"),
+        (["serve", "a.vmdk", "--socket", "s", "--read-only", "--snapshot"], 2, "UsageError"),
+        (["serve", "a.vmdk", "--socket", "text.txt"], 1, "ExistsError"),
     ],
 )
 def test_bad_input_is_a_clear_error_and_changes_nothing(
@@ -151,3 +159,79 @@ def test_bad_input_is_a_clear_error_and_changes_nothing(
     assert plain.code == code
     assert plain.err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# --- serve ---
+
+
+@contextmanager
+def served(folder: Path, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and its URI; stopped by SIGTERM if it still runs."""
+    command = [sys.executable, "-m", "rollpoint", "disk", "serve", *map(str, arguments)]
+    process = subprocess.Popen(
+        [*command, "--socket", "nbd.sock", "--json"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        yield process, json.loads(line)["uri"]
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert errors == ""
+
+
+def qemu_io(uri: str, *commands: str) -> None:
+    arguments = [part for command in commands for part in ("-c", command)]
+    done = subprocess.run(
+        [require_tool("qemu-io"), "-f", "raw", *arguments, uri], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_cleanly_and_keeps_what_was_written(
+    end: signal.Signals,
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    run("create", "a.vmdk", "4M")
+    cid = run("info", "a.vmdk", "--json").json["cid"]
+    with served(tmp_path, "a.vmdk") as (process, uri):
+        assert (tmp_path / "nbd.sock").stat().st_mode & 0o777 == 0o600
+        qemu_io(uri, "write -P 7 1000 70000", "read -P 7 1000 70000")
+        second = run("serve", "a.vmdk", "--socket", "other.sock", "--json")
+        assert (second.code, json.loads(second.err)["error"]["type"]) == (1, "LockedError")
+        process.send_signal(end)
+        assert process.wait(timeout=60) == 0
+    assert not (tmp_path / "nbd.sock").exists()
+    assert run("check", "a.vmdk").code == 0
+    assert run("info", "a.vmdk", "--json").json["cid"] != cid
+    with open_disk(tmp_path / "a.vmdk") as disk:
+        assert disk.pread(70_002, 999) == b"\0" + b"\7" * 70_000 + b"\0"
+
+
+def test_serve_without_writes_or_as_a_snapshot_changes_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run("create", "a.vmdk", "4M")
+    with open_disk(tmp_path / "a.vmdk", writable=True) as disk:
+        disk.pwrite(b"\5" * MIB, 0)
+    before = (tmp_path / "a.vmdk").read_bytes()
+    with served(tmp_path, "a.vmdk", "--read-only", "--name", "disk") as (_, uri):
+        said = subprocess.run(
+            [require_tool("nbdinfo"), uri], capture_output=True, text=True, check=True
+        )
+        assert "is_read_only: true" in said.stdout
+        assert "export-size: 4194304" in said.stdout
+    with served(tmp_path, "a.vmdk") as (_, uri):
+        qemu_io(uri, "read -P 5 0 1000", "flush")
+    with served(tmp_path, "a.vmdk", "--snapshot", "--scratch", tmp_path) as (_, uri):
+        qemu_io(uri, "write -P 7 1000 70000", "read -P 7 1000 70000", "read -P 5 0 1000", "flush")
+    assert (tmp_path / "a.vmdk").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.vmdk"]

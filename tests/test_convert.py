@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import require_tool
 from rollpoint import disk as disks
+from rollpoint._native import Io
 from rollpoint.convert import Comparison, commit, compare, convert
 from rollpoint.create import LAYOUTS
 from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import (
     DamagedError,
+    Error,
     ExistsError,
     LockedError,
     NotFoundError,
@@ -128,6 +132,26 @@ def test_a_conversion_that_stops_leaves_nothing(to: str, tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_conversion_that_fails_at_any_call_leaves_nothing(tmp_path: Path) -> None:
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(random.Random(2).randbytes(200_192))
+    for to in ("monolithicSparse", "vmfsSparse", "vmfs"):
+        folder = tmp_path / to
+        folder.mkdir()
+        for call in range(1, 200):
+            io = Io.fault(Io.posix(), call=call, os_errno=errno.ENOSPC)
+            try:
+                convert(raw, folder / "a.vmdk", to, source_format="raw", io=io)
+            except Error:
+                assert list(folder.iterdir()) == []
+            else:
+                assert seen(folder / "a.vmdk") == raw.read_bytes()
+                assert call > 10
+                break
+        else:
+            raise AssertionError("it never succeeds")
+
+
 # --- compare ---
 
 
@@ -223,6 +247,34 @@ def test_other_children_are_refused_after_a_commit(tmp_path: Path) -> None:
     commit(child)
     with pytest.raises(DamagedError, match="other"):
         open_disk(tmp_path / "other.vmdk")
+
+
+@pytest.mark.parametrize("types", CHAINS[:3], ids="-".join)
+def test_a_commit_that_fails_anywhere_can_be_asked_for_again(
+    types: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Every call fails in turn, and all after it; then it is asked for again."""
+    (tmp_path / "new").mkdir()
+    content = seen(chain(tmp_path / "new", types)[-1])
+    for call in [*range(8, 48, 2), *random.Random(5).sample(range(48, 200), 5)]:
+        folder = tmp_path / str(call)
+        shutil.copytree(tmp_path / "new", folder)
+        *_, parent, child = [folder / f"{number}.vmdk" for number in range(len(types))]
+        io = Io.fault(Io.posix(), call=call, os_errno=errno.EIO, sticky=True)
+        try:
+            commit(child, io=io)
+        except Error:
+            try:
+                shown, hint = seen(child), ""
+            except DamagedError as refused:
+                shown, hint = content, refused.hint
+            assert shown == content
+            assert hint == "" or "rollpoint disk commit" in hint
+            commit(child)
+        assert seen(parent) == seen(child) == content
+        assert b"rollpoint.commit" not in child.read_bytes()
+        findings = disks.check(parent)["findings"] + disks.check(child)["findings"]
+        assert {finding["kind"] for finding in findings} <= {"leak"}, f"call {call}"
 
 
 def test_a_commit_that_cannot_be_is_refused(tmp_path: Path) -> None:

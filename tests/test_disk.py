@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint import disk as disks
-from rollpoint._native import RUN_DATA
+from rollpoint._native import RUN_DATA, Io
 from rollpoint.create import LAYOUTS
 from rollpoint.descriptor import Extent, parse
 from rollpoint.descriptor_write import format_descriptor, new_descriptor
@@ -447,6 +448,14 @@ def test_there_is_one_writer(type: str, tmp_path: Path) -> None:
     open_disk(path, writable=True).close()
 
 
+def test_an_exception_that_somebody_keeps_keeps_no_lock(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.vmdk", "monolithicSparse", MIB)
+    with pytest.raises(UsageError) as kept, open_disk(path, writable=True) as disk:
+        disk.pwrite(b"x", MIB)
+    open_disk(path, writable=True).close()
+    del kept
+
+
 @pytest.mark.parametrize("type", SPARSE)
 def test_an_exception_leaves_the_disk_as_a_crash_would(type: str, tmp_path: Path) -> None:
     path = make(tmp_path / "a.vmdk", type, MIB)
@@ -605,6 +614,25 @@ def test_an_empty_disk_of_two_tebibytes_takes_no_space(tmp_path: Path) -> None:
         disk.pwrite(b"end", (2 << 40) - 3)
     with open_disk(path) as disk:
         assert disk.pread(4, (2 << 40) - 4) == b"\0end"
+
+
+def test_a_failure_at_any_call_leaves_nothing(tmp_path: Path) -> None:
+    """Every call to storage fails in turn, as on a full file system."""
+    for type in ("monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse", "vmfs", "raw"):
+        for call in range(1, 400):
+            folder = tmp_path / f"{type}{call}"
+            folder.mkdir()
+            io = Io.fault(Io.posix(), call=call, os_errno=errno.ENOSPC)
+            try:
+                create_disk(str(folder / "a.vmdk"), type, 3 * MIB, split_sectors=4096, io=io)
+            except Error:
+                assert list(folder.iterdir()) == []
+            else:
+                break
+        else:
+            raise AssertionError("it never succeeds")
+        assert call > 4
+        assert seen_by_us(folder / "a.vmdk", **({"format": "raw"} if type == "raw" else {}))
 
 
 # --- what strangers may hand us ---

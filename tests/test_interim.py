@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import subprocess
 from pathlib import Path
@@ -12,7 +13,14 @@ from rollpoint import disk as disks
 from rollpoint._native import POINT_CRASH, Dir, Io
 from rollpoint.convert import commit
 from rollpoint.disk import create_disk, open_disk
-from rollpoint.errors import ExistsError, NotFoundError, StateError, UnsupportedError, UsageError
+from rollpoint.errors import (
+    Error,
+    ExistsError,
+    NotFoundError,
+    StateError,
+    UnsupportedError,
+    UsageError,
+)
 from rollpoint.interim import KINDS, create_interim, delta_name, interim_name, remove_interim
 from rollpoint.journal import create_journal, open_journal
 
@@ -128,6 +136,20 @@ def test_removing_twice_happens_once(replica: Dir, tmp_path: Path) -> None:
         remove_interim(replica, "web")
         remove_interim(replica, "web")
         assert replica.list() == before
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_failure_at_any_call_leaves_nothing(kind: str, replica: Dir, tmp_path: Path) -> None:
+    for call in range(1, 400):
+        try:
+            dir = Io.fault(Io.posix(), call=call, os_errno=errno.ENOSPC).open_dir(str(tmp_path))
+            create_interim(dir, "web", "web.vmdk", SIZE, kind=kind)
+        except Error:
+            assert names(replica) == []
+        else:
+            break
+    assert call > 4
+    assert seen(tmp_path / "web-interim.vmdk") == seen(tmp_path / "web.vmdk")
 
 
 def test_what_cannot_be_is_refused(replica: Dir) -> None:

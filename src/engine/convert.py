@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from ._native import RUN_DATA, Chain, Disk, Io
+from typing_extensions import Buffer
+
+from ._native import RUN_DATA, Chain, Io
 from .create import NewDisk
 from .descriptor_write import new_cid, noted_commit
 from .disk import OpenDisk, Run, open_disk
@@ -63,11 +66,18 @@ def convert(
             adapter=adapter,
         ) as new,
     ):
-        copy_data(disk, new.chain, progress)
+        copy_data(disk, new, progress)
         new.publish()
 
 
-def copy_data(source: OpenDisk, target: Disk, progress: Progress | None = None) -> None:
+class Target(Protocol):
+    """What can be written: an open disk, one in the making, or a native one."""
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        """Write a bytes-like object at offset."""
+
+
+def copy_data(source: OpenDisk, target: Target, progress: Progress | None = None) -> None:
     """Write the data of one disk into another of its size that reads as zeros."""
     total = source.size_bytes
     for run in source.runs():
@@ -81,7 +91,7 @@ def copy_data(source: OpenDisk, target: Disk, progress: Progress | None = None) 
             progress(stop, total)
 
 
-def _write_nonzero(target: Disk, data: bytes, offset: int) -> None:
+def _write_nonzero(target: Target, data: bytes, offset: int) -> None:
     """Write data at offset, without the 64 KiB blocks that are zeros."""
     unit = len(_ZEROS)
     start: int | None = None  # of the piece to write
@@ -205,16 +215,18 @@ def commit(
     """
     path = os.fspath(child)
     links = open_links(path, writable=True, io=io, allow_root=allow_root)
+    top: OpenDisk | None = None
     try:
-        noted = noted_commit(links[0].descriptor) if links[0].descriptor else None
+        above = links[0].descriptor
+        noted = None if above is None else noted_commit(above)
         for problem in problems(links, expect_cid=noted):
             raise problem
         if len(links) == 1:
             raise UsageError(f"{path} has no parent to be merged into", "name a child")
-        parent_path = links[1].path
-        above, below = links[0].descriptor, links[1].descriptor
+        below, parent_path = links[1].descriptor, links[1].path
         assert above is not None
         assert below is not None
+        top = OpenDisk(path, links, Chain([link.image(False) for link in links]), writable=False)
         with open_disk(parent_path, writable=True, io=io, allow_root=allow_root) as parent:
             if above.parent_cid == below.cid:
                 noted = new_cid()
@@ -222,22 +234,11 @@ def commit(
             assert noted is not None
             parent.begin(noted)
             links[0].rewrite(parent_cid=noted)
-            _merge(Chain([link.image(False) for link in links]), parent.native, progress)
+            top.merge(1, parent, progress)
         links[0].rewrite(end_commit=True)
         return parent_path
     finally:
+        if top is not None:
+            top.close()
         for link in links:
             link.close()
-
-
-def _merge(chain: Chain, parent: Disk, progress: Progress | None) -> None:
-    if progress is None:
-        chain.merge(1, parent)
-        return
-    total = chain.size_bytes
-
-    def told(done: int) -> bool:
-        progress(done, total)
-        return True
-
-    chain.merge(1, parent, told)

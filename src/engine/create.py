@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from typing_extensions import Buffer
+
 from ._native import (
     EXTENT_COWD,
     EXTENT_FLAT,
@@ -104,7 +106,8 @@ class NewDisk:
         self._chain: Chain | None = None
         self._made: list[str] = []
         self.published = False
-        sizes = _split(size_bytes // SECTOR_BYTES, split_sectors or self._layout.split_sectors)
+        most = self._layout.split_sectors and (split_sectors or self._layout.split_sectors)
+        sizes = _split(size_bytes // SECTOR_BYTES, most)
         names = list(file_names or self._part_names(len(sizes)))
         self.descriptor: Descriptor | None = None
         self._text = b""
@@ -133,6 +136,10 @@ class NewDisk:
         if self._chain is None:
             raise StateError(f"{self._name} is finished", "open it as a disk")
         return self._chain
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        """Write a bytes-like object at offset."""
+        self.chain.pwrite(data, offset)
 
     @property
     def _one_file(self) -> bool:
@@ -188,6 +195,7 @@ class NewDisk:
         """Make everything durable, then let the disk be seen; nothing may be written after."""
         self.chain.close_clean()
         self._dir.sync()
+        self._made.insert(0, self._name)  # from here on it may be there
         if self._one_file:
             self._dir.rename(self._name + PART_SUFFIX, self._name)
             self._dir.sync()
@@ -199,11 +207,14 @@ class NewDisk:
     def abandon(self) -> None:
         """Take the files away again, as far as the storage allows."""
         self._close()
+        dir = self._dir
+        with contextlib.suppress(Error):
+            dir = dir.io.open_dir(dir.path)  # a failed sync was final for the other handle
         for name in self._made:
-            with contextlib.suppress(Error, OSError):
-                self._dir.unlink(name)
-        with contextlib.suppress(Error, OSError):
-            self._dir.sync()
+            with contextlib.suppress(Error):
+                dir.unlink(name)
+        with contextlib.suppress(Error):
+            dir.sync()
 
     def _close(self) -> None:
         for file in self._files:

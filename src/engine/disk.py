@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -169,6 +169,28 @@ class OpenDisk:
             yield run
             offset += run.length_bytes
 
+    def merge(
+        self, count: int, target: OpenDisk, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Write into target what the topmost links hold themselves. Asked twice, it happens once.
+
+        Args:
+            count: How many links.
+            target: A disk that holds the rest already: the link below them, opened
+                by itself for writing.
+            progress: Called with bytes done and bytes in all.
+        """
+        total = self.size_bytes
+
+        def told(done: int) -> bool:
+            if progress is not None:
+                progress(done, total)
+            return True
+
+        # nothing native is left in a variable: an exception that somebody keeps
+        # would keep it too, and with it the locks of its files
+        self._open_chain().merge(count, target.writing(), told)
+
     def info(self) -> Info:
         """What the disk is, as ``info`` says."""
         return describe(self.path, self._links)
@@ -233,8 +255,8 @@ def open_disk(
     try:
         for problem in problems(links):
             raise problem
-        images = [link.image(writable and link is links[0]) for link in links]
-        return OpenDisk(path, links, Chain(images), writable=writable)
+        chain = Chain([link.image(writable and link is links[0]) for link in links])
+        return OpenDisk(path, links, chain, writable=writable)
     except BaseException:
         for link in links:
             link.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import typer
 
 from .. import convert as copies
 from .. import disk as disks
+from ..errors import UsageError
 from ..units import format_size, parse_size
 from .output import print_json, print_table
 
@@ -232,3 +234,64 @@ def run_commit(
         print_json({"child": str(Path(child).absolute()), "parent": str(Path(parent).absolute())})
     else:
         typer.echo(f"{child} is merged into {parent}")
+
+
+@_disk.command("serve")
+def run_serve(
+    file: File,
+    socket: Annotated[Path, typer.Option(metavar="PATH", help="Unix socket to make, mode 0600.")],
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse writes.")] = False,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Take writes, and forget them at the end.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="Of the export; by default the default one.")] = "",
+    scratch: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where a snapshot's writes go until the end."),
+    ] = None,
+    format: Format = None,
+    allow_root: AllowRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a disk over NBD until SIGINT or SIGTERM; then flush and close it."""
+    from ..export import Export, serve
+
+    if read_only and snapshot:
+        raise UsageError("a disk is served read-only or as a snapshot", "leave one of them out")
+    ends = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the server's threads inherit it
+    try:
+        if snapshot:
+            opened = disks.open_snapshot(
+                file, scratch_dir=scratch, format=format, allow_root=allow_root
+            )
+        else:
+            opened = disks.open_disk(
+                file, writable=not read_only, format=format, allow_root=allow_root
+            )
+        with opened as disk:
+            written = False
+            try:
+                export = Export(name, disk.native, read_only=read_only)
+                with serve([export], socket=socket) as server:
+                    written = True
+                    _tell(file, server.uri, name, disk.size_bytes, read_only, snapshot, as_json)
+                    signal.sigwait(ends)
+                stats = server.stats()
+                written = any(stats[key] for key in ("writes", "zeroes", "trims"))
+            finally:
+                if not written:
+                    disk.unwritten()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _tell(
+    file: str, uri: str, name: str, size: int, read_only: bool, snapshot: bool, as_json: bool
+) -> None:
+    if as_json:
+        place = {"uri": uri, "name": name, "size_bytes": size}
+        print_json({**place, "read_only": read_only, "snapshot": snapshot})
+    else:
+        typer.echo(f"{file} at {uri}")
+    sys.stdout.flush()  # somebody waits for it
