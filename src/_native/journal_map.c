@@ -10,8 +10,8 @@
 
 struct rp_map_slab {
   struct rp_map_slab *next;
-  uint32_t used;
-  uint32_t places[SLAB_TABLES][RP_LOG_TABLE_ENTRIES];
+  uint32_t used, room;
+  uint32_t places[][RP_LOG_TABLE_ENTRIES];
 };
 
 const uint32_t rp_map_zeros[RP_LOG_TABLE_ENTRIES] = {
@@ -54,12 +54,16 @@ new_table (struct rp_map *map)
     memcpy (&map->free_table, table, sizeof map->free_table);
     return table;
   }
-  if (!map->slabs || map->slabs->used == SLAB_TABLES) {
-    struct rp_map_slab *slab = malloc (sizeof *slab);
+  if (!map->slabs || map->slabs->used == map->slabs->room) {
+    const uint32_t room = map->table_count < SLAB_TABLES
+                          ? (uint32_t) map->table_count : SLAB_TABLES;
+    struct rp_map_slab *slab = malloc (sizeof *slab
+                                       + room * sizeof slab->places[0]);
 
     if (!slab)
       return NULL;
     slab->used = 0;
+    slab->room = room;
     slab->next = map->slabs;
     map->slabs = slab;
   }

@@ -31,7 +31,8 @@ struct recovery {
   struct found *found;
   uint64_t found_count, found_room;
   uint64_t durable;              /* the highest sequence known to be synced */
-  uint64_t epoch, session;       /* the highest in any batch that counts */
+  uint64_t epoch, session;       /* of the last batch that counts */
+  uint64_t file_bytes;
   uint8_t *block;                /* one header block, or one trailer */
 };
 
@@ -277,7 +278,8 @@ read_trailer (struct recovery *recovery, struct rp_segment *segment,
   segment->entry_count = segment->prepared = trailer.entry_count;
   segment->point_count = trailer.point_count;
   segment->end = trailer.end_position;
-  segment->closed = segment->has_trailer = true;
+  segment->closed = true;
+  segment->summary = RP_SUMMARY_COMPLETE;
   segment->summary_position = trailer.summary_position;
   segment->entries_checksum = trailer.entries_checksum;
   segment->chain = trailer.chain;
@@ -336,6 +338,19 @@ take_batch (struct recovery *recovery, struct rp_segment *segment,
   return RP_OK;
 }
 
+/* A size that grew may be lost and what was written kept: zeros behind the end
+ * of the file are no data, even where the data was zeros. */
+static bool
+ends_in_file (const struct recovery *recovery, const struct rp_log_batch *batch)
+{
+  const struct rp_journal *journal = recovery->journal;
+
+  return rp_inside (batch->position,
+                    journal->block_bytes + (uint64_t) batch->data_count
+                                           * journal->super.grain_bytes,
+                    recovery->file_bytes);
+}
+
 /* Walk the headers of a segment that has no trailer. */
 static int
 walk_segment (struct recovery *recovery, struct rp_segment *segment,
@@ -358,6 +373,7 @@ walk_segment (struct recovery *recovery, struct rp_segment *segment,
     if (!rp_log_get_batch (recovery->block, journal->block_bytes, &batch)
         || !rp_journal_owns_batch (journal, &batch, segment, segment->end)
         || batch.sequence != sequence || batch.chain != segment->chain
+        || !ends_in_file (recovery, &batch)
         || !entries_are_sound (journal, recovery->block, &batch))
       break;
     status = take_batch (recovery, segment, &batch, fault);
@@ -390,7 +406,7 @@ take_segment (struct recovery *recovery, struct candidate *candidate,
   if (journal->segment_count > 1)
     journal->segments[journal->segment_count - 2]->closed = true;
   status = read_trailer (recovery, segment, fault);
-  if (status == RP_OK && !segment->has_trailer)
+  if (status == RP_OK && segment->summary != RP_SUMMARY_COMPLETE)
     status = walk_segment (recovery, segment, fault);
   return status;
 }
@@ -510,6 +526,14 @@ find_end (struct recovery *recovery, struct rp_fault *fault)
   return status;
 }
 
+static uint64_t
+scan_bytes (const struct rp_journal *journal)
+{
+  const uint64_t bytes = journal->super.segment_bytes;
+
+  return bytes < SCAN_BYTES ? bytes : SCAN_BYTES;
+}
+
 /* Look for valid batch headers in a stretch of the file that belongs to
  * nothing: they say what had been synced when they were written. */
 static int
@@ -532,7 +556,8 @@ scan_leftovers (struct recovery *recovery, uint64_t from, uint64_t stop,
     if (data >= stop)
       break;
     from = data - data % step;
-    length = stop - from < SCAN_BYTES ? stop - from : SCAN_BYTES;
+    length = stop - from < scan_bytes (journal) ? stop - from
+                                                : scan_bytes (journal);
     status = read_some (journal->file, buffer, length, from, fault);
     for (uint64_t at = 0; status == RP_OK && at < length; at += step) {
       struct rp_log_batch batch;
@@ -608,7 +633,7 @@ finish (struct recovery *recovery, struct rp_fault *fault)
   struct rp_journal *journal = recovery->journal;
   const uint64_t known = recovery->durable;
   uint64_t last = 0, position = RP_LOG_HEAD_BYTES;
-  uint8_t *buffer = malloc (SCAN_BYTES);
+  uint8_t *buffer = malloc (scan_bytes (journal));
   int status = RP_OK;
 
   if (!buffer)
@@ -748,6 +773,8 @@ read_head (struct rp_journal *journal, struct rp_fault *fault)
   journal->grain_sectors = grain_bytes / RP_SECTOR_BYTES;
   journal->block_bytes = rp_log_block_bytes (grain_bytes);
   journal->batch_entries_max = rp_log_batch_entries_max (grain_bytes);
+  journal->chunk_bytes = journal->super.segment_bytes < RP_CHUNK_BYTES_MAX
+                         ? journal->super.segment_bytes : RP_CHUNK_BYTES_MAX;
   journal->slot_count = rp_divide_up (size - RP_LOG_HEAD_BYTES,
                                       journal->super.segment_bytes);
   return read_root_header (journal, directory, fault);
@@ -764,9 +791,11 @@ rp_journal_recover (struct rp_journal *journal, struct rp_fault *fault)
   recovery.block = malloc (journal->block_bytes);
   if (!recovery.block)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a block");
+  status = rp_file_size (journal->file, &recovery.file_bytes, fault);
   claim (&recovery, journal->super.durable_sequence);
   claim (&recovery, journal->root.sequence);
-  status = scan_slots (&recovery, fault);
+  if (status == RP_OK)
+    status = scan_slots (&recovery, fault);
   if (status == RP_OK)
     status = assemble (&recovery, fault);
   if (status == RP_OK)

@@ -21,8 +21,16 @@
 #include "journal_format.h"
 #include "journal_map.h"
 
-#define RP_CHUNK_BYTES         (4u << 20)
+#define RP_CHUNK_BYTES_MAX     (4u << 20)
 #define RP_PENDING_BYTES_MAX   (32u << 20)  /* then a writer commits itself */
+
+/* How far a closed segment's summary is. */
+enum rp_summary_state {
+  RP_SUMMARY_NONE = 0,           /* its entries are in memory */
+  RP_SUMMARY_WRITTEN,            /* in the file, not synced */
+  RP_SUMMARY_DURABLE,            /* synced: the trailer may be written */
+  RP_SUMMARY_COMPLETE,           /* with its trailer; not in memory any more */
+};
 
 /* A segment of the log.  Fields marked L belong to the leader (or to whoever
  * has the journal to itself); the others are guarded by the lock.
@@ -35,14 +43,15 @@ struct rp_segment {
   uint64_t entry_count, point_count;       /* appended so far */
   uint64_t end;                  /* where the next batch goes */
   bool     closed;               /* takes no more batches */
-  bool     has_trailer;          /* L: its summary is in the file */
-  uint64_t summary_position;     /* L: with has_trailer */
-  uint64_t entries_checksum;     /* L: likewise */
+  bool     allocated;            /* its slot is reserved in the file, by us */
+  enum rp_summary_state summary; /* L */
+  uint64_t summary_position;     /* L: once it is written */
+  uint64_t entries_checksum, points_checksum;  /* L: likewise */
   uint64_t chain_in;             /* L: checksum of the batch before */
   uint64_t chain;                /* L: checksum of its last batch */
   uint64_t epoch;                /* L: of its last batch */
   int64_t  time_ns;              /* L: of its last batch */
-  uint8_t *entries;              /* L: raw, while it has no trailer */
+  uint8_t *entries;              /* L: raw, until the summary is complete */
   uint64_t prepared, capacity;   /* L: entries in it, room in it */
 };
 
@@ -52,7 +61,7 @@ struct rp_chunk {
   uint64_t position;             /* in the file */
   uint64_t used;
   bool     opens_segment;        /* its first block is the segment header */
-  uint8_t *data;                 /* RP_CHUNK_BYTES */
+  uint8_t *data;                 /* chunk_bytes */
 };
 
 /* The batch that takes entries now; chunk NULL when there is none. */
@@ -90,7 +99,7 @@ struct rp_journal {
   bool             in_session;   /* the superblock says we write */
   bool             was_clean;    /* before that */
   uint64_t         grain_count;
-  uint32_t         grain_sectors, block_bytes, batch_entries_max;
+  uint32_t         grain_sectors, block_bytes, batch_entries_max, chunk_bytes;
   uint64_t         slot_count;   /* in the file, the last one may be short */
 
   pthread_mutex_t  lock;
@@ -100,7 +109,7 @@ struct rp_journal {
 
   struct rp_segment **segments;
   uint64_t         segment_count, segment_room;
-  uint64_t         next_trailer; /* L: segments before it have one */
+  uint64_t         next_trailer; /* L: segments before it are complete */
   struct rp_point_record *points;
   uint64_t         point_count, point_room;
 

@@ -23,7 +23,7 @@ rp_journal_entries (struct rp_journal *journal,
   const uint64_t bytes = segment->prepared * RP_LOG_ENTRY_BYTES;
   int status;
 
-  if (!segment->has_trailer) {
+  if (segment->summary != RP_SUMMARY_COMPLETE) {
     *out = segment->entries;
     return RP_OK;
   }
@@ -255,7 +255,9 @@ rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
                       struct rp_fault *fault)
 {
   const uint64_t bytes = rp_directory_bytes (journal->grain_count);
-  uint8_t *directory = malloc (bytes), *buffer = malloc (READ_BYTES);
+  const uint64_t tables = journal->root.table_count * RP_LOG_TABLE_BYTES;
+  uint8_t *directory = malloc (bytes);
+  uint8_t *buffer = malloc (tables < READ_BYTES ? tables + 1 : READ_BYTES);
   XXH3_state_t *hash = XXH3_createState ();
   int status;
 

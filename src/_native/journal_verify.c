@@ -294,7 +294,7 @@ verify_segment (struct verify *verify, const struct rp_segment *segment,
     entries = NULL;
     status = RP_OK;
   }
-  if (status == RP_OK && segment->has_trailer)
+  if (status == RP_OK && segment->summary == RP_SUMMARY_COMPLETE)
     status = verify_points (verify, segment, fault);
   if (status == RP_OK)
     status = verify_batches (verify, segment, entries, fault);

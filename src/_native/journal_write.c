@@ -212,7 +212,7 @@ new_chunk (struct rp_journal *journal, struct rp_segment *segment,
     chunk = malloc (sizeof *chunk);
     if (!chunk)
       return rp_fail (fault, RP_NO_MEMORY, 0, "a write buffer");
-    chunk->data = malloc (RP_CHUNK_BYTES);
+    chunk->data = malloc (journal->chunk_bytes);
     if (!chunk->data) {
       free (chunk);
       return rp_fail (fault, RP_NO_MEMORY, 0, "a write buffer");
@@ -239,7 +239,7 @@ take_bytes (struct rp_journal *journal, struct rp_chunk *chunk,
 {
   uint8_t *at = chunk->data + chunk->used;
 
-  RP_CHECK (bytes <= RP_CHUNK_BYTES - chunk->used);
+  RP_CHECK (bytes <= journal->chunk_bytes - chunk->used);
   RP_CHECK (chunk->position + chunk->used == chunk->segment->end);
   chunk->used += bytes;
   chunk->segment->end += bytes;
@@ -290,6 +290,7 @@ open_segment (struct rp_journal *journal, struct rp_fault *fault)
     return status;
   segment->number = before ? before->number + 1 : 0;
   segment->position = segment->end = position;
+  segment->allocated = true;
   segment->first_sequence = journal->next_sequence;
   segment->first_entry = before ? before->first_entry + before->entry_count : 0;
   status = new_chunk (journal, segment, &chunk, fault);
@@ -325,9 +326,14 @@ open_batch (struct rp_journal *journal, uint64_t data_bytes, uint64_t points,
     segment = current_segment (journal);
     chunk = journal->open_last;
     RP_CHECK (segment_has_room (journal, segment, bytes, 1, points));
+  } else if (!segment->allocated) {  /* recovered: a crash may have lost it */
+    status = allocate_slot (journal, segment->position, fault);
+    if (status != RP_OK)
+      return status;
+    segment->allocated = true;
   }
   if (!chunk || chunk->segment != segment
-      || bytes > RP_CHUNK_BYTES - chunk->used) {
+      || bytes > journal->chunk_bytes - chunk->used) {
     status = new_chunk (journal, segment, &chunk, fault);
     if (status != RP_OK)
       return status;
@@ -352,7 +358,7 @@ reserve_entry (struct rp_journal *journal, bool with_data,
 
   if (batch->chunk && batch->point_count == 0
       && batch->entry_count < journal->batch_entries_max
-      && data_bytes <= RP_CHUNK_BYTES - batch->chunk->used
+      && data_bytes <= journal->chunk_bytes - batch->chunk->used
       && segment_has_room (journal, batch->chunk->segment, data_bytes, 1, 0))
     return RP_OK;
   return open_batch (journal, data_bytes, 0, fault);
@@ -766,17 +772,44 @@ write_chunks (struct rp_journal *journal, const struct rp_chunk *chunk,
   return RP_OK;
 }
 
-/* Summary and trailer of a closed segment whose batches are all durable: a
- * whole trailer says so.  It becomes durable with the next sync, whose ever
- * that is; until then recovery walks the batches. */
+/* The summary of a closed segment.  Once it is durable, the trailer may say so. */
 static int
-write_trailer (struct rp_journal *journal, struct rp_segment *segment,
+write_summary (struct rp_journal *journal, struct rp_segment *segment,
                const uint8_t *cuts, struct rp_fault *fault)
 {
   const uint64_t entry_bytes = segment->prepared * RP_LOG_ENTRY_BYTES;
   const uint64_t cut_bytes = segment->point_count * RP_LOG_CUT_BYTES;
-  const uint64_t summary = rp_log_summary_bytes (segment->prepared,
-                                                 segment->point_count);
+  const uint64_t bytes = rp_log_summary_bytes (segment->prepared,
+                                               segment->point_count);
+  uint8_t *summary = calloc (1, bytes + 1);
+  int status;
+
+  if (!summary)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "the summary of a segment");
+  if (entry_bytes > 0)
+    memcpy (summary, segment->entries, entry_bytes);
+  if (cut_bytes > 0)
+    memcpy (summary + entry_bytes, cuts, cut_bytes);
+  segment->entries_checksum = rp_log_hash (summary, entry_bytes);
+  segment->points_checksum = rp_log_hash (summary + entry_bytes, cut_bytes);
+  segment->summary_position = segment->position + journal->super.segment_bytes
+                              - RP_LOG_PAGE_BYTES - bytes;
+  RP_CHECK (segment->summary_position >= segment->end);
+  status = rp_file_pwrite (journal->file, summary, bytes,
+                           segment->summary_position, fault);
+  free (summary);
+  if (status == RP_OK)
+    segment->summary = RP_SUMMARY_WRITTEN;
+  return status;
+}
+
+/* A whole trailer says that the summary and all batches have been synced, so
+ * it is written a sync later than they.  Until it is durable itself, recovery
+ * walks the batches. */
+static int
+write_trailer (struct rp_journal *journal, struct rp_segment *segment,
+               struct rp_fault *fault)
+{
   const uint64_t stop = segment->position + journal->super.segment_bytes;
   struct rp_log_trailer trailer = {
     .number = segment->number,
@@ -784,36 +817,28 @@ write_trailer (struct rp_journal *journal, struct rp_segment *segment,
     .first_sequence = segment->first_sequence,
     .last_sequence = segment->last_sequence,
     .chain = segment->chain,
-    .summary_position = stop - RP_LOG_PAGE_BYTES - summary,
+    .summary_position = segment->summary_position,
     .entry_count = segment->prepared,
     .point_count = segment->point_count,
-    .entries_checksum = rp_log_hash (segment->entries, entry_bytes),
-    .points_checksum = rp_log_hash (cuts, cut_bytes),
+    .entries_checksum = segment->entries_checksum,
+    .points_checksum = segment->points_checksum,
     .end_position = segment->end,
     .session = segment->session,
     .epoch = segment->epoch,
     .time_ns = segment->time_ns,
   };
-  uint8_t *bytes = calloc (1, summary + RP_LOG_PAGE_BYTES);
+  uint8_t page[RP_LOG_PAGE_BYTES];
   int status;
 
-  if (!bytes)
-    return rp_fail (fault, RP_NO_MEMORY, 0, "the summary of a segment");
-  RP_CHECK (trailer.summary_position >= segment->end);
   memcpy (trailer.id, journal->super.id, sizeof trailer.id);
-  if (entry_bytes > 0)
-    memcpy (bytes, segment->entries, entry_bytes);
-  if (cut_bytes > 0)
-    memcpy (bytes + entry_bytes, cuts, cut_bytes);
-  rp_log_put_trailer (bytes + summary, &trailer);
-  status = rp_file_pwrite (journal->file, bytes, summary + RP_LOG_PAGE_BYTES,
-                           trailer.summary_position, fault);
-  free (bytes);
+  rp_log_put_trailer (page, &trailer);
+  rp_file_note (journal->file, RP_NOTE_POINTS_TO, segment->position,
+                stop - RP_LOG_PAGE_BYTES - segment->position);
+  status = rp_file_pwrite (journal->file, page, sizeof page,
+                           stop - RP_LOG_PAGE_BYTES, fault);
   if (status != RP_OK)
     return status;
-  segment->summary_position = trailer.summary_position;
-  segment->entries_checksum = trailer.entries_checksum;
-  segment->has_trailer = true;
+  segment->summary = RP_SUMMARY_COMPLETE;
   free (segment->entries);
   segment->entries = NULL;
   segment->capacity = 0;
@@ -850,44 +875,61 @@ collect_cuts (const struct rp_journal *journal, uint64_t index,
   return RP_OK;
 }
 
-/* With the lock held: the next closed and durable segment without a trailer. */
+/* One step for a closed segment: its summary, or a sync later its trailer.
+ * Called with the lock, which it drops around the write. */
 static int
-next_trailer (struct rp_journal *journal, struct rp_segment **out,
-              uint8_t **cuts, struct rp_fault *fault)
+advance_summary (struct rp_journal *journal, uint64_t index,
+                 struct rp_fault *fault)
 {
-  struct rp_segment *segment;
+  struct rp_segment *segment = journal->segments[index];
+  const bool durable = segment->summary == RP_SUMMARY_DURABLE;
+  uint8_t *cuts = NULL;
+  int status = durable ? RP_OK : collect_cuts (journal, index, &cuts, fault);
 
-  *out = NULL;
-  while (journal->next_trailer < journal->segment_count
-         && journal->segments[journal->next_trailer]->has_trailer)
-    journal->next_trailer++;
-  if (journal->next_trailer == journal->segment_count)
-    return RP_OK;
-  segment = journal->segments[journal->next_trailer];
-  if (!segment->closed || segment->last_sequence > journal->durable_sequence)
-    return RP_OK;
-  *out = segment;
-  return collect_cuts (journal, journal->next_trailer, cuts, fault);
+  if (status != RP_OK)
+    return status;
+  pthread_mutex_unlock (&journal->lock);
+  status = durable ? write_trailer (journal, segment, fault)
+                   : write_summary (journal, segment, cuts, fault);
+  free (cuts);
+  pthread_mutex_lock (&journal->lock);
+  return status;
 }
 
-/* Called with the lock, which it drops around each write. */
+/* Summaries and trailers that are due; the sync of the coming batches makes
+ * them durable too.  With the lock held. */
 static int
-write_trailers (struct rp_journal *journal, struct rp_fault *fault)
+write_summaries (struct rp_journal *journal, struct rp_fault *fault)
 {
-  for (;;) {
-    struct rp_segment *segment;
-    uint8_t *cuts = NULL;
-    int status = next_trailer (journal, &segment, &cuts, fault);
+  for (uint64_t i = journal->next_trailer; i < journal->segment_count; i++) {
+    const struct rp_segment *segment = journal->segments[i];
+    int status = RP_OK;
 
-    if (status != RP_OK || !segment)
-      return status;
-    pthread_mutex_unlock (&journal->lock);
-    status = write_trailer (journal, segment, cuts, fault);
-    free (cuts);
-    pthread_mutex_lock (&journal->lock);
+    if (!segment->closed
+        || segment->last_sequence > journal->durable_sequence)
+      break;
+    if (segment->summary != RP_SUMMARY_COMPLETE)
+      status = advance_summary (journal, i, fault);
     if (status != RP_OK)
       return status;
+    if (segment->summary == RP_SUMMARY_COMPLETE && i == journal->next_trailer)
+      journal->next_trailer++;
   }
+  return RP_OK;
+}
+
+/* After a sync: what was written before it is durable.  True: some was. */
+static bool
+summaries_are_durable (struct rp_journal *journal)
+{
+  bool any = false;
+
+  for (uint64_t i = journal->next_trailer; i < journal->segment_count; i++)
+    if (journal->segments[i]->summary == RP_SUMMARY_WRITTEN) {
+      journal->segments[i]->summary = RP_SUMMARY_DURABLE;
+      any = true;
+    }
+  return any;
 }
 
 int
@@ -895,9 +937,14 @@ rp_journal_settle (struct rp_journal *journal, struct rp_fault *fault)
 {
   int status = RP_OK;
 
+  if (!journal->in_session)
+    return RP_OK;
   pthread_mutex_lock (&journal->lock);
-  if (journal->in_session)
-    status = write_trailers (journal, fault);
+  status = write_summaries (journal, fault);
+  if (status == RP_OK)
+    status = rp_file_sync (journal->file, fault);
+  if (status == RP_OK && summaries_are_durable (journal))
+    status = write_summaries (journal, fault);
   if (status != RP_OK)
     rp_journal_fail (journal, status, fault);
   pthread_mutex_unlock (&journal->lock);
@@ -939,7 +986,7 @@ flush (struct rp_journal *journal, struct rp_fault *fault)
   journal->flushing = true;
   status = rp_journal_begin_session (journal, fault);
   if (status == RP_OK)
-    status = write_trailers (journal, fault);
+    status = write_summaries (journal, fault);
   pthread_mutex_unlock (&journal->lock);
   if (status == RP_OK)
     status = flush_chunks (journal, chunks, &flight, fault);
@@ -957,6 +1004,7 @@ flush (struct rp_journal *journal, struct rp_fault *fault)
   journal->pending_bytes -= bytes;
   if (status == RP_OK) {
     journal->durable_sequence = sequence;
+    summaries_are_durable (journal);
     if (chunks)
       journal->last_commit_ns = flight.time_ns;
   } else
