@@ -348,7 +348,8 @@ def _permanent(
     progress: merging.Progress | None = None,
 ) -> Outcome:
     runner = Runner(replica, on_step)
-    replica.manifest.state = "Processing"
+    merged = runner.operation.step("state").state == "done"
+    replica.manifest.state = "Permanent" if merged else "Processing"
     try:
         runner.run("power off", lambda: undoing.power_off(replica, hypervisor))
         merging.run(replica, runner, progress)
