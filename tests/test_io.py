@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
+import random
+import re
 import subprocess
 import sys
 import threading
@@ -223,6 +226,62 @@ def test_threads_may_share_a_file_and_close_it(folder: Dir) -> None:
 # --- simulate ---
 
 
+def outcome(call: Callable[[], object]) -> object:
+    try:
+        return call()
+    except errors.StorageError as error:
+        return error.errno
+    except errors.Error as error:
+        return type(error).__name__
+
+
+def random_call(folder: Dir, rng: random.Random) -> Callable[[], object]:
+    """One operation on few names, so that they meet; drawn the same way for any folder."""
+    name, other = rng.choice("abc"), rng.choice("abc")
+    size, offset = rng.randrange(9000), rng.randrange(9000)
+    flags = rng.choice([OPEN_READ, OPEN_WRITE, MAKE, MAKE | OPEN_EXCLUSIVE, MAKE | OPEN_TRUNCATE])
+    data = rng.randbytes(size)
+
+    def write() -> object:
+        file = folder.open(name, flags)
+        file.pwrite(data, offset)
+        file.sync()
+        return file.pread(20000, offset // 2)
+
+    def cut() -> object:
+        file = folder.open(name, OPEN_WRITE)
+        file.truncate(offset)
+        return file.stat().size_bytes
+
+    return rng.choice(
+        [
+            write,
+            write,
+            cut,
+            lambda: folder.read(name),
+            lambda: folder.make_dir(name),
+            lambda: folder.remove_dir(name),
+            lambda: folder.rename(name, other),
+            lambda: folder.unlink(name),
+            lambda: folder.replace(name, data),
+            lambda: folder.stat(name).is_directory,
+            folder.sync,
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_simulate_does_what_the_kernel_does(tmp_path: Path, seed: int) -> None:
+    """Same calls, same results, same errors, without a crash."""
+    folder = Io.posix().open_dir(str(tmp_path))
+    simulated = Io.simulate().open_dir("/")
+    one, two = random.Random(seed), random.Random(seed)
+    for step in range(120):
+        real = outcome(random_call(folder, one))
+        assert outcome(random_call(simulated, two)) == real, (seed, step)
+        assert simulated.list() == folder.list()
+
+
 def small(io: Io, name: str = "file") -> bytes | None:
     folder = io.open_dir("/")
     return folder.read(name) if folder.exists(name) else None
@@ -397,6 +456,160 @@ def test_what_needs_another_backend_says_so() -> None:
             call()
 
 
+# A crash by hand: files are {number: (bytes, size)}, names {name: number}; an operation is a
+# function that changes both, with what has to be synced for it: a file's number, or "/".
+# Bytes behind the size are not seen, but are there when it grows.
+
+Disk = tuple[dict[int, tuple[bytes, int]], dict[str, int]]
+Step = tuple[int | str, Callable[[Disk], None]]
+
+
+def shown(disk: Disk) -> frozenset[tuple[str, bytes]]:
+    files, names = disk
+    contents = {name: files[number] for name, number in names.items()}
+    return frozenset(
+        (name, content[:size].ljust(size, b"\0")) for name, (content, size) in contents.items()
+    )
+
+
+def grow(number: int, size: int) -> Callable[[Disk], None]:
+    def step(disk: Disk) -> None:
+        content, old = disk[0][number]
+        disk[0][number] = content, max(old, size)
+
+    return step
+
+
+def put(number: int, offset: int, data: bytes) -> Callable[[Disk], None]:
+    def step(disk: Disk) -> None:
+        content, size = disk[0][number]
+        before = content[:offset].ljust(offset, b"\0")
+        disk[0][number] = before + data + content[offset + len(data) :], size
+
+    return step
+
+
+def cut(number: int, size: int) -> Callable[[Disk], None]:
+    def step(disk: Disk) -> None:
+        disk[0][number] = disk[0][number][0][:size], size
+
+    return step
+
+
+def name_is(name: str, number: int | None) -> Callable[[Disk], None]:
+    def step(disk: Disk) -> None:
+        if number is None:
+            disk[1].pop(name, None)
+        else:
+            disk[1][name] = number
+
+    return step
+
+
+def renamed(old: str, new: str, number: int) -> Callable[[Disk], None]:
+    def step(disk: Disk) -> None:
+        if disk[1].get(old) == number:
+            del disk[1][old]
+        disk[1][new] = number
+
+    return step
+
+
+def all_crashes(base: Disk, log: list[list[Step] | int | str]) -> set[frozenset[tuple[str, bytes]]]:
+    """Every subset of what is pending, at every moment. A log item is a call's steps or a sync."""
+    files, names = dict(base[0]), dict(base[1])
+    pending: list[Step] = []
+    found = {shown((files, names))}
+    for item in log:
+        if isinstance(item, list):
+            pending += item
+        else:
+            for owner, step in pending:
+                if owner == item:
+                    step((files, names))
+            pending = [each for each in pending if each[0] != item]
+        for kept in itertools.product((False, True), repeat=len(pending)):
+            disk = (dict(files), dict(names))
+            for (_, step), keep in zip(pending, kept, strict=True):
+                if keep:
+                    step(disk)
+            found.add(shown(disk))
+    return found
+
+
+def random_work(folder: Dir, rng: random.Random) -> list[list[Step] | int | str]:
+    """Do a few random things to files a, b, c and return what was done, for all_crashes()."""
+    log: list[list[Step] | int | str] = []
+    names = {"a": 0}
+    sizes = [100]
+    pending = 0
+    for _ in range(12):
+        name = rng.choice(sorted(names))
+        number = names[name]
+        size = sizes[number]
+        kind = rng.choice(["write", "write", "cut", "make", "rename", "unlink", "sync", "names"])
+        if pending >= 8:  # the sweep tries all subsets of ten
+            for number in sorted(set(names.values())):
+                folder.open(next(n for n in names if names[n] == number), OPEN_WRITE).sync()
+                log.append(number)
+            kind, pending = "names", 0
+        if kind == "write":
+            data, offset = rng.randbytes(rng.randint(1, 40)), rng.randrange(200)
+            folder.open(name, OPEN_WRITE).pwrite(data, offset)
+            steps: list[Step] = [(number, put(number, offset, data))]
+            if offset + len(data) > size:
+                steps.insert(0, (number, grow(number, offset + len(data))))
+                sizes[number] = offset + len(data)
+            log.append(steps)
+            pending += len(steps)
+        elif kind == "cut" and size > 0:
+            sizes[number] = rng.randrange(size)
+            folder.open(name, OPEN_WRITE).truncate(sizes[number])
+            log.append([(number, cut(number, sizes[number]))])
+            pending += 1
+        elif kind == "make" and len(names) < 3:
+            name = next(each for each in "abc" if each not in names)
+            folder.open(name, MAKE)
+            names[name] = len(sizes)
+            sizes.append(0)
+            log.append([("/", name_is(name, names[name]))])
+            pending += 1
+        elif kind == "rename":
+            new = rng.choice([each for each in "abc" if each != name])
+            folder.rename(name, new)
+            names[new] = names.pop(name)
+            log.append([("/", renamed(name, new, number))])
+            pending += 1
+        elif kind == "unlink" and len(names) > 1:
+            folder.unlink(name)
+            del names[name]
+            log.append([("/", name_is(name, None))])
+            pending += 1
+        elif kind == "sync":
+            folder.open(name, OPEN_WRITE).sync()
+            log.append(number)
+        elif kind == "names":
+            folder.sync()
+            log.append("/")
+    return log
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_sweep_yields_exactly_what_may_survive(seed: int) -> None:
+    """Model: all subsets of pending operations, by hand. No state more, none less."""
+    io = Io.simulate()
+    folder = io.open_dir("/")
+    folder.replace("a", b"x" * 100)
+    io.settle()
+    log = random_work(folder, random.Random(seed))
+    base: Disk = ({n: (b"", 0) for n in range(20)} | {0: (b"x" * 100, 100)}, {"a": 0})
+    swept = set()
+    for state in io.crash_states(tear=False, garbage=False):
+        there = state.io.open_dir("/")
+        swept.add(frozenset((name, there.read(name)) for name in there.list()))
+    assert swept == all_crashes(base, log)
+
+
 # --- fault ---
 
 
@@ -477,3 +690,10 @@ def test_the_flags_are_those_of_io_h() -> None:
     for name in ("READ", "WRITE", "CREATE", "EXCLUSIVE", "TRUNCATE", "BENEATH"):
         value = getattr(_native, f"OPEN_{name}")
         assert f"RP_OPEN_{name.ljust(9)} = {value}," in header
+
+
+def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "io.md").read_text()
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(example, "docs/io.md", "exec"), globals().copy())
+    assert "states" in capsys.readouterr().out

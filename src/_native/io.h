@@ -222,11 +222,15 @@ void rp_file_note (struct rp_file *file, enum rp_note note, uint64_t offset,
 /* ---- backends ---- */
 
 int rp_io_posix_create (struct rp_io **out, struct rp_fault *fault);
-/* For tests: the kernel is asked for at most call_bytes in one call, and every
- * other call is as if a signal had interrupted it.  0 = no limit.
- */
-int rp_io_posix_create_limited (size_t call_bytes, struct rp_io **out,
-                                struct rp_fault *fault);
+
+/* For tests: a kernel that does less than ours. */
+struct rp_posix_limits {
+  size_t call_bytes;             /* most bytes in one call, and every other call
+                                    is as if a signal had come; 0 = no limit */
+  bool   no_openat2, no_fallocate;
+};
+int rp_io_posix_create_limited (const struct rp_posix_limits *limits,
+                                struct rp_io **out, struct rp_fault *fault);
 
 /* The next three wrap another io, which is borrowed and outlives them; what
  * was opened through a wrapper is closed before it is destroyed.  The backend

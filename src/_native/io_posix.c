@@ -18,10 +18,10 @@
 #define ZERO_BYTES 65536u        /* written at once where a hole is not to be had */
 
 struct posix_io {
-  struct rp_io io;
-  size_t       call_bytes;       /* 0, or the limit of the tests */
-  atomic_bool  no_openat2;       /* the kernel said so */
-  atomic_uint  calls;            /* with a limit: every other one is interrupted */
+  struct rp_io           io;
+  struct rp_posix_limits limits; /* of the tests; all zero otherwise */
+  atomic_bool            no_openat2; /* the kernel said so */
+  atomic_uint            calls;  /* limited: every other one is interrupted */
 };
 
 struct posix_dir {
@@ -75,13 +75,14 @@ interrupted (struct rp_file *file)
 {
   struct posix_io *io = io_of (file->io);
 
-  return io->call_bytes > 0 && atomic_fetch_add (&io->calls, 1) % 2 == 0;
+  return io->limits.call_bytes > 0
+         && atomic_fetch_add (&io->calls, 1) % 2 == 0;
 }
 
 static size_t
 limit (struct rp_file *file, size_t length)
 {
-  const size_t most = io_of (file->io)->call_bytes;
+  const size_t most = io_of (file->io)->limits.call_bytes;
 
   return most > 0 && length > most ? most : length;
 }
@@ -475,6 +476,10 @@ change_space (struct rp_file *file, int mode, uint64_t offset, uint64_t length)
 {
   int result;
 
+  if (io_of (file->io)->limits.no_fallocate) {
+    errno = EOPNOTSUPP;
+    return -1;
+  }
   do
     result = fallocate (file_of (file)->fd, mode, (off_t) offset,
                         (off_t) length);
@@ -588,8 +593,8 @@ static const struct rp_io_functions posix_functions = {
 };
 
 int
-rp_io_posix_create_limited (size_t call_bytes, struct rp_io **out,
-                            struct rp_fault *fault)
+rp_io_posix_create_limited (const struct rp_posix_limits *limits,
+                            struct rp_io **out, struct rp_fault *fault)
 {
   struct posix_io *io = calloc (1, sizeof *io);
 
@@ -597,7 +602,8 @@ rp_io_posix_create_limited (size_t call_bytes, struct rp_io **out,
   if (!io)
     return rp_fail (fault, RP_NO_MEMORY, 0, "making the posix backend");
   io->io.functions = &posix_functions;
-  io->call_bytes = call_bytes;
+  io->limits = *limits;
+  atomic_init (&io->no_openat2, limits->no_openat2);
   *out = &io->io;
   return RP_OK;
 }
@@ -605,5 +611,7 @@ rp_io_posix_create_limited (size_t call_bytes, struct rp_io **out,
 int
 rp_io_posix_create (struct rp_io **out, struct rp_fault *fault)
 {
-  return rp_io_posix_create_limited (0, out, fault);
+  const struct rp_posix_limits none = { .call_bytes = 0 };
+
+  return rp_io_posix_create_limited (&none, out, fault);
 }

@@ -15,7 +15,8 @@ static uint64_t checks;
 
 static struct rp_io *io;
 static struct rp_dir *dir;
-static char folder[] = "io_posix_test.XXXXXX";
+#define FOLDER "io_posix_test.XXXXXX"
+static char folder[sizeof FOLDER];
 
 static struct rp_file *
 make_file (const char *name)
@@ -178,11 +179,12 @@ test_short_counts_and_interrupts_are_hidden (void)
   parts[7].iov_len = 6;          /* and an empty one */
   parts[8].iov_len = 0;
   for (unsigned i = 0; i < sizeof limits / sizeof *limits; i++) {
+    const struct rp_posix_limits cut = { .call_bytes = limits[i] };
     struct rp_io *limited;
     struct rp_dir *place;
     struct rp_file *file;
 
-    OK (rp_io_posix_create_limited (limits[i], &limited, &fault));
+    OK (rp_io_posix_create_limited (&cut, &limited, &fault));
     OK (rp_dir_open (limited, folder, &place, &fault));
     OK (rp_file_open (place, "short", RP_OPEN_WRITE | RP_OPEN_CREATE
                                       | RP_OPEN_TRUNCATE, 0600, &file, &fault));
@@ -232,11 +234,43 @@ test_space_is_reserved_punched_and_found (void)
   OK (rp_file_stat (file, &stat, &fault));
   CHECK (stat.size_bytes == 9 * mib);
   CHECK (stat.allocated_bytes >= mib);
+  OK (rp_file_pread_all (file, bytes, sizeof bytes, 9 * mib - 4096, &fault));
+  CHECK (memcmp (bytes, zeros, sizeof zeros) == 0);
   OK (rp_file_allocate (file, 0, 0, &fault));
   OK (rp_file_punch (file, 0, 0, &fault));
   OK (rp_file_pwrite (file, NULL, 0, 0, &fault));
   rp_file_close (file);
   checks += 9;
+}
+
+/* Zeros instead of a hole: exactly the range, and not a byte behind the end. */
+static void
+test_a_punch_zeroes_its_range_alone (void)
+{
+  enum { BYTES = 200000 };
+  static uint8_t bytes[BYTES], back[BYTES];
+  const uint64_t ranges[][2] = {
+    { 1, 1 }, { 4096, 8192 }, { 511, 131073 }, { BYTES - 1, 100 },
+    { BYTES, 100 }, { 0, BYTES },
+  };
+
+  for (unsigned i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+    const uint64_t start = ranges[i][0], length = ranges[i][1];
+    struct rp_file *file = make_file ("punch");
+    uint64_t size;
+
+    memset (bytes, 'x', BYTES);
+    OK (rp_file_pwrite (file, bytes, BYTES, 0, &fault));
+    OK (rp_file_punch (file, start, length, &fault));
+    for (uint64_t k = start; k < start + length && k < BYTES; k++)
+      bytes[k] = 0;
+    OK (rp_file_pread_all (file, back, BYTES, 0, &fault));
+    CHECK (memcmp (bytes, back, BYTES) == 0);
+    OK (rp_file_size (file, &size, &fault));
+    CHECK (size == BYTES);
+    rp_file_close (file);
+    checks += 2;
+  }
 }
 
 /* 0: the lock was taken; 1: it was not, and the status said so */
@@ -317,12 +351,13 @@ remove_one (void *context, const char *name)
   checks++;
 }
 
-int
-main (void)
+/* All promises, on a kernel with or without what newer ones have. */
+static void
+test_all (const struct rp_posix_limits *limits)
 {
-  umask (022);
+  memcpy (folder, FOLDER, sizeof folder);
   CHECK (mkdtemp (folder) != NULL);
-  OK (rp_io_posix_create (&io, &fault));
+  OK (rp_io_posix_create_limited (limits, &io, &fault));
   OK (rp_dir_open (io, folder, &dir, &fault));
   test_names_that_are_no_component_are_refused ();
   test_open_flags_have_to_go_together ();
@@ -331,6 +366,7 @@ main (void)
   test_ranges_end_below_2_to_63 ();
   test_short_counts_and_interrupts_are_hidden ();
   test_space_is_reserved_punched_and_found ();
+  test_a_punch_zeroes_its_range_alone ();
   test_locks_hold_between_processes_and_handles ();
   test_replace_is_whole_and_cleans_up ();
   OK (rp_dir_sync (dir, &fault));
@@ -338,6 +374,15 @@ main (void)
   rp_dir_close (dir);
   rp_io_destroy (io);
   CHECK (rmdir (folder) == 0);
+}
+
+int
+main (void)
+{
+  umask (022);
+  test_all (&(struct rp_posix_limits) { .call_bytes = 0 });
+  test_all (&(struct rp_posix_limits) { .no_openat2 = true });
+  test_all (&(struct rp_posix_limits) { .no_fallocate = true });
   printf ("io_posix_test: %llu checks\n", (unsigned long long) checks);
   return EXIT_SUCCESS;
 }
