@@ -37,10 +37,14 @@ report (struct check *check, const char *kind, uint64_t position,
   check->each (check->context, &finding);
 }
 
+/* Those that an entry can point at. */
 static uint64_t
 file_sectors (const struct check *check)
 {
-  return rp_divide_up (check->layout.file_bytes, RP_SECTOR_BYTES);
+  const uint64_t sectors = rp_divide_up (check->layout.file_bytes,
+                                         RP_SECTOR_BYTES);
+
+  return sectors < RP_SPARSE_SECTORS_MAX ? sectors : RP_SPARSE_SECTORS_MAX;
 }
 
 /* Set bits [first, stop); false when one of them was set. */
@@ -61,11 +65,16 @@ set_bits (uint8_t *bits, uint64_t first, uint64_t stop)
 static bool
 mark (struct check *check, uint64_t sector, uint64_t sectors)
 {
-  const uint64_t stop = sector + sectors;
+  const uint64_t limit = file_sectors (check);
+  uint64_t stop = sector + sectors;
   bool fresh = true;
 
   if (check->used_end < stop)
     check->used_end = stop;
+  if (stop > limit)
+    stop = limit;                /* out of reach of entries: no overlap */
+  if (sector >= stop)
+    return true;
   if (sector < check->overhead)
     fresh = set_bits (check->head, sector,
                       stop < check->overhead ? stop : check->overhead);
@@ -215,27 +224,45 @@ check_entries (struct check *check, struct rp_fault *fault)
   return status;
 }
 
+static bool
+is_marked (const struct check *check, uint64_t unit)
+{
+  return check->body[unit / 8] & (1u << (unit % 8));
+}
+
+/* The next unit from `unit` on that is marked or not, or stop. */
+static uint64_t
+find_unit_marked (const struct check *check, uint64_t unit, uint64_t stop,
+                  bool marked)
+{
+  const uint8_t skip = marked ? 0 : 0xff;    /* bytes without one */
+
+  while (unit < stop && is_marked (check, unit) != marked)
+    if (unit % 8 == 0 && check->body[unit / 8] == skip)
+      unit += 8;
+    else
+      unit++;
+  return unit < stop ? unit : stop;
+}
+
 /* One finding for each run; what is shorter than a grain is alignment. */
 static void
 report_leaks (struct check *check)
 {
   const struct rp_sparse_layout *layout = &check->layout;
   uint64_t stop = file_sectors (check);
-  uint64_t unit = rp_divide_up (check->overhead, check->unit), first, stop_unit;
+  uint64_t unit = rp_divide_up (check->overhead, check->unit), first;
 
   if (layout->kind == RP_EXTENT_COWD && stop > layout->info.free_sector)
     stop = layout->info.free_sector;     /* ESX grows the file ahead */
-  stop_unit = stop / check->unit;
-  while (unit < stop_unit) {
+  stop /= check->unit;
+  while (unit < stop) {
     first = unit;
-    while (unit < stop_unit
-           && !(check->body[unit / 8] & (1u << (unit % 8))))
-      unit++;
+    unit = find_unit_marked (check, unit, stop, true);
     if ((unit - first) * check->unit >= layout->info.grain_sectors)
       report (check, "leak", first * check->unit * RP_SECTOR_BYTES,
               UINT64_MAX);
-    while (unit < stop_unit && (check->body[unit / 8] & (1u << (unit % 8))))
-      unit++;
+    unit = find_unit_marked (check, unit, stop, false);
   }
 }
 
