@@ -1,349 +1,40 @@
-"""VMDK extents, images and chains, beside QEMU's readers and writers and beside plain models."""
+"""VMDK extents, images and chains beside a plain model, and what must hold of them."""
 
 from __future__ import annotations
 
 import random
 import struct
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from conftest import require_tool
+from extents import (
+    COWD,
+    DATA,
+    FLAT,
+    HOLE,
+    MAKE,
+    SPARSE,
+    ZERO,
+    ZEROS,
+    Extent,
+    content,
+    findings,
+    folder,
+    make,
+    make_flat,
+    noise,
+    open_chain,
+    open_image,
+    runs,
+    write_at_random,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollpoint import _native, errors
-from rollpoint._native import Chain, Dir, File, Image, Io
+from rollpoint._native import Chain, Dir, Io
 
-READ = _native.OPEN_READ
-MAKE = _native.OPEN_WRITE | _native.OPEN_CREATE | _native.OPEN_TRUNCATE
-FLAT, ZERO = _native.EXTENT_FLAT, _native.EXTENT_ZERO
-SPARSE, COWD = _native.EXTENT_SPARSE, _native.EXTENT_COWD
-HOLE, ZEROS, DATA = _native.RUN_HOLE, _native.RUN_ZERO, _native.RUN_DATA
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Dir:
-    """A directory in which every write-ahead rule is checked."""
-    return Io.order(Io.posix()).open_dir(str(tmp_path))
-
-
-class Extent(NamedTuple):
-    kind: int
-    sectors: int
-    name: str | None
-    offset_sectors: int = 0
-
-
-def make(
-    folder: Dir,
-    name: str,
-    kind: int,
-    sectors: int,
-    grain: int,
-    *,
-    zero_grains: bool = True,
-    redundant: bool = True,
-    descriptor: bytes | None = None,
-) -> Extent:
-    file = folder.open(name, MAKE)
-    _native.sparse_create(
-        file,
-        kind=kind,
-        capacity_sectors=sectors,
-        grain_sectors=grain,
-        descriptor=descriptor,
-        descriptor_sectors=20 if descriptor else 0,
-        redundant=redundant and kind == SPARSE,
-        zero_grains=zero_grains and kind == SPARSE,
-    )
-    folder.sync()
-    return Extent(kind, sectors, name)
-
-
-def make_flat(folder: Dir, name: str, content: bytes) -> Extent:
-    folder.open(name, MAKE).pwrite(content, 0)
-    folder.sync()
-    return Extent(FLAT, len(content) // 512, name)
-
-
-def open_image(folder: Dir, extents: Sequence[Extent], writable: bool = False) -> Image:
-    flags = _native.OPEN_WRITE if writable else READ
-    opened: list[tuple[int, int, File | None, int]] = []
-    for kind, sectors, name, offset in extents:
-        file = folder.open(name, flags) if name is not None else None
-        opened.append((kind, sectors, file, offset))
-    return Image(opened, writable)
-
-
-def open_chain(folder: Dir, *links: Sequence[Extent], writable: bool = False) -> Chain:
-    """Links, top first; only the top is opened for writing."""
-    images = [open_image(folder, link, writable and not i) for i, link in enumerate(links)]
-    return Chain(images)
-
-
-def content(disk: _native.Disk) -> bytes:
-    return disk.pread(disk.size_bytes, 0)
-
-
-def runs(disk: _native.Disk) -> Iterator[tuple[int, int, int, int]]:
-    """(offset, length, kind, depth) of the whole disk."""
-    at = 0
-    while at < disk.size_bytes:
-        length, kind, depth, _name, _offset = disk.run(at, disk.size_bytes - at)
-        yield at, length, kind, depth
-        at += length
-
-
-def findings(folder: Dir, *extents: Extent) -> list[str]:
-    return [finding[0] for finding in open_image(folder, extents).check()]
-
-
-def noise(seed: int, length: int) -> bytes:
-    return random.Random(seed).randbytes(length)
-
-
-# ---- beside QEMU ----
-
-
-def qemu_img(*arguments: str | Path) -> str:
-    done = subprocess.run(
-        [require_tool("qemu-img"), *map(str, arguments)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def qemu_io(path: Path, commands: Sequence[str]) -> None:
-    arguments = [argument for command in commands for argument in ("-c", command)]
-    done = subprocess.run(
-        # unsafe: else QEMU syncs once for each new grain
-        [require_tool("qemu-io"), "-t", "unsafe", "-f", "vmdk", *arguments, str(path)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "failed" not in done.stdout, done.stdout
-
-
-def qemu_reads(path: Path) -> bytes:
-    raw = path.with_suffix(".qemu-raw")
-    qemu_img("convert", "-f", "vmdk", "-O", "raw", path, raw)
-    data = raw.read_bytes()
-    raw.unlink()
-    return data
-
-
-def descriptor(
-    create_type: str, lines: Sequence[str], parent: str | None = None, cid: str = "0a0b0c0d"
-) -> str:
-    hint = f'parentFileNameHint="{parent}"\n' if parent else ""
-    parent_cid = cid if parent else "ffffffff"
-    extents = "\n".join(lines)
-    return (
-        f"# Disk DescriptorFile\nversion=1\nCID={cid}\nparentCID={parent_cid}\n"
-        f'createType="{create_type}"\n{hint}\n# Extent description\n{extents}\n\n'
-        "# The Disk Data Base\n#DDB\n\n"
-        'ddb.adapterType = "lsilogic"\nddb.virtualHWVersion = "4"\n'
-    )
-
-
-def random_commands(rng: random.Random, size: int, count: int) -> tuple[list[str], bytearray]:
-    """Commands of qemu-io and what a disk of zeros holds after them."""
-    model = bytearray(size)
-    commands = []
-    for _ in range(count):
-        offset = rng.randrange(size // 512) * 512
-        length = min(rng.choice([512, 4096, 65536, 200_192]), size - offset)
-        if rng.random() < 0.2:
-            commands.append(f"write -z {offset} {length}")
-            model[offset : offset + length] = bytes(length)
-        else:
-            value = rng.randrange(1, 256)
-            commands.append(f"write -P {value} {offset} {length}")
-            model[offset : offset + length] = bytes([value]) * length
-    return commands, model
-
-
-@pytest.mark.parametrize("size", [3 << 20, (40 << 20) + 512 * 77])
-@pytest.mark.parametrize("zeroed", [False, True])
-def test_we_read_what_qemu_wrote(folder: Dir, tmp_path: Path, size: int, zeroed: bool) -> None:
-    path = tmp_path / "disk.vmdk"
-    options = f"subformat=monolithicSparse,zeroed_grain={'on' if zeroed else 'off'}"
-    qemu_img("create", "-f", "vmdk", "-o", options, path, str(size))
-    commands, model = random_commands(random.Random(size + zeroed), size, 60)
-    qemu_io(path, commands)
-    extent = Extent(SPARSE, size // 512, "disk.vmdk")
-
-    assert content(open_chain(folder, [extent])) == model
-    assert set(findings(folder, extent)) <= {"leak"}  # QEMU forgets grains that it zeroes
-
-
-def test_we_read_a_split_disk_of_qemu(folder: Dir, tmp_path: Path) -> None:
-    path = tmp_path / "split.vmdk"
-    size = (2 << 30) + (5 << 20)
-    qemu_img("create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", path, str(size))
-    edge = 2 << 30
-    qemu_io(path, [f"write -P 7 {edge - 8192} 16384", "write -P 9 512 512"])
-    disk = open_chain(
-        folder,
-        [Extent(SPARSE, edge // 512, "split-s001.vmdk"), Extent(SPARSE, 10240, "split-s002.vmdk")],
-    )
-
-    assert disk.size_bytes == size
-    assert disk.pread(16386, edge - 8193) == b"\0" + b"\7" * 16384 + b"\0"
-    assert disk.pread(1024, 256) == bytes(256) + b"\x09" * 512 + bytes(256)
-    assert [(length, kind) for _, length, kind, _ in runs(disk)] == [
-        (65536, DATA),
-        (edge - 131072, HOLE),
-        (65536, DATA),  # an answer ends with its extent
-        (65536, DATA),
-        ((5 << 20) - 65536, HOLE),
-    ]
-
-
-class Shape(NamedTuple):
-    kind: int
-    grain: int
-    zero_grains: bool = True
-    redundant: bool = True
-    sectors: int = 9000
-
-
-SHAPES = [
-    Shape(SPARSE, 1),
-    Shape(SPARSE, 8, zero_grains=False),
-    Shape(SPARSE, 8, redundant=False),
-    Shape(SPARSE, 128, sectors=70001),
-    Shape(SPARSE, 128, zero_grains=False, redundant=False, sectors=4096),
-    Shape(SPARSE, 2048, sectors=5001),
-    Shape(COWD, 1),
-    Shape(COWD, 8, sectors=40001),
-    Shape(COWD, 128),
-    Shape(COWD, 2048, sectors=2047),
-]
-
-
-def write_at_random(disk: Chain, model: bytearray, rng: random.Random, count: int) -> None:
-    size = len(model)
-    for _ in range(count):
-        offset = rng.randrange(size)
-        length = min(rng.choice([1, 511, 512, 4096, 65536, 300_000]), size - offset)
-        kind = rng.random()
-        if kind < 0.25:
-            disk.zero(length, offset, may_trim=kind < 0.15)
-            model[offset : offset + length] = bytes(length)
-        elif kind < 0.3:
-            disk.flush()
-        else:
-            data = rng.randbytes(length)
-            disk.pwrite(data, offset)
-            model[offset : offset + length] = data
-
-
-def qemu_face(tmp_path: Path, shape: Shape, extent: Extent, parent: str | None = None) -> Path:
-    """A text descriptor through which QEMU opens an extent of ours."""
-    path = tmp_path / "face.vmdk"
-    word, create_type = (
-        ("SPARSE", "twoGbMaxExtentSparse") if shape.kind == SPARSE else ("VMFSSPARSE", "vmfsSparse")
-    )
-    line = f'RW {extent.sectors} {word} "{extent.name}"'
-    path.write_text(descriptor(create_type, [line], parent))
-    return path
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_qemu_reads_what_we_wrote(folder: Dir, tmp_path: Path, shape: Shape) -> None:
-    extent = make(
-        folder,
-        "ours.vmdk",
-        shape.kind,
-        shape.sectors,
-        shape.grain,
-        zero_grains=shape.zero_grains,
-        redundant=shape.redundant,
-    )
-    disk = open_chain(folder, [extent], writable=True)
-    model = bytearray(disk.size_bytes)
-    write_at_random(disk, model, random.Random(shape.sectors * shape.grain), 60)
-    disk.close_clean()
-
-    assert findings(folder, extent) == []
-    path = qemu_face(tmp_path, shape, extent)
-    qemu_img("check", "-f", "vmdk", path)
-    assert qemu_reads(path) == model
-    assert content(open_chain(folder, [extent])) == model
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_qemu_reads_our_overlay_over_its_parent(folder: Dir, tmp_path: Path, shape: Shape) -> None:
-    model = bytearray(noise(1, shape.sectors * 512))
-    model[70_000:900_000] = bytes(830_000)
-    base = make_flat(folder, "base-flat.vmdk", bytes(model))
-    (tmp_path / "base.vmdk").write_text(
-        descriptor("monolithicFlat", [f'RW {shape.sectors} FLAT "base-flat.vmdk" 0'])
-    )
-    top = make(
-        folder,
-        "top.vmdk",
-        shape.kind,
-        shape.sectors,
-        shape.grain,
-        zero_grains=shape.zero_grains,
-        redundant=shape.redundant,
-    )
-    disk = open_chain(folder, [top], [base], writable=True)
-    write_at_random(disk, model, random.Random(shape.sectors), 40)
-    assert content(disk) == model
-    disk.close_clean()
-
-    assert findings(folder, top) == []
-    assert qemu_reads(qemu_face(tmp_path, shape, top, "base.vmdk")) == model
-
-
-def test_qemu_opens_an_embedded_descriptor(folder: Dir, tmp_path: Path) -> None:
-    text = descriptor("monolithicSparse", ['RW 8192 SPARSE "ours.vmdk"']).encode()
-    extent = make(folder, "ours.vmdk", SPARSE, 8192, 128, descriptor=text, zero_grains=False)
-    disk = open_chain(folder, [extent], writable=True)
-    disk.pwrite(b"\xee" * 1000, 99_999)
-    disk.close_clean()
-    path = tmp_path / "ours.vmdk"
-
-    assert path.read_bytes()[512 : 512 + len(text)] == text
-    qemu_img("check", "-f", "vmdk", path)
-    assert qemu_reads(path) == content(open_chain(folder, [extent]))
-
-
-@pytest.mark.parametrize("grain", [8, 128])
-def test_qemu_writes_an_overlay_that_we_created(folder: Dir, tmp_path: Path, grain: int) -> None:
-    """All its grain tables are there: QEMU would write at file offset 0 for a missing one."""
-    sectors = 200_001
-    model = bytearray(noise(2, sectors * 512))
-    base = make_flat(folder, "base-flat.vmdk", bytes(model))
-    (tmp_path / "base.vmdk").write_text(
-        descriptor("monolithicFlat", [f'RW {sectors} FLAT "base-flat.vmdk" 0'])
-    )
-    top = make(folder, "top.vmdk", SPARSE, sectors, grain)
-    before = (tmp_path / "top.vmdk").read_bytes()[:512]
-    path = qemu_face(tmp_path, Shape(SPARSE, grain), top, "base.vmdk")
-    commands = []
-    rng = random.Random(grain)
-    for value in range(1, 40):
-        offset, length = rng.randrange(sectors - 300) * 512, 512 * rng.randrange(1, 300)
-        commands.append(f"write -P {value} {offset} {length}")
-        model[offset : offset + length] = bytes([value]) * length
-    qemu_io(path, [*commands, "flush"])
-
-    assert (tmp_path / "top.vmdk").read_bytes()[:512] == before
-    assert content(open_chain(folder, [top], [base])) == model
-    assert findings(folder, top) == []
-
-    disk = open_chain(folder, [top], [base], writable=True)  # and we go on
-    write_at_random(disk, model, rng, 20)
-    disk.close_clean()
-    assert qemu_reads(path) == model
-
+__all__ = ["folder"]
 
 # ---- beside a model ----
 
@@ -659,125 +350,56 @@ def test_a_disk_too_large_for_its_format_is_refused_on_creation(folder: Dir) -> 
         make(folder, "d", SPARSE, 0, 8)
 
 
-# ---- merge ----
+# ---- flush ----
 
 
-def merge_case(folder: Dir) -> tuple[list[list[Extent]], bytearray, bytearray]:
-    """Two overlays over a flat base: the links, the base and what the top shows."""
-    size = 3 << 20
-    base = bytearray(noise(6, size))
-    model = bytearray(base)
-    links = [[make_flat(folder, "base", bytes(base))]]
-    for number, (kind, grain) in enumerate([(SPARSE, 8), (COWD, 1)]):
-        links.insert(0, [make(folder, f"child{number}", kind, size // 512, grain)])
-        disk = open_chain(folder, *links, writable=True)
-        write_at_random(disk, model, random.Random(number), 25)
-        disk.close_clean()
-    return links, base, model
+def syncs(io: Io, action: Callable[[], None]) -> int:
+    before = len(io.operations())
+    action()
+    return sum(line.startswith("sync") for line in io.operations()[before:])
 
 
-def test_merging_twice_is_merging_once(folder: Dir) -> None:
-    links, _base, model = merge_case(folder)
-    chain = open_chain(folder, *links)
-    target = open_chain(folder, links[-1], writable=True)
-    told: list[int] = []
-    chain.merge(2, target, lambda done: told.append(done) is None)
-    target.flush()
-    assert content(target) == model
-    assert told[-1] == len(model)
-    chain.merge(2, target)
-    assert content(target) == model
-
-
-def test_a_merge_that_is_stopped_can_be_asked_again(folder: Dir) -> None:
-    links, _base, model = merge_case(folder)
-    chain = open_chain(folder, *links)
-    target = open_chain(folder, links[-1], writable=True)
-    with pytest.raises(errors.StateError):
-        chain.merge(2, target, lambda _done: False)
-
-    def interrupt(_done: int) -> bool:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        chain.merge(2, target, interrupt)
-    chain.merge(2, target)
-    assert content(target) == model
-
-
-def test_one_link_is_merged_into_the_next(folder: Dir) -> None:
-    links, _base, model = merge_case(folder)
-    chain = open_chain(folder, *links)
-    target = open_chain(folder, *links[1:], writable=True)
-    chain.merge(1, target)
-    target.close_clean()
-    assert content(open_chain(folder, *links[1:])) == model
-
-
-def test_disks_of_two_sizes_are_not_merged(folder: Dir) -> None:
-    a, b = make(folder, "a", SPARSE, 100, 8), make(folder, "b", SPARSE, 108, 8)
-    with pytest.raises(errors.UsageError):
-        open_chain(folder, [a]).merge(1, open_chain(folder, [b], writable=True))
-    with pytest.raises(errors.UsageError):
-        open_chain(folder, [a]).merge(2, open_chain(folder, [a], writable=True))
-
-
-# ---- check ----
-
-
-def planted(
-    folder: Dir, change: Callable[[File, dict[str, int], int], None]
-) -> tuple[list[str], Extent]:
-    """Findings after change(file, info, sector of the first table) of a good extent."""
-    extent = make(folder, "disk", SPARSE, 8192, 8)
+def test_a_flush_syncs_no_more_than_it_must(tmp_path: Path) -> None:
+    """Twice for new grains, once for overwrites, not at all for nothing."""
+    io = Io.record(Io.posix())
+    folder = io.open_dir(str(tmp_path))
+    extent = make(folder, "disk", SPARSE, 4096, 8)
     disk = open_chain(folder, [extent], writable=True)
-    disk.pwrite(b"x" * 4096 * 4, 0)
-    disk.close_clean()
-    file = folder.open("disk", _native.OPEN_WRITE)
-    info = _native.sparse_info(file)
-    table = struct.unpack("<I", file.pread(4, info["directory_sector"] * 512))[0]
-    change(file, info, table)
-    return findings(folder, extent), extent
+    disk.pwrite(b"x", 0)
+    assert syncs(io, disk.flush) == 2
+    assert syncs(io, disk.flush) == 0
+    assert syncs(io, lambda: disk.pwrite(b"y", 0)) == 0
+    assert syncs(io, disk.flush) == 1
+    assert syncs(io, lambda: disk.pwrite(b"z" * 1000, 40_000)) == 0
+    assert syncs(io, disk.flush) == 2
 
 
-def test_check_finds_two_entries_for_one_grain(folder: Dir) -> None:
-    def change(file: File, _info: dict[str, int], table: int) -> None:
-        file.pwrite(file.pread(4, table * 512), table * 512 + 4)
-
-    assert sorted(planted(folder, change)[0]) == ["leak", "overlap", "redundant"]
-
-
-def test_check_finds_grains_outside_the_file_and_in_the_metadata(folder: Dir) -> None:
-    def change(file: File, _info: dict[str, int], table: int) -> None:
-        file.pwrite(struct.pack("<II", 1 << 30, 2), table * 512 + 64)
-
-    found, extent = planted(folder, change)
-    assert sorted(found) == ["outside", "overlap", "redundant"]
-    checked = open_image(folder, [extent]).check()
-    assert ("outside", 0, 1 << 39, 16 * 4096) in checked
+def test_a_failed_flush_is_final(tmp_path: Path) -> None:
+    folder = Io.posix().open_dir(str(tmp_path))
+    extent = make(folder, "disk", SPARSE, 4096, 8)
+    failing = Io.posix().fault(call=2, os_errno=5, kind="sync")
+    disk = open_chain(failing.open_dir(str(tmp_path)), [extent], writable=True)
+    disk.pwrite(b"x", 0)  # the first sync: the unclean mark
+    with pytest.raises(errors.StorageError):
+        disk.flush()
+    for action in (disk.flush, lambda: disk.pwrite(b"y", 0), lambda: disk.zero(1, 0)):
+        with pytest.raises(errors.FailedError):
+            action()
+    assert open_chain(folder, [extent]).pread(1, 0) == b"\0"
 
 
-def test_check_finds_a_table_outside_and_one_shared(folder: Dir) -> None:
-    def outside(file: File, info: dict[str, int], _table: int) -> None:
-        file.pwrite(struct.pack("<I", 1 << 30), info["directory_sector"] * 512)
-
-    def shared(file: File, info: dict[str, int], _table: int) -> None:
-        at = info["directory_sector"] * 512
-        file.pwrite(file.pread(4, at), at + 4)
-
-    found, extent = planted(folder, outside)
-    assert "table" in found
-    with pytest.raises(errors.DamagedError):
-        open_chain(folder, [extent]).pread(1, 0)
-    for change in (outside, shared):
-        found, extent = planted(folder, change)
-        assert "table" in found or "overlap" in found
-        with pytest.raises(errors.DamagedError, match="reading only"):
-            open_image(folder, [extent], writable=True)
-
-
-def test_check_finds_leaks(folder: Dir) -> None:
-    def change(file: File, _info: dict[str, int], _table: int) -> None:
-        file.truncate(file.size_bytes + 3 * 4096)
-
-    assert planted(folder, change)[0] == ["leak"]
+def test_entries_that_wait_in_memory_are_bounded(tmp_path: Path) -> None:
+    """A million of them bring a flush by themselves."""
+    io = Io.record(Io.posix())
+    folder = io.open_dir(str(tmp_path))
+    sectors = (1 << 20) + (1 << 18)
+    base = make(folder, "base", SPARSE, sectors, 2048)
+    parent = open_chain(folder, [base], writable=True)
+    for at in range(0, sectors * 512, 1 << 20):
+        parent.pwrite(b"b", at)  # makes a whole grain
+    parent.close_clean()
+    top = make(folder, "top", SPARSE, sectors, 1)
+    disk = open_chain(folder, [top], [base], writable=True)
+    assert syncs(io, lambda: disk.zero(disk.size_bytes, 0)) == 1 + 2  # the mark, a flush
+    assert syncs(io, disk.flush) == 2
+    assert {kind for _, _, kind, _ in runs(disk)} == {ZEROS}
