@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint import disk as disks
-from rollpoint._native import Io
+from rollpoint._native import OPEN_WRITE, Io
 from rollpoint.convert import Comparison, commit, compare, convert
 from rollpoint.create import LAYOUTS
 from rollpoint.disk import create_disk, open_disk
@@ -27,6 +27,7 @@ from rollpoint.errors import (
 )
 
 MIB = 1 << 20
+SEED = 20261122
 SIZE = 5 * MIB + 512
 
 
@@ -152,6 +153,27 @@ def test_a_conversion_that_fails_at_any_call_leaves_nothing(tmp_path: Path) -> N
             raise AssertionError("it never succeeds")
 
 
+@pytest.mark.parametrize("to", ["monolithicSparse", "twoGbMaxExtentSparse", "raw"])
+def test_a_conversion_is_there_whole_or_not_at_all_after_a_power_cut(to: str) -> None:
+    io = Io.simulate()
+    create_disk("/a.raw", "raw", 100_352, io=io)
+    with open_disk("/a.raw", format="raw", writable=True, io=io) as disk:
+        disk.pwrite(random.Random(3).randbytes(50_000), 30_000)
+        content = disk.pread(100_352, 0)
+    io.settle()
+    convert("/a.raw", "/b", to, source_format="raw", io=io)
+    io.acknowledge(1)
+    seen: dict[bool, int] = {False: 0, True: 0}
+    for state in io.crash_states(budget=400, seed=SEED, garbage=False):
+        there = state.io.open_dir("/").exists("b")
+        assert there or not state.acknowledged, state.explain()
+        seen[there] += 1
+        if there:
+            with open_disk("/b", io=state.io, format="raw" if to == "raw" else None) as disk:
+                assert disk.pread(disk.size_bytes, 0) == content, state.explain()
+    assert all(seen.values())
+
+
 # --- compare ---
 
 
@@ -275,6 +297,54 @@ def test_a_commit_that_fails_anywhere_can_be_asked_for_again(
         assert b"rollpoint.commit" not in child.read_bytes()
         findings = disks.check(parent)["findings"] + disks.check(child)["findings"]
         assert {finding["kind"] for finding in findings} <= {"leak"}, f"call {call}"
+
+
+@pytest.mark.parametrize(
+    ("base", "top"),
+    [("vmfs", "vmfsSparse"), ("monolithicSparse", "monolithicSparse")],
+    ids=["text", "inside"],
+)
+@pytest.mark.parametrize("straddle", [0, 10, 30])
+def test_a_commit_can_be_asked_for_again_after_a_power_cut(
+    base: str, top: str, straddle: int
+) -> None:
+    """The child reads the same at every cut, or its refusal says what to do.
+
+    straddle: bytes of the child's note that lie in the sector before its rest.
+    """
+    io = Io.simulate()
+    size, rng = 64 * 1024, random.Random(4)
+    for path, type, above in (("/base.vmdk", base, None), ("/child.vmdk", top, "/base.vmdk")):
+        grain = None if type == "vmfs" else 4096
+        create_disk(path, type, None if above else size, parent=above, grain_bytes=grain, io=io)
+        with open_disk(path, writable=True, io=io) as disk:
+            for _ in range(3):
+                disk.pwrite(rng.randbytes(9000), rng.randrange(size - 9000))
+            content = disk.pread(size, 0)
+    if top == "monolithicSparse" and straddle:
+        file = io.open_dir("/").open("child.vmdk", OPEN_WRITE)
+        text = file.pread(20 * 512, 512).rstrip(b"\0") + b'ddb.comment = "'
+        length = -(-(len(text) + 2 + straddle) // 512) * 512 - straddle
+        file.pwrite(text.ljust(length - 2, b"x") + b'"\n', 512)
+        file.close()
+    io.settle()
+    commit("/child.vmdk", io=io)
+    io.acknowledge(1)
+    refused = 0
+    for state in io.crash_states(budget=500, seed=SEED, garbage=False):
+        try:
+            with open_disk("/child.vmdk", io=state.io) as disk:
+                assert disk.pread(size, 0) == content, state.explain()
+        except DamagedError as error:
+            refused += 1
+            hint = error.hint
+            assert "rollpoint disk commit" in hint, state.explain()
+        if not state.acknowledged:
+            commit("/child.vmdk", io=state.io)
+        for path in ("/base.vmdk", "/child.vmdk"):
+            with open_disk(path, io=state.io) as disk:
+                assert disk.pread(size, 0) == content, state.explain()
+    assert refused > 0
 
 
 def test_a_commit_that_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ QEMU_TYPES = [
     "vmfsSparse",
 ]
 SPARSE = ["monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse"]
+IO = Io.order(Io.posix())  # stops the process when a write-ahead rule is broken
 SIZES = [512, 5 * MIB + 512, 8 * MIB]
 
 
@@ -76,13 +77,14 @@ def make(path: Path, type: str, size: int | None = None, parent: Path | None = N
         size,
         parent=None if parent is None else str(parent),
         split_sectors=SPLIT.get(type),
+        io=IO,
     )
     return path
 
 
 def scribble(path: Path, model: bytearray, rng: random.Random, **how: str) -> None:
     """Random unaligned writes, zeroes and trims through us; the model follows."""
-    with open_disk(path, writable=True, **how) as disk:
+    with open_disk(path, writable=True, io=IO, **how) as disk:
         for _ in range(25):
             length = rng.choice([1, 511, 512, 4096, 65536, 100_000])
             length = min(length, len(model))
@@ -633,6 +635,64 @@ def test_a_failure_at_any_call_leaves_nothing(tmp_path: Path) -> None:
             raise AssertionError("it never succeeds")
         assert call > 4
         assert seen_by_us(folder / "a.vmdk", **({"format": "raw"} if type == "raw" else {}))
+
+
+# --- power cuts ---
+
+SEED = 20261122
+
+
+@pytest.mark.parametrize("type", ["monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse", "vmfs"])
+def test_a_disk_is_there_whole_or_not_at_all_after_a_power_cut(type: str) -> None:
+    io = Io.simulate()
+    size = 200 * 1024 + 512
+    create_disk("/a.vmdk", type, size, split_sectors=256, grain_bytes=None, io=io)
+    io.acknowledge(1)
+    seen: dict[bool, int] = {False: 0, True: 0}
+    for state in io.crash_states(budget=400, seed=SEED, garbage=False):
+        there = state.io.open_dir("/").exists("a.vmdk")
+        assert there or not state.acknowledged, state.explain()
+        seen[there] += 1
+        if there:
+            with open_disk("/a.vmdk", io=state.io) as disk:
+                assert disk.pread(size, 0) == bytes(size), state.explain()
+            assert disks.check("/a.vmdk", io=state.io)["clean"], state.explain()
+    assert all(seen.values())
+
+
+@pytest.mark.parametrize("type", ["monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse", "vmfs"])
+def test_what_was_flushed_is_there_after_a_power_cut(type: str) -> None:
+    """Each sector is as before or after a write that no flush covers, else as written."""
+    io = Io.simulate()
+    size = 96 * 1024
+    grain = None if type == "vmfs" else 4096
+    create_disk("/a.vmdk", type, size, grain_bytes=grain, io=io)
+    old_cid = disks.info("/a.vmdk", io=io)["cid"]
+    io.settle()
+    rng = random.Random(SEED)
+    model, steps = bytearray(size), [bytes(size)]
+    with open_disk("/a.vmdk", writable=True, io=io) as disk:
+        for number in range(1, 6):
+            data = rng.randbytes(rng.randrange(1, 6000))
+            at = rng.randrange(size - len(data))
+            disk.pwrite(data, at)
+            model[at : at + len(data)] = data
+            steps.append(bytes(model))
+            disk.flush()
+            io.acknowledge(number)
+    count = 0
+    for state in io.crash_states(budget=600, seed=SEED, garbage=False):
+        count += 1
+        last = state.acknowledged[-1] if state.acknowledged else 0
+        after = steps[min(last + 1, len(steps) - 1)]
+        with open_disk("/a.vmdk", io=state.io) as disk:
+            found = disk.pread(size, 0)
+            if found != bytes(size):
+                assert disk.info()["cid"] != old_cid, state.explain()
+        for at in range(0, size, 512):
+            part = slice(at, at + 512)
+            assert found[part] in (steps[last][part], after[part]), state.explain()
+    assert count >= 100
 
 
 # --- what strangers may hand us ---

@@ -152,6 +152,40 @@ def test_a_failure_at_any_call_leaves_nothing(kind: str, replica: Dir, tmp_path:
     assert seen(tmp_path / "web-interim.vmdk") == seen(tmp_path / "web.vmdk")
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_interim_is_whole_or_not_there_after_a_power_cut(kind: str) -> None:
+    """Made, dropped, made again in the place of what was left: at any cut of the power."""
+    io = Io.simulate()
+    size = 300 * 1024
+    create_disk("/web.vmdk", "vmfs", size, io=io)
+    with open_disk("/web.vmdk", writable=True, io=io) as disk:
+        disk.pwrite(random.Random(5).randbytes(size), 0)
+        content = disk.pread(size, 0)
+    dir = io.open_dir("/")
+    io.settle()
+    create_interim(dir, "web", "web.vmdk", size, kind=kind)
+    io.acknowledge(1)
+    remove_interim(dir, "web")
+    io.acknowledge(2)
+    create_interim(dir, "web", "web.vmdk", size, kind=kind, replace=True)
+    io.acknowledge(3)
+    wanted = {0: (False, True), 1: (True, False), 2: (False, True), 3: (True,)}
+    seen = set()
+    for state in io.crash_states(budget=1000, seed=20261122, garbage=False):
+        last = state.acknowledged[-1] if state.acknowledged else 0
+        left = state.io.open_dir("/")
+        there = left.exists(interim_name("web"))
+        seen.add((last, there))
+        assert there in wanted[last], state.explain()
+        if not there:
+            create_interim(left, "web", "web.vmdk", size, kind=kind, replace=True)
+        with open_disk("/web-interim.vmdk", io=state.io) as disk:
+            assert disk.pread(size, 0) == content, state.explain()
+        remove_interim(left, "web")
+        assert names(left) == []
+    assert len(seen) == 7
+
+
 def test_what_cannot_be_is_refused(replica: Dir) -> None:
     for arguments, kind in [
         (("web", "web.vmdk", SIZE + 512), UsageError),

@@ -309,11 +309,15 @@ def _scratch_file(sectors: int, scratch_dir: str | None) -> File:
 
 
 def info(
-    path: str | os.PathLike[str], *, format: str | None = None, allow_root: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    allow_root: str | None = None,
+    io: Io | None = None,
 ) -> Info:
     """What a disk is: type, sizes, content ids, and each link of its chain with its extents."""
     path = os.fspath(path)
-    links = open_links(path, format=format, allow_root=allow_root)
+    links = open_links(path, format=format, allow_root=allow_root, io=io)
     try:
         return describe(path, links)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NotRequired, TypedDict
 
+from ._native import Io
 from .descriptor import NO_PARENT
 from .descriptor_write import noted_commit
 from .link import Link
@@ -129,14 +130,18 @@ def _describe_link(link: Link) -> LinkInfo:
 
 
 def check(
-    path: str | os.PathLike[str], *, format: str | None = None, allow_root: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    allow_root: str | None = None,
+    io: Io | None = None,
 ) -> Report:
     """Look for what is wrong with a chain, and change nothing.
 
     Raises:
         Error: It cannot be opened at all; as ``open_disk``.
     """
-    links = open_links(os.fspath(path), format=format, allow_root=allow_root)
+    links = open_links(os.fspath(path), format=format, allow_root=allow_root, io=io)
     findings: list[Finding] = []
 
     def found(kind: str, file: str, message: str, at: int | None, guest: int | None) -> None:

@@ -153,7 +153,13 @@ class Link:
         self.text, self.descriptor = text, descriptor
 
     def _rewrite_inside(self, text: bytes, offset: int, length: int) -> None:
-        """Write the sectors that differ; each is written whole by the disk."""
+        """Write the sectors that differ, in an order in which a line is never half there.
+
+        Each sector is written whole by the disk, and a text ends at its first
+        zero: so what a text gets at its end is written before the sector that it
+        begins in, and what it loses after it. (A change of length further in, as
+        by a content id of fewer digits, is only as safe as one write.)
+        """
         if len(text) > length:
             raise UnsupportedError(
                 f"{self.path}: its descriptor has no room for another line",
@@ -162,12 +168,17 @@ class Link:
         _, file = self.extents[0]
         assert file is not None
         old, new = self.text.ljust(length, b"\0"), text.ljust(length, b"\0")
-        starts = range(0, length, SECTOR_BYTES)
-        ends = [(at, at + SECTOR_BYTES) for at in starts]
+        ends = [(at, at + SECTOR_BYTES) for at in range(0, length, SECTOR_BYTES)]
         changed = [at for at, end in ends if old[at:end] != new[at:end]]
-        if changed:
-            stop = changed[-1] + SECTOR_BYTES
-            file.pwrite(new[changed[0] : stop], offset + changed[0])
+        if not changed:
+            return
+        spans = [(changed[0], changed[-1] + SECTOR_BYTES)]
+        if len(changed) > 1 and (text.startswith(self.text) or self.text.startswith(text)):
+            spans = [(changed[0], changed[0] + SECTOR_BYTES), (changed[1], spans[0][1])]
+            if len(text) > len(self.text):
+                spans.reverse()
+        for start, stop in spans:
+            file.pwrite(new[start:stop], offset + start)
             file.sync()
 
     def close(self) -> None:
