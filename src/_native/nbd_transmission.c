@@ -461,7 +461,8 @@ receive (struct nbd_connection *c)
       if (nbd_now_ms () >= c->request_deadline_ms)
         return false;
       wait_once (c, POLLIN, c->request_deadline_ms);
-    } else if (!wait_once (c, POLLIN, nbd_now_ms () + IDLE_MS)) {
+    } else if (!wait_once (c, POLLIN, nbd_now_ms () + IDLE_MS)
+               && !c->stopping) {     /* the end's wake is spent by now */
       give_buffers (c);
       wait_once (c, POLLIN, 0);
     }
