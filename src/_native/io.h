@@ -17,7 +17,9 @@
  * function fails whole or succeeds whole; the first failed sync of a file is
  * final: every later sync and write of that file returns RP_FAILED without
  * asking the kernel again (a retried fsync can succeed while the data is
- * gone: seen on ext4 and xfs, Linux 6.18).
+ * gone: seen on ext4 and xfs, Linux 6.18).  It is final for the handle; one
+ * opened later begins anew.  The same holds for a directory: no name is made,
+ * renamed or removed through a handle whose sync has failed.
  *
  * Threads: a file may be used by any number of threads at once; opening,
  *          closing and everything that takes a directory, too.  A handle is
@@ -50,7 +52,7 @@ enum rp_open_flags {
                                     user: one component, no symbolic link */
 };
 
-/* Flags of rp_file_lock.  Lock bytes stay clear of 100..203, which QEMU uses. */
+/* The byte of rp_file_lock, clear of bytes 100..203, which QEMU uses. */
 #define RP_LOCK_OFFSET_BYTES 1048577u
 
 struct rp_stat {
@@ -59,15 +61,15 @@ struct rp_stat {
   uint64_t device, inode;        /* identity, for loops and double opens */
   bool     is_directory;
   bool     is_regular;
-  uint32_t mode;                 /* permission bits; 0 where a backend has none */
+  uint32_t mode;                 /* permission bits; 0 where there are none */
 };
 
 /* What code above tells a backend that checks it (order); see rp_file_note. */
 enum rp_note {
-  /* bytes [offset, offset + length) have been promised to somebody as durable */
+  /* bytes [offset, offset + length) were promised to somebody as durable */
   RP_NOTE_ACKNOWLEDGE = 1,
-  /* the next write to any file will hold a pointer to, or a checksum over,
-     these bytes: they have to be durable before that write is issued */
+  /* the caller is about to write, somewhere, a pointer to these bytes: they
+     have to be durable already */
   RP_NOTE_POINTS_TO   = 2,
 };
 
@@ -112,7 +114,8 @@ struct rp_io_functions {
   int (*file_pwritev) (struct rp_file *file, const struct iovec *parts,
                        int part_count, uint64_t offset,
                        struct rp_fault *fault);
-  int (*file_sync) (struct rp_file *file, struct rp_fault *fault); /* fdatasync */
+  int (*file_sync) (struct rp_file *file,               /* fdatasync */
+                    struct rp_fault *fault);
   int (*file_truncate) (struct rp_file *file, uint64_t size,
                         struct rp_fault *fault);
   /* reserve space: ENOSPC shows here and not at write-back; grows the size */
@@ -172,11 +175,13 @@ int  rp_dir_open (struct rp_io *io, const char *path, struct rp_dir **out,
 void rp_dir_close (struct rp_dir *dir);                /* NULL is allowed */
 int  rp_dir_make (struct rp_dir *dir, const char *name, uint32_t mode,
                   struct rp_fault *fault);
-int  rp_dir_remove (struct rp_dir *dir, const char *name, struct rp_fault *fault);
+int  rp_dir_remove (struct rp_dir *dir, const char *name,
+                    struct rp_fault *fault);
 int  rp_dir_sync (struct rp_dir *dir, struct rp_fault *fault);
 int  rp_dir_rename (struct rp_dir *dir, const char *from, const char *to,
                     struct rp_fault *fault);
-int  rp_dir_unlink (struct rp_dir *dir, const char *name, struct rp_fault *fault);
+int  rp_dir_unlink (struct rp_dir *dir, const char *name,
+                    struct rp_fault *fault);
 int  rp_dir_list (struct rp_dir *dir, void (*each) (void *, const char *),
                   void *context, struct rp_fault *fault);
 int  rp_dir_stat (struct rp_dir *dir, const char *name, struct rp_stat *out,
@@ -201,16 +206,19 @@ int  rp_file_pwrite (struct rp_file *file, const void *buffer, size_t length,
 int  rp_file_pwritev (struct rp_file *file, const struct iovec *parts,
                       int part_count, uint64_t offset, struct rp_fault *fault);
 int  rp_file_sync (struct rp_file *file, struct rp_fault *fault);
-int  rp_file_truncate (struct rp_file *file, uint64_t size, struct rp_fault *fault);
+int  rp_file_truncate (struct rp_file *file, uint64_t size,
+                       struct rp_fault *fault);
 int  rp_file_allocate (struct rp_file *file, uint64_t offset, uint64_t length,
                        struct rp_fault *fault);
 int  rp_file_punch (struct rp_file *file, uint64_t offset, uint64_t length,
                     struct rp_fault *fault);
-int  rp_file_stat (struct rp_file *file, struct rp_stat *out, struct rp_fault *fault);
+int  rp_file_stat (struct rp_file *file, struct rp_stat *out,
+                   struct rp_fault *fault);
 int  rp_file_size (struct rp_file *file, uint64_t *out, struct rp_fault *fault);
 int  rp_file_seek (struct rp_file *file, uint64_t offset, bool want_data,
                    uint64_t *out, struct rp_fault *fault);
-int  rp_file_lock (struct rp_file *file, bool exclusive, struct rp_fault *fault);
+int  rp_file_lock (struct rp_file *file, bool exclusive,
+                   struct rp_fault *fault);
 
 /* Say what is being promised about a range, so that the order backend can stop
  * the process when it does not hold: every write to the range must be covered

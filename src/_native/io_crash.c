@@ -17,7 +17,7 @@
 #define EXHAUSTIVE_MAX   10u     /* pending operations of which all subsets */
 #define RANDOM_COUNT     256u    /* subsets drawn where there are more */
 #define PAIRS_MAX        512u    /* drop-two choices at one moment */
-#define SECTORS_ALL_MAX  64u     /* sectors of a write that is torn everywhere */
+#define SECTORS_ALL_MAX  64u     /* sectors of a write torn everywhere */
 #define CUTS_DRAWN       16u     /* beyond: how many places are drawn */
 #define GARBAGE_ALL_MAX  8u
 #define PLAN_FIXED       8u      /* choices that a budget never drops */

@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define ZERO_BYTES 65536u        /* written at once where a hole is not to be had */
+#define ZERO_BYTES 65536u        /* written at once where there are no holes */
 
 struct posix_io {
   struct rp_io           io;

@@ -26,7 +26,7 @@ struct wrap_dir {
 struct wrap_file {
   struct rp_file  file;
   struct rp_file *inner;
-  void           *state;         /* the backend's; set in after() of FILE_OPEN */
+  void           *state;         /* the backend's; from after() of FILE_OPEN */
 };
 
 struct wrap_call {

@@ -90,7 +90,8 @@ struct rp_sim_counts {
 };
 
 struct rp_sim_sweep;
-int  rp_sim_sweep_create (struct rp_io *io, const struct rp_sim_options *options,
+int  rp_sim_sweep_create (struct rp_io *io,
+                          const struct rp_sim_options *options,
                           struct rp_sim_sweep **out, struct rp_fault *fault);
 void rp_sim_sweep_destroy (struct rp_sim_sweep *sweep); /* NULL is allowed */
 /* The next state, owned by the caller.  RP_NOT_FOUND after the last one. */
@@ -127,8 +128,11 @@ int rp_sim_state_text (struct rp_io *io, const struct rp_sim_state *state,
  * forget: the cache is dropped too, and reads show what the disk has.
  * Source: measured on ext4 and xfs, Linux 6.18.
  */
-int rp_sim_file_lose (struct rp_file *file, bool forget, struct rp_fault *fault);
-/* What a lying disk does: a sync that leaves out one sector of the last write. */
-int rp_sim_file_lie (struct rp_file *file, uint64_t seed, struct rp_fault *fault);
+int rp_sim_file_lose (struct rp_file *file, bool forget,
+                      struct rp_fault *fault);
+/* What a lying disk does: a sync that leaves one sector of the last write
+ * out. */
+int rp_sim_file_lie (struct rp_file *file, uint64_t seed,
+                     struct rp_fault *fault);
 
 #endif /* RP_SIMULATE_H */

@@ -321,7 +321,9 @@ test_a_partial_write_does_its_half (void)
     .call = 1, .kinds = RP_FAULT_WRITE, .effect = RP_FAULT_PARTIAL,
     .os_errno = ENOSPC,
   };
-  const struct iovec parts[] = { { (void *) "ab", 2 }, { (void *) "cdefgh", 6 } };
+  const struct iovec parts[] = {
+    { (void *) "ab", 2 }, { (void *) "cdefgh", 6 },
+  };
   struct rp_io *disk, *bad;
   struct rp_dir *dir;
   struct rp_file *file;
