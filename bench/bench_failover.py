@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nbd_peers
-from conftest import require_tool
+from tools import require_tool
 from harness import SEED, single, size
 
 WRITES = size(smoke=64, full=4096)

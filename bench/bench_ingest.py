@@ -17,22 +17,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import require_tool
+from tools import require_tool
 from harness import SEED, compare, size
 
 WRITES = size(smoke=512, full=65_536)
 DISK_BYTES = 4 * 1024 * 1024 * 1024
 
 
-def fio(*arguments: str) -> float:
+def fio(folder: Path, *arguments: str) -> float:
     """Run fio once and return its write IOPS; fio's own verify found every block right."""
     command = [
         require_tool("fio"), "--output-format=json", "--bs=4k", "--fsync=32",
         f"--randseed={SEED}", f"--io_size={WRITES * 4096}", *arguments,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    job = json.loads(done.stdout)["jobs"][0]
+    # notes of the engine come before the JSON
+    job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
     assert job["error"] == 0, job
     return float(job["write"]["iops"])
 
@@ -53,7 +54,7 @@ def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None
 
         def ours() -> float:
             return fio(
-                "--name=ours", "--rw=randwrite", "--ioengine=nbd", "--iodepth=32",
+                tmp_path, "--name=ours", "--rw=randwrite", "--ioengine=nbd", "--iodepth=32",
                 f"--uri=nbd+unix:///d?socket={socket}", f"--size={DISK_BYTES}",
             )  # fmt: skip
 
@@ -61,7 +62,7 @@ def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None
             target = tmp_path / "append"
             target.unlink(missing_ok=True)
             figure = fio(
-                "--name=peer", "--rw=write", "--ioengine=psync", "--fdatasync=32", "--fsync=0",
+                tmp_path, "--name=peer", "--rw=write", "--ioengine=psync", "--fdatasync=32", "--fsync=0",
                 f"--filename={target}", f"--size={WRITES * 4096}",
             )  # fmt: skip
             assert target.stat().st_size == WRITES * 4096
@@ -69,7 +70,7 @@ def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None
 
         # Both sides keep what they were given: fio reads it back against its checksums.
         fio(
-            "--name=check", "--rw=randwrite", "--ioengine=nbd", "--iodepth=32", "--verify=crc32c",
+            tmp_path, "--name=check", "--rw=randwrite", "--ioengine=nbd", "--iodepth=32", "--verify=crc32c",
             f"--uri=nbd+unix:///d?socket={socket}", f"--size={min(DISK_BYTES, WRITES * 4096)}",
         )  # fmt: skip
         compare(

@@ -6,7 +6,7 @@ starts fast.
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 
 if __name__ != "rollpoint":  # a second copy would have second exception classes
     raise ImportError(f"this package is imported as rollpoint, not as {__name__}")
@@ -28,7 +28,9 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        return metadata.version("rollpoint")
+        from importlib.metadata import version  # 70 ms
+
+        return version("rollpoint")
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module 'rollpoint' has no attribute {name!r}")
