@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import nbd_peers
-from tools import require_tool
 from harness import SEED, single, size
+from tools import require_tool
 
 WRITES = size(smoke=64, full=4096)
 DISK_BYTES = 64 * 1024 * 1024 * 1024

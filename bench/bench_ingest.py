@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools import require_tool
 from harness import SEED, compare, size
+from tools import require_tool
 
 WRITES = size(smoke=512, full=65_536)
 DISK_BYTES = 4 * 1024 * 1024 * 1024
@@ -62,15 +62,16 @@ def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None
             target = tmp_path / "append"
             target.unlink(missing_ok=True)
             figure = fio(
-                tmp_path, "--name=peer", "--rw=write", "--ioengine=psync", "--fdatasync=32", "--fsync=0",
-                f"--filename={target}", f"--size={WRITES * 4096}",
+                tmp_path, "--name=peer", "--rw=write", "--ioengine=psync", "--fdatasync=32",
+                "--fsync=0", f"--filename={target}", f"--size={WRITES * 4096}",
             )  # fmt: skip
             assert target.stat().st_size == WRITES * 4096
             return figure
 
         # Both sides keep what they were given: fio reads it back against its checksums.
         fio(
-            tmp_path, "--name=check", "--rw=randwrite", "--ioengine=nbd", "--iodepth=32", "--verify=crc32c",
+            tmp_path, "--name=check", "--rw=randwrite", "--ioengine=nbd", "--iodepth=32",
+            "--verify=crc32c",
             f"--uri=nbd+unix:///d?socket={socket}", f"--size={min(DISK_BYTES, WRITES * 4096)}",
         )  # fmt: skip
         compare(
