@@ -123,6 +123,7 @@ class NewDisk:
         try:
             for part, sectors in zip(names, sizes, strict=True):
                 self._make(part + PART_SUFFIX if self._one_file else part, sectors)
+            dir.sync()  # what is flushed from here on is nothing without the names
             kind = self._layout.kind
             specs = [(kind, count, file, 0) for file, count in zip(self._files, sizes, strict=True)]
             self._chain = Chain([Image(specs, True)])
@@ -194,7 +195,6 @@ class NewDisk:
     def publish(self) -> None:
         """Make everything durable, then let the disk be seen; nothing may be written after."""
         self.chain.close_clean()
-        self._dir.sync()
         self._made.insert(0, self._name)  # from here on it may be there
         if self._one_file:
             self._dir.rename(self._name + PART_SUFFIX, self._name)
