@@ -23,11 +23,11 @@ struct rp_extent {
   struct rp_file   *file;        /* NULL for ZERO */
   uint64_t          file_offset_bytes;   /* FLAT */
   struct rp_sparse *sparse;      /* SPARSE, COWD */
-  _Atomic bool      data_dirty;  /* FLAT: written since the last sync began */
+  _Atomic bool      data_dirty;  /* FLAT: since the last sync began */
   bool              stable;      /* FLAT: open for reading only */
   pthread_mutex_t   seeking;
-  uint64_t          data_start, data_stop;   /* in the file: the last data found;
-                                                only where stable; seeking */
+  uint64_t          data_start, data_stop;   /* the last data found in the
+                                                file; under seeking */
 };
 
 struct rp_image {

@@ -24,6 +24,10 @@
  * An entry goes from absent or zero grain to data, or from absent to zero
  * grain, and never back: whoever saw a grain's place may use it without a lock.
  *
+ * Memory: 12 bytes a table, and 4 bytes a grain of each table that was looked
+ * at and is not empty (64 MiB for a full TiB of 64 KiB grains, 1 GiB of 4 KiB
+ * ones); tables stay until the extent is closed.
+ *
  * Threads: everything but open and close from any thread; whoever makes a
  *          grain holds its region (rp_sparse_lock_region) from the look at the
  *          entry to the publishing.
@@ -98,7 +102,7 @@ struct rp_sparse {
 
   /* writing */
   _Atomic bool     started;             /* uncleanShutdown is set and durable */
-  _Atomic bool     data_dirty;          /* written to since the last sync began */
+  _Atomic bool     data_dirty;          /* since the last sync began */
   pthread_mutex_t  starting;
   pthread_mutex_t  publishing;
   uint32_t *dirty_tables;               /* with a dirty bit; under publishing */
@@ -113,7 +117,8 @@ struct rp_sparse {
 /* sparse_header.c */
 int rp_sparse_read_layout (struct rp_file *file, struct rp_sparse_layout *out,
                            struct rp_fault *fault);
-uint64_t rp_sparse_directory_sectors (const struct rp_sparse_layout *layout);
+uint64_t
+rp_sparse_directory_sectors (const struct rp_sparse_layout *layout);
 
 /* sparse.c.  sectors: of guest data, at most the header's capacity. */
 int  rp_sparse_open (struct rp_file *file, enum rp_extent_kind kind,
@@ -166,6 +171,11 @@ int rp_sparse_publish (struct rp_sparse *sparse, uint64_t first,
                        struct rp_fault *fault);
 /* So many entries wait in memory that a flush is due. */
 bool rp_sparse_wants_flush (struct rp_sparse *sparse);
+/* Write the header's uncleanShutdown; no sync. */
+int  rp_sparse_mark_unclean (struct rp_sparse *sparse, bool unclean,
+                             struct rp_fault *fault);
+
+/* sparse_flush.c */
 /* One call at a time. */
 int rp_sparse_flush (struct rp_sparse *sparse, struct rp_fault *fault);
 /* After a flush: cut reserved space off, clear uncleanShutdown, sync. */
