@@ -20,7 +20,7 @@ ROWS = [
     {"descriptor", "descriptor_write", "config", "manifest", "points"},
     {"link"},
     {"links"},
-    {"create", "facts"},
+    {"create", "facts", "ranges"},
     {"disk", "journal", "export"},
     {"convert", "interim", "rollback", "journals", "control", "rpo"},
     {"seed"},

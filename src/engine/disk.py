@@ -11,7 +11,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import NamedTuple, NotRequired, TypedDict
 
 from typing_extensions import Buffer
 
@@ -20,9 +19,6 @@ from ._native import (
     OPEN_CREATE,
     OPEN_EXCLUSIVE,
     OPEN_WRITE,
-    RUN_DATA,
-    RUN_HOLE,
-    RUN_ZERO,
     Chain,
     File,
     Image,
@@ -35,6 +31,7 @@ from .errors import StateError
 from .facts import Info, check, describe
 from .link import Link
 from .links import open_links, problems
+from .ranges import MapEntry, Run, map_runs
 from .units import SECTOR_BYTES
 
 __all__ = [
@@ -52,17 +49,6 @@ __all__ = [
 ]
 
 _SCRATCH_GRAIN_SECTORS = 8  # 4 KiB: no copy-up for what guests write
-
-class Run(NamedTuple):
-    """Bytes of a disk that share one answer."""
-
-    offset_bytes: int
-    length_bytes: int
-    kind: int  # RUN_HOLE, RUN_ZERO or RUN_DATA
-    depth: int  # 0: the top link holds it, 1: its parent, ...
-    file: str | None  # where data lies
-    file_offset_bytes: int
-
 
 class OpenDisk:
     """An open disk. Made by ``open_disk``; a context manager.
@@ -325,51 +311,6 @@ def info(
             link.close()
 
 
-class MapEntry(TypedDict):
-    """A range of a disk, in the words of ``qemu-img map``."""
-
-    start: int
-    length: int
-    depth: int
-    present: bool
-    zero: bool
-    data: bool
-    offset: NotRequired[int]
-
-
 def map_ranges(disk: OpenDisk) -> list[MapEntry]:
-    """The allocated ranges, in the words of ``qemu-img map --output=json``.
-
-    depth counts links from the top; present: some link holds it; offset: of the
-    data in its file, where there is data in a file.
-    """
-    entries: list[MapEntry] = []
-    last: Run | None = None
-    for run in disk.runs():
-        if last is not None and _continues(last, run):
-            last = last._replace(length_bytes=last.length_bytes + run.length_bytes)
-            entries[-1] = _entry(last)
-        else:
-            last = run
-            entries.append(_entry(run))
-    return entries
-
-
-def _continues(a: Run, b: Run) -> bool:
-    if (a.kind, a.depth, a.file) != (b.kind, b.depth, b.file):
-        return False
-    return a.file is None or a.file_offset_bytes + a.length_bytes == b.file_offset_bytes
-
-
-def _entry(run: Run) -> MapEntry:
-    entry: MapEntry = {
-        "start": run.offset_bytes,
-        "length": run.length_bytes,
-        "depth": run.depth,
-        "present": run.kind != RUN_HOLE,
-        "zero": run.kind in (RUN_HOLE, RUN_ZERO),
-        "data": run.kind == RUN_DATA,
-    }
-    if run.file is not None:
-        entry["offset"] = run.file_offset_bytes
-    return entry
+    """The allocated ranges, as ``qemu-img map --output=json`` says them."""
+    return map_runs(disk.runs(), disk.links[-1])
