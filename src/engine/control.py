@@ -13,6 +13,7 @@ socket is always named through an open directory, /proc/self/fd/N/.control.sock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -21,7 +22,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from . import errors
-from .errors import Error, LockedError, StorageError
+from .errors import Error, LockedError, NotFoundError, StorageError
 
 LINE_BYTES_MAX = 64 << 10
 CLIENTS_MAX = 32
@@ -53,7 +54,7 @@ def listen(path: str, backlog: int = 64) -> socket.socket:
     Raises:
         LockedError: A process listens there.
         ExistsError: Something else than a socket is there.
-        StorageError: The directory is missing or refuses.
+        NotFoundError, StorageError: The directory is missing, or refuses.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -73,9 +74,13 @@ def listen(path: str, backlog: int = 64) -> socket.socket:
         raise
     except OSError as error:
         listener.close()
+        if error.errno == errno.ENOENT:
+            raise NotFoundError(
+                f"cannot listen on {path}: its directory is not there", "make it first"
+            ) from None
         raise StorageError(
             f"{error.strerror}: cannot listen on {path}",
-            "check that its directory is there and may be written",
+            "check who owns its directory and what mode it has",
             error.errno or 0,
         ) from error
     return listener

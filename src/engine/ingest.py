@@ -96,22 +96,21 @@ class Ingest:
     def start(self) -> None:
         """Take the journals, listen, and tell the manifest that we run."""
         replica = self._replica
-        with replica.locked(LOCK_SECONDS) as manifest:
-            replica.need_state("Ready", doing="ingest into")
-            try:
+        try:
+            with replica.locked(LOCK_SECONDS) as manifest:
+                replica.need_state("Ready", doing="ingest into")
                 self._take_journals()
-                assert self._journals is not None
-                replication.reconcile(replica, self._journals.held)
+                replication.reconcile(replica, self._need_running().held)
                 if manifest.held:
                     raise HeldError(
                         f"replication of {replica.name} is on hold",
                         "rollpoint release lets it go on",
                     )
-                self._note_gaps()
                 self._listener = control.listen(self._socket_path)
                 self._control = control.ControlServer(
                     replica.control_path, self._selector, self._answer
                 )
+                self._note_gaps()
                 missed = manifest.rpo.missed if manifest.rpo else 0
                 self._record.missed = missed
                 manifest.rpo = Rpo(target_seconds=self._rpo_seconds, missed=missed)
@@ -123,9 +122,9 @@ class Ingest:
                 )
                 replica.save()
                 self._serve()
-            except BaseException:
-                self._let_go()
-                raise
+        except BaseException:
+            self._let_go()
+            raise
 
     def run(self) -> None:
         """Serve until stop(), a signal's handler that calls it, or a failure.

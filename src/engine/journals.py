@@ -123,9 +123,13 @@ class Journals:
         return any(bool(native.info()["entries_since_point"]) for native in self.natives)
 
     def commit(self) -> None:
-        """Make everything written so far durable; one sync for each disk that needs it."""
+        """Make everything written so far durable; one sync for each disk that needs it.
+
+        Raises:
+            FailedError: A journal has failed, here or in a client's flush. It is final.
+        """
         for native in self.natives:
-            if native.pending_bytes:
+            if native.pending_bytes or native.info()["failed"]:
                 native.commit()
 
     def fence(self, epoch: int) -> Point | None:
