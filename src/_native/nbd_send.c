@@ -209,10 +209,11 @@ send_everything (struct nbd_connection *connection)
   int64_t deadline_ms = 0;
 
   for (;;) {
-    enum sent sent = connection->jobs_about
-                     ? send_queued (connection, connection->inside)
-                     : connection->broken ? BROKEN : ALL_SENT;
+    enum sent sent = connection->broken ? BROKEN : ALL_SENT;
 
+    /* one of the queue may be half out; but once ours is, it goes first */
+    if (connection->jobs_about && connection->out.sent == 0)
+      sent = send_queued (connection, connection->inside);
     if (sent == ALL_SENT)
       sent = send_gated (connection, &connection->out, connection->inside);
     leave_gate (connection);

@@ -438,7 +438,11 @@ receive (struct nbd_connection *c)
   for (;;) {
     ssize_t got;
 
-    if (c->stopping || c->broken || !take_buffers (c))
+    if (c->stopping || c->broken)
+      return false;
+    if (!c->in && !wait_once (c, POLLIN, 0))
+      continue;
+    if (!take_buffers (c))
       return false;
     compact (c);
     got = recv (c->fd, c->in + c->in_end, NBD_BUFFER_BYTES - c->in_end,
@@ -461,10 +465,11 @@ receive (struct nbd_connection *c)
       if (nbd_now_ms () >= c->request_deadline_ms)
         return false;
       wait_once (c, POLLIN, c->request_deadline_ms);
-    } else if (!wait_once (c, POLLIN, nbd_now_ms () + IDLE_MS)
-               && !c->stopping) {     /* the end's wake is spent by now */
-      give_buffers (c);
-      wait_once (c, POLLIN, 0);
+    } else {
+      const int64_t idle_ms = nbd_now_ms () + IDLE_MS;
+
+      if (!wait_once (c, POLLIN, idle_ms) && nbd_now_ms () >= idle_ms)
+        give_buffers (c);
     }
   }
 }
@@ -486,7 +491,7 @@ nbd_transmission (void *argument)
     end_batch (c);
     wait_for_jobs (c, 1);
     while (!c->broken && !nbd_send_queue (c))
-      wait_once (c, 0, 0);
+      wait_once (c, POLLOUT, 0);
     c->jobs_about = false;
     give_buffers (c);
   } else
