@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from conftest import require_tool
 from rollpoint import demo_guest
 from rollpoint.demo import Demo
 from rollpoint.demo_replica import ReplicaSide
-from rollpoint.demo_source import DISKS, Source, counters_of
+from rollpoint.demo_source import DISKS, Source, counters_of, first_difference
 from rollpoint.errors import VerificationError
+from rollpoint.hypervisor.qemu_process import arguments_of
 from rollpoint.operation import failover, undo
 from rollpoint.replica import Replica
 from rollpoint.report import Step
@@ -80,12 +83,9 @@ def test_the_whole_story_is_true(tmp_path: Path) -> None:
     assert not list((tmp_path / "replica").glob("*interim*"))
 
 
-def test_every_restore_point_is_one_cut_of_both_disks(tmp_path: Path) -> None:
-    """Marked by themselves while the guest writes: no record is missing and none too many.
-
-    Disk 1 follows disk 0 by one record at most, so a cut that is not the same on both,
-    or that leaves out an earlier write, shows in what the disks hold.
-    """
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Source, ReplicaSide]]:
+    """A source that runs, mirrored to the ingest of a replica with a point each 100 ms."""
     require_tool("qemu-system-x86_64")
     source, side = Source(str(tmp_path / "source")), ReplicaSide(str(tmp_path))
     try:
@@ -96,19 +96,60 @@ def test_every_restore_point_is_one_cut_of_both_disks(tmp_path: Path) -> None:
         source.start()
         source.protect(side.socket_path, side.control_path)
         source.run()
-        while source.next_count() < 512:  # more than the ring holds
-            pass
-        source.check_in_step()
-        source.kill()
-        dead = source.known("dead")
-        with Replica.open(side.path) as replica:
-            counters = [recovered_counters(replica, point.id, side) for point in replica.points]
+        yield source, side
     finally:
         source.close()
         side.close()
-    assert len(counters) > 5
+
+
+def test_every_restore_point_is_one_cut_of_both_disks(pair: tuple[Source, ReplicaSide]) -> None:
+    """Marked by themselves while the guest writes: no record is missing and none too many.
+
+    Disk 1 follows disk 0 by one record at most, so a cut that is not the same on both,
+    or that leaves out an earlier write, shows in what the disks hold.
+    """
+    source, side = pair
+    while source.next_count() < 288:  # more than the ring holds
+        pass
+    source.check_in_step()
+    source.kill()
+    dead = source.known("dead")
+    with Replica.open(side.path) as replica:
+        points = list(replica.points)
+        some = points[:: len(points) // 12 + 1]
+        if some[-1] != points[-1]:
+            some.append(points[-1])
+        counters = [recovered_counters(replica, point.id, side) for point in some]
+    assert len(points) > 5
     assert counters == sorted(counters)
     assert abs(counters[-1][0] - dead.counters[0]) <= 1
+
+
+def test_after_its_ingest_was_killed_the_source_gets_in_step_again(
+    pair: tuple[Source, ReplicaSide],
+) -> None:
+    """Acknowledged and not yet durable: such writes died with it, and nobody sends them again."""
+    source, side = pair
+    source.next_count()
+    side.kill_ingest()
+    side.start_ingest("100ms")
+    deadline = time.monotonic() + 30
+    while source.gap_count() == 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    source.wait_in_step()
+    source.next_count()
+    source.freeze()
+    known = source.known("after")
+    point = side.rollpoint("mark", side.path)
+    source.kill()
+    with Replica.open(side.path) as replica:
+        outcome = failover(replica, point["id"], power_on=False)
+    images = side.images_by_us(outcome.interims, "recovered")
+    assert [first_difference(known.images[name], images[name]) for name in DISKS] == [None, None]
+    gaps = side.rollpoint("points", side.path)["gaps"]
+    assert len(gaps) == 3  # the first copy, the killed ingest, the second copy
+    assert all(gap["end"] for gap in gaps)
 
 
 def recovered_counters(replica: Replica, point_id: int, side: ReplicaSide) -> tuple[int, int]:
@@ -159,6 +200,25 @@ def command(*words: str, path: str | None = None) -> subprocess.CompletedProcess
         [sys.executable, "-m", "rollpoint", "demo", *words],
         env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
+
+
+def test_a_polite_end_leaves_nothing_running(tmp_path: Path) -> None:
+    require_tool("qemu-system-x86_64")
+    place = tmp_path / "workspace"
+    with subprocess.Popen(
+        [sys.executable, "-m", "rollpoint", "demo", "--workspace", str(place)]
+    ) as told:
+        deadline = time.monotonic() + 30
+        while not (place / "source" / "run" / "source" / "console.log").exists():
+            assert time.monotonic() < deadline
+            assert told.poll() is None
+            time.sleep(0.01)
+        told.terminate()
+        assert told.wait(30) == 143
+    assert not place.exists()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            assert str(place) not in " ".join(map(os.fsdecode, arguments_of(int(entry))))
 
 
 def test_without_qemu_it_says_what_to_install(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Source:
             file.seek(ring)
             file.write(bytes(2 << 20))
         self.qemu.start(Machine("source", "source", drives, 16 << 20, paused=True))
-        self.qmp = self.qemu.qmp("source", supervise=True)
+        self.qmp = self.qemu.qmp("source", 60, supervise=True)
 
     def count(self) -> int:
         text = self.qemu.console("source")
@@ -208,9 +208,9 @@ def test_a_job_that_ended_is_begun_anew(source: Source, exports: Exports) -> Non
     mirror = SourceMirror(source.qmp, exports.socket, TARGETS)
     mirror.start()
     mirror.wait_in_step(30)
-    source.qmp.execute("cont")
     source.qmp.execute("block-job-cancel", device="mirror-data-1", force=True)
     poll(lambda: len(mirror.gaps()) == 2)
+    source.qmp.execute("cont")
     mirror.wait_in_step(30)
     source.wait_for_more()
     source.qmp.execute("stop")
@@ -226,13 +226,14 @@ def test_a_server_that_died_gets_a_full_copy(source: Source, exports: Exports) -
     mirror.wait_in_step(30)
     source.qmp.execute("cont")
     source.wait_for_more()
-    source.qmp.execute("stop")
     exports.kill()
     exports.paths[1].write_bytes(bytes(DISK_BYTES))  # all that was written is lost
     exports.start()
     session = "second run"
     poll(lambda: len(mirror.gaps()) == 2)
     mirror.wait_in_step(30)
+    source.wait_for_more()
+    source.qmp.execute("stop")
     assert same(source, exports)
     mirror.close()
 

@@ -84,6 +84,12 @@ class ReplicaSide:
                     raise _told_error("ingest", log.read())
             time.sleep(0.01)
 
+    def kill_ingest(self) -> None:
+        """End it as a crash would."""
+        assert self._ingest is not None
+        self._ingest.kill()
+        self._ingest.wait()
+
     def ingest_ended(self) -> int | None:
         """Its exit code, when it has ended or does so within a moment."""
         assert self._ingest is not None

@@ -26,6 +26,7 @@ MEMORY_BYTES = 16 << 20
 MACHINE_ID = "source"
 BOOT_SECONDS_MAX = 30.0
 COPY_SECONDS_MAX = 30.0
+QMP_SECONDS_MAX = 30.0  # longer than the mirror waits for an ingest that is away
 
 _SEED = 20261122
 _RING_BEGIN = demo_guest.RING_SECTOR * SECTOR_BYTES
@@ -78,7 +79,7 @@ class Source:
         drives = tuple(Drive(path, "raw") for path in self.disks.values())
         machine = Machine(MACHINE_ID, "demo source", drives, MEMORY_BYTES, paused=True)
         self._qemu.start(machine)
-        self._qmp = self._qemu.qmp(MACHINE_ID, supervise=True)
+        self._qmp = self._qemu.qmp(MACHINE_ID, QMP_SECONDS_MAX, supervise=True)
 
     def protect(self, socket_path: str, control_path: str) -> None:
         """Mirror both disks to the ingest; returns when they are in step."""
@@ -86,7 +87,21 @@ class Source:
         tell, session = ingest_listener(control_path)
         self._mirror = SourceMirror(self._qmp, socket_path, targets, tell=tell, session=session)
         self._mirror.start()
+        self.wait_in_step()
+
+    def wait_in_step(self) -> None:
+        """Returns when the mirror has caught up.
+
+        Raises:
+            HypervisorError: It does not.
+        """
+        assert self._mirror is not None
         self._mirror.wait_in_step(COPY_SECONDS_MAX)
+
+    def gap_count(self) -> int:
+        """How often it was out of step, the first copy included."""
+        assert self._mirror is not None
+        return len(self._mirror.gaps())
 
     def run(self) -> None:
         """Let the guest run, on from where it is."""
@@ -138,11 +153,11 @@ class Source:
 
     def close(self) -> None:
         """End everything, whatever state it is in."""
+        self._qemu.kill(MACHINE_ID)
         if self._mirror is not None:
             self._mirror.close()
         if hasattr(self, "_qmp"):
             self._qmp.close()
-        self._qemu.kill(MACHINE_ID)
 
 
 def ingest_listener(
