@@ -71,6 +71,14 @@ cdef extern from "journal.h":
                           journal_bool (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
                           void *context, rp_fault *fault) nogil
 
+cdef extern from "journal_synthesize.h":
+    struct rp_synthesis:
+        uint64_t entries
+        uint64_t working_set_bytes
+        uint64_t points
+        uint64_t seed
+    int rp_journal_synthesize(rp_file *file, const rp_synthesis *how, rp_fault *fault) nogil
+
 POINT_LATEST = RP_POINT_LATEST
 POINT_END = RP_POINT_END
 POINT_CRASH = RP_POINT_CRASH
@@ -96,6 +104,26 @@ def journal_create(File file, *, uint64_t capacity_bytes, uint32_t grain_bytes=4
     options.epoch = epoch
     with nogil:
         status = rp_journal_create(handle.file, &options, &fault)
+    check(status, &fault)
+
+
+def journal_synthesize(File file, *, uint64_t entries, uint64_t working_set_bytes,
+                       uint64_t points=2, uint64_t seed=1):
+    """For benchmarks: fill a new log with random writes whose data are holes.
+
+    Everything but the data is real; see journal_synthesize.h. Raises StateError
+    where the log is not new.
+    """
+    cdef _FileHandle handle = file.handle()
+    cdef rp_synthesis how
+    cdef rp_fault fault
+    cdef int status
+    how.entries = entries
+    how.working_set_bytes = working_set_bytes
+    how.points = points
+    how.seed = seed
+    with nogil:
+        status = rp_journal_synthesize(handle.file, &how, &fault)
     check(status, &fault)
 
 

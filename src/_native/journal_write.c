@@ -964,6 +964,10 @@ flush_chunks (struct rp_journal *journal, struct rp_chunk *chunks,
     status = write_chunks (journal, chunks, fault);
   if (status == RP_OK)
     status = rp_file_sync (journal->file, fault);
+  for (struct rp_chunk *chunk = chunks; status == RP_OK && chunk;
+       chunk = chunk->next)
+    rp_file_note (journal->file, RP_NOTE_ACKNOWLEDGE, chunk->position,
+                  chunk->used);
   return status;
 }
 

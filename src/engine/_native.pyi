@@ -175,6 +175,11 @@ def journal_create(
     epoch: int = 1,
 ) -> None: ...
 
+def journal_synthesize(
+    file: File, *, entries: int, working_set_bytes: int, points: int = 2, seed: int = 1
+) -> None:
+    """For benchmarks: fill a new log with random writes whose data are holes."""
+
 class Journal:
     def __new__(
         cls, file: File, base: Disk | None, *, writable: bool = False, epoch: int = 0
