@@ -36,7 +36,7 @@ from .qmp import Qmp
 SOCKET_PATH_BYTES_MAX = 107  # sun_path, which QEMU gets as it is
 BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0)
 CHECK_SECONDS = 0.1  # how often a job that catches up is asked how far it is
-SESSION_SECONDS = 1.0
+SESSION_SECONDS = 0.2  # well below the time between two restore points
 CANCEL_SECONDS_MAX = 10.0
 
 DiskState = Literal["copying", "in-step", "behind", "lost"]
