@@ -487,15 +487,12 @@ nbd_transmission (void *argument)
     if (!serve_buffered (c))
       break;
   }
-  if (c->in) {
+  if (c->in)
     end_batch (c);
-    wait_for_jobs (c, 1);
-    while (!c->broken && !nbd_send_queue (c))
-      wait_once (c, POLLOUT, 0);
-    c->jobs_about = false;
-    give_buffers (c);
-  } else
-    wait_for_jobs (c, 1);
+  wait_for_jobs (c, 1);
+  while (!nbd_send_queue (c))         /* when broken, this drops it */
+    wait_once (c, POLLOUT, 0);
+  give_buffers (c);
   shutdown (c->fd, SHUT_RDWR);
   c->finished = true;
   nbd_wake (c->server->wake_fd);
