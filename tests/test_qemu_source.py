@@ -221,7 +221,14 @@ def test_a_job_that_ended_is_begun_anew(source: Source, exports: Exports) -> Non
 def test_a_server_that_died_gets_a_full_copy(source: Source, exports: Exports) -> None:
     """What it had acknowledged and not yet made durable is gone; only a copy finds it."""
     session = "first run"
-    mirror = SourceMirror(source.qmp, exports.socket, TARGETS, session=lambda: session)
+    told: list[str] = []
+    mirror = SourceMirror(
+        source.qmp,
+        exports.socket,
+        TARGETS,
+        tell=lambda kind, _: told.append(f"{kind} in the {session}"),
+        session=lambda: session,
+    )
     mirror.start()
     mirror.wait_in_step(30)
     source.qmp.execute("cont")
@@ -235,6 +242,12 @@ def test_a_server_that_died_gets_a_full_copy(source: Source, exports: Exports) -
     source.wait_for_more()
     source.qmp.execute("stop")
     assert same(source, exports)
+    assert told == [
+        "gap in the first run",
+        "in-step in the first run",
+        "gap in the second run",
+        "in-step in the second run",
+    ]
     mirror.close()
 
 

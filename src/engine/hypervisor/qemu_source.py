@@ -251,8 +251,14 @@ class SourceMirror:
         with contextlib.suppress(Error):
             session = self._session()
             if session != self._session_seen:
-                self._end_jobs()
-                self._session_seen = session
+                self._begin_gap(time.time_ns())
+                for disk in self._disks:
+                    disk.state, disk.act_at = "lost", 0.0
+                    disk.problem = "another run of the server"
+                self._told = False  # the one that was told is gone
+                if self._is_told():
+                    self._end_jobs()
+                    self._session_seen = session
 
     def _end_jobs(self) -> None:
         """Cancel all jobs, with the guest standing still.
