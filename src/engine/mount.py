@@ -14,6 +14,7 @@ import shutil
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Mapping
 
 from . import _native
@@ -23,6 +24,7 @@ from .errors import StateError, StorageError, VerificationError
 
 CLIENT_SECONDS = 30.0
 STOP_MS = 5000
+GONE_SECONDS = 2.0
 _PROBE_BYTES = 4096
 _SOCKET_NAME = "nbd.sock"
 
@@ -80,14 +82,23 @@ class Mount:
         Raises:
             StateError: A client was connected. The overlays are closed all the same.
         """
-        assert self._server is not None
-        left = self._server.stats()["connections_open"]
+        left = self._clients_left()
         self._let_go(clean=True)
         if left:
             raise StateError(
                 f"{left} client(s) had recovered disks open when their export ended",
                 "end what works on the disks, then try again",
             )
+
+    def _clients_left(self) -> int:
+        """Clients that are connected; one that has hung up counts until the server saw it."""
+        assert self._server is not None
+        deadline = time.monotonic() + GONE_SECONDS
+        while left := self._server.stats()["connections_open"]:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.001)
+        return left
 
     def abandon(self) -> None:
         """End the exports after a failure. May be called after close()."""

@@ -11,7 +11,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from . import control, interim, seed
 from . import manifest as manifests
@@ -33,6 +33,8 @@ from .units import SECTOR_BYTES
 
 BASE_TYPE = "monolithicFlat"
 GRAINS = (4096, 8192, 16384, 32768, 65536)
+# What a creation leaves when it is cut short before its manifest is there.
+_CUT_SHORT = (manifests.LOCK_NAME, f"{manifests.FILE_NAME}.new")
 SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = 64 << 10, 1 << 30
 
 
@@ -156,7 +158,7 @@ def _make_directory(path: str, io: Io) -> Dir:
             raise ExistsError(f"{path} is a replica already", "choose another directory")
         with _locked(directory):
             _take_back(directory, found)  # a creation that was cut short
-    left = [entry for entry in directory.list() if entry != manifests.LOCK_NAME]
+    left = [entry for entry in directory.list() if entry not in _CUT_SHORT]
     if left:
         raise ExistsError(
             f"{path} is not empty: it has {', '.join(left[:3])}", "choose another directory"
@@ -273,12 +275,12 @@ def _damage(where: str, message: str, **place: int | None) -> dict[str, object]:
 
 def _base_damage(directory: Dir, entry: DiskEntry) -> list[dict[str, object]]:
     try:
-        found = check(f"{directory.path}/{entry.base}")["findings"]
+        found = check(f"{directory.path}/{entry.base}", io=directory.io)["findings"]
     except Error as error:
         return [_damage("base", error.message)]
     return [
         {**_damage("base", f"{row['file']}: {row['message']}"), "position": row["position"]}
-        for row in cast("list[dict[str, object]]", found)
+        for row in found
     ]
 
 
@@ -342,13 +344,10 @@ def _stays(entry: DiskEntry) -> bool:
 
 def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
-    with contextlib.suppress(NotFoundError):
-        directory.unlink(manifests.CONTROL_NAME)
-    directory.unlink(manifests.FILE_NAME)
-    directory.sync()
-    with contextlib.suppress(NotFoundError):
-        directory.unlink(manifests.LOCK_NAME)
-    directory.sync()
+    for name in (manifests.CONTROL_NAME, manifests.FILE_NAME, *_CUT_SHORT):
+        with contextlib.suppress(NotFoundError):
+            directory.unlink(name)
+        directory.sync()
     if not directory.list():
         parent = directory.io.open_dir(os.path.dirname(directory.path))
         parent.remove_dir(os.path.basename(directory.path))
@@ -359,10 +358,14 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
 def _remove_files(directory: Dir, manifest: Manifest) -> None:
     for entry in manifest.disks:
         interim.remove_interim(directory, entry.name)
+        names = [interim.interim_name(entry.name)]
         if entry.journal is not None:
             seed.remove_journal(directory, entry.name)
+            names.append(entry.journal)
+        names = [f"{name}.new" for name in names]  # a descriptor that was being replaced
         if not _stays(entry):
-            for file in (entry.base, f"{entry.name}-flat.vmdk"):
-                with contextlib.suppress(NotFoundError):
-                    directory.unlink(file)
+            names += [entry.base, f"{entry.base}.new", f"{entry.name}-flat.vmdk"]
+        for name in names:
+            with contextlib.suppress(NotFoundError):
+                directory.unlink(name)
     directory.sync()

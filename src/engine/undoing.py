@@ -11,13 +11,14 @@ Each step can be done again after a crash. Nothing of the base or of the log cha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
 
 from . import interim, replication
 from ._native import POINT_LATEST
-from .errors import Error, ToolMissingError
+from .errors import Error, NotFoundError, ToolMissingError
 from .replica import Replica
 from .steps import OnStep, Outcome, Runner, outcome_of
 
@@ -120,8 +121,10 @@ def drop_interims(replica: Replica) -> str:
     recovered = replica.manifest.recovered
     if recovered is None:
         return "there were none"
-    for name in recovered.interims:
+    for name, descriptor in recovered.interims.items():
         interim.remove_interim(replica.directory, name)
+        with contextlib.suppress(NotFoundError):  # it was being made when the power went
+            replica.directory.unlink(f"{descriptor}.new")
     return f"{len(recovered.interims)} dropped"
 
 
