@@ -472,7 +472,7 @@ open_steps (struct rp_journal *journal, uint64_t epoch,
                     "%s: its epoch is %" PRIu64 ", this writer's %" PRIu64,
                     rp_journal_name (journal), journal->super.epoch, epoch);
   journal->epoch = epoch != 0 ? epoch : journal->super.epoch;
-  journal->was_clean = journal->super.clean;
+  journal->was_clean = journal->root_proven = journal->super.clean;
   journal->disk.size_bytes = journal->super.capacity_bytes;
   if (journal->base
       && journal->base->size_bytes != journal->disk.size_bytes)

@@ -627,54 +627,114 @@ check_damage (struct recovery *recovery, uint64_t last, uint64_t position,
   return RP_OK;
 }
 
+/* Write bytes of the log again as they are. */
+static int
+write_again (struct rp_journal *journal, uint64_t position, uint64_t length,
+             uint8_t *buffer, struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  while (status == RP_OK && length > 0) {
+    const uint64_t here = length < scan_bytes (journal)
+                          ? length : scan_bytes (journal);
+
+    status = rp_file_pread_all (journal->file, buffer, here, position, fault);
+    if (status == RP_OK)
+      status = rp_file_pwrite (journal->file, buffer, here, position, fault);
+    position += here;
+    length -= here;
+  }
+  return status;
+}
+
+/* Batches that nothing proves durable may be in the page cache only: their
+ * process ended before the sync, or the sync failed, and a sync that is tried
+ * again may succeed although the data is gone (seen on ext4 and xfs).  They
+ * count from here on, so they are written again, and synced. */
+static int
+make_durable (struct recovery *recovery, uint64_t known, uint64_t last,
+              uint8_t *buffer, struct rp_fault *fault)
+{
+  struct rp_journal *journal = recovery->journal;
+  int status = RP_OK;
+
+  if (last <= known)
+    return RP_OK;
+  for (uint64_t i = 0; status == RP_OK && journal->writable
+       && i < recovery->found_count; i++) {
+    const struct found *found = &recovery->found[i];
+    const struct rp_segment *segment = journal->segments[found->segment];
+
+    if (found->sequence <= known)
+      continue;
+    if (found->sequence == segment->first_sequence)
+      status = write_again (journal, segment->position, RP_LOG_PAGE_BYTES,
+                            buffer, fault);
+    if (status == RP_OK)
+      status = write_again (journal, found->position, journal->block_bytes
+                            + (uint64_t) found->data_count
+                              * journal->super.grain_bytes, buffer, fault);
+  }
+  return status == RP_OK ? rp_file_sync (journal->file, fault) : status;
+}
+
+/* The last batch: its number, its end and its time. */
+static void
+note_end (struct recovery *recovery, uint64_t *last, uint64_t *position)
+{
+  struct rp_journal *journal = recovery->journal;
+  uint64_t i = journal->segment_count;
+
+  *last = 0;
+  *position = RP_LOG_HEAD_BYTES;
+  journal->chain = rp_log_chain_start (journal->super.id);
+  if (i > 0) {
+    const struct rp_segment *end = journal->segments[i - 1];
+
+    *last = end->last_sequence ? end->last_sequence : end->first_sequence - 1;
+    *position = end->end;
+    journal->chain = end->chain;
+  }
+  while (i > 0 && journal->segments[i - 1]->last_sequence == 0)
+    i--;
+  if (i > 0) {
+    journal->last_commit_ns = journal->segments[i - 1]->time_ns;
+    recovery->epoch = journal->segments[i - 1]->epoch;
+  }
+  if (recovery->found_count > 0)
+    recovery->session
+      = recovery->found[recovery->found_count - 1].session;
+}
+
 static int
 finish (struct recovery *recovery, struct rp_fault *fault)
 {
   struct rp_journal *journal = recovery->journal;
   const uint64_t known = recovery->durable;
-  uint64_t last = 0, position = RP_LOG_HEAD_BYTES;
+  uint64_t last, position;
   uint8_t *buffer = malloc (scan_bytes (journal));
   int status = RP_OK;
 
   if (!buffer)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a buffer");
-  journal->chain = rp_log_chain_start (journal->super.id);
+  note_end (recovery, &last, &position);
   if (journal->segment_count > 0) {
     const struct rp_segment *end
       = journal->segments[journal->segment_count - 1];
-    const uint64_t stop = end->position + journal->super.segment_bytes;
 
-    last = end->last_sequence ? end->last_sequence : end->first_sequence - 1;
-    position = end->end;
-    journal->chain = end->chain;
     if (!end->closed)
-      status = scan_leftovers (recovery, end->end, stop, buffer, fault);
-  }
-  for (uint64_t i = journal->segment_count; i-- > 0;)
-    if (journal->segments[i]->last_sequence > 0) {
-      journal->last_commit_ns = journal->segments[i]->time_ns;
-      break;
-    }
-  if (recovery->found_count > 0) {
-    const struct found *end = &recovery->found[recovery->found_count - 1];
-
-    if (end->sequence == last) {
-      journal->last_commit_ns = end->time_ns;
-      recovery->epoch = end->epoch;
-      recovery->session = end->session;
-    }
+      status = scan_leftovers (recovery, end->end, end->position
+                               + journal->super.segment_bytes, buffer, fault);
   }
   if (status == RP_OK)
     status = scan_free_slots (recovery, buffer, fault);
-  free (buffer);
   if (status == RP_OK)
     status = check_damage (recovery, last, position, fault);
+  if (status == RP_OK)
+    status = make_durable (recovery, known, last, buffer, fault);
+  free (buffer);
   journal->next_sequence = last + 1;
   journal->durable_sequence = last;
-  /* What was read may still be in the page cache only, when a process ended
-     and not the machine: it counts as durable from here on, so make it so. */
-  if (status == RP_OK && last > known)
-    status = rp_file_sync (journal->file, fault);
   return status;
 }
 

@@ -127,6 +127,7 @@ struct rp_journal {
   uint8_t         *scratch;      /* one grain, under the lock */
 
   struct rp_shown_root root;
+  bool             root_proven;  /* the sparse header that shows it is durable */
 };
 
 static inline uint64_t

@@ -495,24 +495,22 @@ write_content (struct rp_journal *journal, const struct rp_map *map,
                          fault);
 }
 
-/* Make the sparse header point to a root that is durable. */
+/* Make the sparse header point to the directory of a root that is durable. */
 static int
-flip (struct rp_journal *journal, const struct rp_log_root *root,
+flip (struct rp_journal *journal, uint64_t position, uint64_t bytes,
       struct rp_fault *fault)
 {
   uint8_t sector[RP_SECTOR_BYTES];
-  int status = rp_file_sync (journal->file, fault);
+  int status;
 
-  if (status != RP_OK)
-    return status;
   rp_log_put_sparse (sector, journal->super.capacity_bytes,
                      journal->super.grain_bytes,
-                     (root->position + RP_LOG_PAGE_BYTES) / RP_SECTOR_BYTES);
-  rp_file_note (journal->file, RP_NOTE_POINTS_TO, root->position,
-                RP_LOG_PAGE_BYTES + root->content_bytes);
+                     (position + RP_LOG_PAGE_BYTES) / RP_SECTOR_BYTES);
+  rp_file_note (journal->file, RP_NOTE_POINTS_TO, position, bytes);
   status = rp_file_pwrite (journal->file, sector, sizeof sector, 0, fault);
   if (status == RP_OK)
     status = rp_file_sync (journal->file, fault);
+  journal->root_proven = status == RP_OK;
   return status;
 }
 
@@ -588,7 +586,10 @@ write_root (struct rp_journal *journal, struct rp_map *map,
   status = write_content (journal, map, directory, &root, fault);
   free (directory);
   if (status == RP_OK)
-    status = flip (journal, &root, fault);
+    status = rp_file_sync (journal->file, fault);
+  if (status == RP_OK)
+    status = flip (journal, root.position, RP_LOG_PAGE_BYTES
+                                           + root.content_bytes, fault);
   if (status != RP_OK) {
     rp_journal_fail (journal, status, fault);
     return status;
@@ -631,6 +632,12 @@ rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
     if (status == RP_OK)
       status = write_root (journal, &map, &target, out, fault);
     rp_map_destroy (&map);
+  } else if (!journal->root_proven) {
+    /* who wrote it may have failed to sync it: make that sure */
+    status = flip (journal, journal->root.position, journal->root.bytes,
+                   fault);
+    if (status != RP_OK)
+      rp_journal_fail (journal, status, fault);
   }
   out->root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
                      / RP_SECTOR_BYTES;
