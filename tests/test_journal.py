@@ -6,14 +6,14 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import require_tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollpoint._native import POINT_CRASH, POINT_END, POINT_LATEST, RUN_DATA, RUN_ZERO
+from rollpoint._native import POINT_CRASH, POINT_END, POINT_LATEST, RUN_DATA, RUN_ZERO, Io
 from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import (
     DamagedError,
@@ -41,6 +41,7 @@ class Bench:
 
     def __init__(self, folder: Path, *, grain: int = GRAIN, segment: int = SEGMENT) -> None:
         self.folder = folder
+        self.io = Io.order(Io.posix())  # stops the process where a write-ahead rule is broken
         self.base = folder / "web.vmdk"
         self.log = folder / "web-journal-log.vmdk"
         self.shown = folder / "web-journal.vmdk"
@@ -48,10 +49,14 @@ class Bench:
         self.model = bytearray(random.Random(1).randbytes(SIZE))
         with open_disk(self.base, writable=True) as disk:
             disk.pwrite(self.model, 0)
-        self.names = create_journal(self.base, "web", grain_bytes=grain, segment_bytes=segment)
+        self.names = create_journal(
+            self.base, "web", grain_bytes=grain, segment_bytes=segment, io=self.io
+        )
 
     def open(self, *, writable: bool = True, epoch: int = 0) -> OpenJournal:
-        return open_journal(self.log, self.base, writable=writable, epoch=epoch)
+        return open_journal(
+            self.log, self.base, writable=writable, epoch=epoch, io=self.io
+        )
 
     def write(self, journal: OpenJournal, offset: int, data: bytes) -> None:
         journal.disk.pwrite(data, offset)
@@ -78,8 +83,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench() -> Iterator[Bench]:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield Bench(Path(folder))
 
 
 def read_shown(bench: Bench) -> bytes:

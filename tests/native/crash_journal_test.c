@@ -1,509 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Power cuts: whatever of a journal's writes survives, recovery gives a state
- * that was.
- *
- * Seeded workloads of small writes, zeroes, points, commits, roll backs, epochs
- * and reopenings run on simulated storage with the smallest segments.  Every
- * state that a crash may leave (portable model, torn writes) is recovered and
- * held against the history of the workload:
- *
- *   J1  what was acknowledged is there
- *   J2  the disk is as it was after some write, and not before the last
- *   J3  acknowledged one: a prefix of the history, nothing else
- *   J4  each listed point shows exactly what was written before it, through
- *       the root that a VMDK reader follows
- *   J5  recovering again gives the same, also when recovery itself is cut
- *   J6  the epoch never goes back
- *   J10 the journal takes writes afterwards, and keeps them
+ * that was.  See crash_journal.h.
  *
  * Arguments: states to stop at (default 64000), first seed.
  */
-#include "journal_model.h"
-#include "simulate.h"
-
-#define GRAIN     4096u
-#define GRAINS    14u
-#define SECTORS   (GRAINS * 8 - 3)   /* the last grain is a short one */
-#define BYTES     (SECTORS * 512u)
-#define SEGMENT   65536u
-#define STEPS     22
-#define VERSIONS  1024u
-#define ACKS      256u
-#define POINTS    32u
-#define ROLLS     64u
-
-/* The disk as stamps, one a sector. */
-typedef uint32_t stamps[SECTORS];
-
-/* What had happened when something was acknowledged. */
-struct ack {
-  uint32_t version, points, rolls;
-  uint64_t epoch;
-};
-
-struct history {
-  stamps   versions[VERSIONS];   /* after each grain that was written */
-  uint32_t version_count;
-  uint32_t points[POINTS];       /* version of each; its id is index + 1 */
-  uint32_t point_count;
-  uint32_t rolls[ROLLS];         /* version that each roll back shows */
-  uint32_t roll_count;
-  uint64_t epoch;
-  struct ack acks[ACKS];         /* the tag is the index */
-  uint32_t ack_count;
-};
-
-struct lab {
-  struct history history;
-  struct memory_disk base;
-  uint64_t seed;
-  unsigned depth;                /* of crashes in recovery */
-  uint64_t states, deep;
-  struct rp_sim_seen *seen;
-};
-
-/* ---- stamps and bytes ---- */
+#include "crash_journal.h"
 
 static void
-fill_sector (uint8_t *at, uint32_t stamp)
+must_not_fail (struct lab *lab, struct rp_journal *journal, int status)
 {
-  for (unsigned i = 0; i < 64; i++)
-    memcpy (at + i * 8, &(uint64_t) { stamp * UINT64_C (0x9e3779b97f4a7c15) },
-            8);
-}
-
-/* Stamps of a whole disk; false where a sector is no stamp's. */
-static bool
-read_stamps (const uint8_t *bytes, stamps out)
-{
-  for (unsigned i = 0; i < SECTORS; i++) {
-    uint64_t first;
-
-    memcpy (&first, bytes + i * 512, 8);
-    if (memcmp (bytes + i * 512, bytes + i * 512 + 8, 504) != 0)
-      return false;
-    out[i] = (uint32_t) (first * UINT64_C (0xf1de83e19937733d));
-    if (out[i] * UINT64_C (0x9e3779b97f4a7c15) != first)
-      return false;
-  }
-  return true;
-}
-
-static bool
-shows (const uint8_t *bytes, const stamps wanted)
-{
-  stamps found;
-
-  return read_stamps (bytes, found)
-         && memcmp (found, wanted, sizeof found) == 0;
-}
-
-/* ---- the workload ---- */
-
-static uint32_t *
-next_version (struct history *history)
-{
-  CHECK (history->version_count < VERSIONS);
-  memcpy (history->versions[history->version_count],
-          history->versions[history->version_count - 1], sizeof (stamps));
-  return history->versions[history->version_count++];
+  (void) lab;
+  (void) journal;
+  fprintf (stderr, "the workload failed: %s\n", rp_status_text (status));
+  CHECK (status == RP_OK);
 }
 
 static void
-acknowledge (struct lab *lab, struct rp_io *io)
-{
-  struct history *history = &lab->history;
-  struct ack *ack = &history->acks[history->ack_count];
-  struct rp_fault fault;
-
-  CHECK (history->ack_count < ACKS);
-  ack->version = history->version_count - 1;
-  ack->points = history->point_count;
-  ack->rolls = history->roll_count;
-  ack->epoch = history->epoch;
-  OK (rp_sim_acknowledge (io, history->ack_count++, &fault));
-}
-
-static void
-step_write (struct lab *lab, struct rp_disk *disk, uint64_t *seed)
-{
-  const uint32_t sector = (uint32_t) random_below (seed, SECTORS);
-  uint32_t count = 1 + (uint32_t) random_below (seed, 20);
-  uint32_t *version = NULL;
-  uint8_t data[20 * 512];
-  struct rp_fault fault;
-
-  if (count > SECTORS - sector)
-    count = SECTORS - sector;
-  for (uint32_t i = 0; i < count; i++) {
-    const uint32_t stamp = lab->history.version_count * 131 + i + 1;
-
-    if (i == 0 || (sector + i) % 8 == 0)  /* each grain is a version */
-      version = next_version (&lab->history);
-    version[sector + i] = stamp;
-    fill_sector (data + i * 512, stamp);
-  }
-  OK (rp_disk_pwrite (disk, data, count * 512, sector * 512, &fault));
-}
-
-static void
-step_zero (struct lab *lab, struct rp_disk *disk, uint64_t *seed)
-{
-  const uint32_t sector = (uint32_t) random_below (seed, SECTORS);
-  uint32_t count = 1 + (uint32_t) random_below (seed, 60);
-  uint32_t *version = NULL;
-  struct rp_fault fault;
-
-  if (count > SECTORS - sector)
-    count = SECTORS - sector;
-  for (uint32_t i = 0; i < count; i++) {
-    if (i == 0 || (sector + i) % 8 == 0)
-      version = next_version (&lab->history);
-    version[sector + i] = 0;
-  }
-  OK (rp_disk_zero (disk, count * 512, sector * 512, true, &fault));
-}
-
-static void
-step_roll (struct lab *lab, struct rp_io *io, struct rp_journal *journal,
-           uint64_t *seed)
-{
-  struct history *history = &lab->history;
-  uint64_t id = RP_POINT_END;
-  uint32_t version = history->version_count - 1;
-  struct rp_roll roll;
-  struct rp_fault fault;
-
-  if (history->point_count > 0 && random_below (seed, 3) != 0) {
-    const uint32_t point = (uint32_t) random_below (seed,
-                                                    history->point_count);
-
-    id = point + 1;
-    version = history->points[point];
-  }
-  CHECK (history->roll_count < ROLLS);
-  history->rolls[history->roll_count++] = version;
-  OK (rp_journal_roll (journal, id, &roll, &fault));
-  acknowledge (lab, io);
-}
-
-static struct rp_file *
-open_log (struct rp_io *io, uint32_t flags)
-{
-  struct rp_dir *dir;
-  struct rp_file *file;
-  struct rp_fault fault;
-
-  OK (rp_dir_open (io, "/", &dir, &fault));
-  OK (rp_file_open (dir, "log", flags, 0600, &file, &fault));
-  rp_dir_close (dir);
-  return file;
-}
-
-static void
-reopen (struct lab *lab, struct rp_io *io, struct rp_file **file,
-        struct rp_journal **journal, bool clean)
-{
-  struct history *history = &lab->history;
-  struct rp_fault fault;
-
-  if (clean) {
-    history->rolls[history->roll_count++] = history->version_count - 1;
-    CHECK (history->roll_count < ROLLS);
-    OK (rp_journal_close_clean (*journal, &fault));
-  } else
-    OK (rp_journal_commit (*journal, &fault));
-  acknowledge (lab, io);
-  rp_journal_destroy (*journal);
-  rp_file_close (*file);
-  *file = open_log (io, RP_OPEN_WRITE);
-  *journal = journal_open (*file, &lab->base.disk, RP_JOURNAL_WRITE);
-}
-
-static void
-run_workload (struct lab *lab, struct rp_io *io)
-{
-  struct history *history = &lab->history;
-  struct rp_file *file = open_log (io, RP_OPEN_WRITE);
-  struct rp_journal *journal = journal_open (file, &lab->base.disk,
-                                             RP_JOURNAL_WRITE);
-  uint64_t seed = lab->seed;
-  struct rp_fault fault;
-
-  for (int i = 0; i < STEPS; i++) {
-    const uint64_t what = random_below (&seed, 100);
-
-    if (what < 36)
-      step_write (lab, rp_journal_disk (journal), &seed);
-    else if (what < 44)
-      step_zero (lab, rp_journal_disk (journal), &seed);
-    else if (what < 66) {
-      OK (rp_journal_commit (journal, &fault));
-      acknowledge (lab, io);
-    } else if (what < 80) {
-      const struct rp_point point = make_point (history->point_count + 1);
-
-      OK (rp_journal_mark (journal, &point, &fault));
-      CHECK (history->point_count < POINTS);
-      history->points[history->point_count++] = history->version_count - 1;
-    } else if (what < 88)
-      step_roll (lab, io, journal, &seed);
-    else if (what < 92) {
-      OK (rp_journal_set_epoch (journal, ++history->epoch, false, &fault));
-      acknowledge (lab, io);
-    } else
-      reopen (lab, io, &file, &journal, what < 96);
-  }
-  rp_journal_destroy (journal);
-  rp_file_close (file);
-}
-
-/* ---- checking a state ---- */
-
-/* What the shown root says, read as any VMDK reader would. */
-static void
-read_shown (struct rp_file *file, const uint8_t *base, uint8_t *out)
-{
-  uint8_t sector[512], grain[GRAIN];
-  uint32_t table_at, table[512] = { 0 };
-  uint64_t directory;
-  struct rp_fault fault;
-
-  OK (rp_file_pread_all (file, sector, 512, 0, &fault));
-  memcpy (&directory, sector + 56, 8);
-  OK (rp_file_pread_all (file, &table_at, 4, directory * 512, &fault));
-  if (table_at != 0)
-    OK (rp_file_pread_all (file, table, sizeof table,
-                           (uint64_t) table_at * 512, &fault));
-  for (uint32_t g = 0; g < GRAINS; g++) {
-    const uint32_t length = g == GRAINS - 1 ? BYTES - g * GRAIN : GRAIN;
-
-    if (table[g] == 0)
-      memcpy (out + g * GRAIN, base + g * GRAIN, length);
-    else if (table[g] == 1)
-      memset (out + g * GRAIN, 0, length);
-    else {
-      OK (rp_file_pread_all (file, grain, GRAIN, (uint64_t) table[g] * 512,
-                             &fault));
-      memcpy (out + g * GRAIN, grain, length);
-    }
-  }
-}
-
-/* The version that these bytes are, newest first; 0 where they are none.  (A
- * version is at least 1: 0 is the base, which comes first.) */
-static uint32_t
-find_version (const struct history *history, const uint8_t *bytes,
-              uint32_t first)
-{
-  stamps found;
-
-  if (!read_stamps (bytes, found))
-    return UINT32_MAX;
-  for (uint32_t v = history->version_count; v-- > first;)
-    if (memcmp (found, history->versions[v], sizeof found) == 0)
-      return v;
-  return UINT32_MAX;
-}
-
-static void
-check_shown (const struct lab *lab, struct rp_file *file,
-             const struct ack *ack)
-{
-  const struct history *history = &lab->history;
-  uint8_t bytes[BYTES];
-  bool found = false;
-
-  read_shown (file, lab->base.bytes, bytes);
-  for (uint32_t i = ack->rolls ? ack->rolls - 1 : 0;
-       i < history->roll_count && !found; i++)
-    found = shows (bytes, history->versions[history->rolls[i]]);
-  CHECK (found || (ack->rolls == 0 && shows (bytes, history->versions[0])));
-}
-
-static uint32_t
-count_points (struct rp_journal *journal)
-{
-  struct rp_point point, wanted;
-  struct rp_fault fault;
-  uint32_t count = 0;
-
-  while (rp_journal_point (journal, count, &point, &fault) == RP_OK) {
-    wanted = make_point (++count);
-    CHECK (memcmp (&point, &wanted, sizeof point) == 0);
-  }
-  return count;
-}
-
-static void
-check_point (const struct lab *lab, struct rp_journal *journal,
-             struct rp_file *file, uint32_t point)
-{
-  uint8_t bytes[BYTES];
-  struct rp_roll roll;
-  struct rp_fault fault;
-
-  OK (rp_journal_roll (journal, point + 1, &roll, &fault));
-  read_shown (file, lab->base.bytes, bytes);
-  CHECK (shows (bytes, lab->history.versions[lab->history.points[point]]));
-}
-
-/* J10: a write after recovery, and it stays; then a point of its own. */
-static void
-check_goes_on (struct lab *lab, struct rp_io *io, struct rp_journal **journal,
-               struct rp_file **file)
-{
-  uint8_t bytes[512], again[512];
-  struct rp_point point = make_point (POINTS + 1);
-  struct rp_fault fault;
-
-  fill_sector (bytes, 0x7fffffff);
-  OK (rp_disk_pwrite (rp_journal_disk (*journal), bytes, 512, 5 * 512,
-                      &fault));
-  OK (rp_journal_mark (*journal, &point, &fault));
-  OK (rp_journal_commit (*journal, &fault));
-  rp_journal_destroy (*journal);
-  rp_file_close (*file);
-  *file = open_log (io, RP_OPEN_WRITE);
-  *journal = journal_open (*file, &lab->base.disk, RP_JOURNAL_WRITE);
-  OK (rp_disk_pread (rp_journal_disk (*journal), again, 512, 5 * 512,
-                     &fault));
-  CHECK (memcmp (bytes, again, 512) == 0);
-}
-
-static rp_sim_checker check_state;
-
-/* Cut the recovery of this state, too: all that it and a first commit write. */
-static void
-crash_recovery (struct lab *lab, struct rp_io *io)
+sweep (struct lab *lab, uint64_t seed)
 {
   struct rp_sim_options options = {
-    .budget = 24, .seed = lab->seed, .flags = RP_SIM_TEAR, .seen = lab->seen,
+    .budget = 4000, .seed = seed, .flags = RP_SIM_TEAR, .seen = lab->seen,
   };
   struct rp_sim_counts counts;
-  struct rp_file *file = open_log (io, RP_OPEN_WRITE);
-  struct rp_journal *journal = journal_open (file, &lab->base.disk,
-                                             RP_JOURNAL_WRITE);
-  struct rp_roll roll;
+  struct rp_io *order;
   struct rp_fault fault;
 
-  OK (rp_journal_roll (journal, count_points (journal) > 0
-                                ? RP_POINT_LATEST : RP_POINT_END, &roll,
-                       &fault));
-  OK (rp_journal_close_clean (journal, &fault));
-  rp_journal_destroy (journal);
-  rp_file_close (file);
-  lab->depth++;
-  OK (rp_sim_crash_states (io, &options, check_state, lab, &counts, NULL,
-                           &fault));
-  lab->depth--;
-  lab->deep += counts.distinct;
-}
-
-static uint64_t
-mix (uint64_t a, uint64_t b)
-{
-  uint64_t state = (a + 1) * 0x9e3779b97f4a7c15 ^ (b + 7);
-
-  next_random (&state);
-  return next_random (&state) >> 20;
-}
-
-static int
-check_state (void *context, struct rp_io *io,
-             const struct rp_sim_state *state, struct rp_fault *fault_out)
-{
-  struct lab *lab = context;
-  const struct history *history = &lab->history;
-  static const struct ack nothing = { .epoch = 1 };
-  const struct ack *ack = state->acknowledged > 0
-                          ? &history->acks[state->last_tag] : &nothing;
-  const uint64_t dice = mix (++lab->states, lab->seed);
-  struct rp_file *file = open_log (io, RP_OPEN_WRITE);
-  struct rp_journal *journal = NULL;
-  struct rp_journal_info info;
-  struct rp_fault fault;
-  uint8_t bytes[BYTES];
-  uint32_t version, points;
-
-  (void) fault_out;
-  if (lab->depth == 0)           /* recovery rolls on its own */
-    check_shown (lab, file, ack);
-  OK (rp_journal_open (file, &lab->base.disk, RP_JOURNAL_WRITE, 0, &journal,
-                       &fault));
-  OK (rp_disk_pread (rp_journal_disk (journal), bytes, BYTES, 0, &fault));
-  version = find_version (history, bytes, ack->version);
-  CHECK (version != UINT32_MAX);
-  points = count_points (journal);
-  CHECK (points >= ack->points && points <= history->point_count);
-  rp_journal_info (journal, &info);
-  CHECK (info.options.epoch >= ack->epoch
-         && info.options.epoch <= history->epoch);
-  CHECK (!info.failed);
-
-  /* J5: asked again, the same */
-  rp_journal_destroy (journal);
-  rp_file_close (file);
-  if (lab->depth == 0 && dice % 40 == 0)
-    crash_recovery (lab, io);
-  file = open_log (io, RP_OPEN_WRITE);
-  journal = journal_open (file, &lab->base.disk, RP_JOURNAL_WRITE);
-  OK (rp_disk_pread (rp_journal_disk (journal), bytes, BYTES, 0, &fault));
-  CHECK (shows (bytes, history->versions[version]));
-  CHECK (count_points (journal) == points);
-
-  /* J4 */
-  for (uint32_t i = 0; i < points; i++)
-    if (dice % 16 == 0 || i == dice / 16 % points)
-      check_point (lab, journal, file, i);
-  if (dice % 4 == 0) {
-    check_goes_on (lab, io, &journal, &file);
-    for (uint32_t i = 0; i < points; i++)
-      if (dice % 16 == 0)
-        check_point (lab, journal, file, i);
-  }
-  rp_journal_destroy (journal);
-  rp_file_close (file);
-  return RP_OK;
-}
-
-/* ---- */
-
-static uint64_t
-sweep (struct lab *lab, uint64_t seed, uint64_t budget)
-{
-  struct rp_sim_options options = {
-    .budget = budget, .seed = seed, .flags = RP_SIM_TEAR, .seen = lab->seen,
-  };
-  struct rp_journal_options how = {
-    .capacity_bytes = BYTES, .grain_bytes = GRAIN, .segment_bytes = SEGMENT,
-    .id = "crash test 4567", .epoch = 1,
-  };
-  struct rp_sim_counts counts;
-  struct rp_io *io;
-  struct rp_dir *dir;
-  struct rp_file *file;
-  struct rp_fault fault;
-
-  memset (&lab->history, 0, sizeof lab->history);
-  lab->seed = seed;
-  lab->history.version_count = 1;
-  lab->history.epoch = 1;
-  CHECK (read_stamps (lab->base.bytes, lab->history.versions[0]));
-  OK (rp_io_simulate_create (&io, &fault));
-  OK (rp_dir_open (io, "/", &dir, &fault));
-  OK (rp_file_open (dir, "log", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600, &file,
-                    &fault));
-  OK (rp_journal_create (file, &how, &fault));
-  OK (rp_dir_sync (dir, &fault));
-  rp_file_close (file);
-  rp_dir_close (dir);
-  OK (rp_sim_settle (io, &fault));
-  run_workload (lab, io);
-  OK (rp_sim_crash_states (io, &options, check_state, lab, &counts, NULL,
-                           &fault));
-  rp_io_destroy (io);
-  return counts.distinct;
+  fprintf (stderr, "workload of seed %llu\n", (unsigned long long) seed);
+  lab_start (lab, seed);
+  OK (rp_io_order_create (lab->simulate, &order, &fault));
+  CHECK (run_workload (lab, order) == RP_OK);
+  rp_io_destroy (order);
+  OK (rp_sim_crash_states (lab->simulate, &options, check_state, lab, &counts,
+                           NULL, &fault));
+  rp_io_destroy (lab->simulate);
 }
 
 int
@@ -511,23 +40,17 @@ main (int argc, char **argv)
 {
   const uint64_t wanted = argc > 1 ? strtoull (argv[1], NULL, 10) : 64000;
   uint64_t seed = argc > 2 ? strtoull (argv[2], NULL, 10) : 1;
-  static struct lab lab;
-  struct rp_fault fault;
+  static struct lab lab = { .after_failure = must_not_fail };
   unsigned workloads = 0;
 
-  memory_disk_init (&lab.base, BYTES, 0);
-  for (unsigned i = 0; i < SECTORS; i++)
-    fill_sector (lab.base.bytes + i * 512, 0x40000000 + i);
-  OK (rp_sim_seen_create (&lab.seen, &fault));
+  lab_init (&lab);
   while (rp_sim_seen_count (lab.seen) < wanted) {
-    fprintf (stderr, "workload of seed %llu\n", (unsigned long long) seed);
-    sweep (&lab, seed++, 4000);
+    sweep (&lab, seed++);
     workloads++;
   }
   printf ("crash_journal_test: %llu states, %llu of them of cut recoveries, "
           "%u workloads\n", (unsigned long long) lab.states,
           (unsigned long long) lab.deep, workloads);
-  rp_sim_seen_destroy (lab.seen);
-  free (lab.base.bytes);
+  lab_end (&lab);
   return EXIT_SUCCESS;
 }
