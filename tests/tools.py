@@ -22,6 +22,7 @@ PACKAGES = {
     "nbdkit": "nbdkit",
     "fio": "fio",
     "nasm": "nasm",
+    "setpriv": "util-linux",
     "vmdkinfo": "libvmdk-utils",
     "gcc": "gcc",
 }

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Protocol
 
 from ._native import RUN_DATA, Chain, Io
 from .create import NewDisk
@@ -19,6 +17,9 @@ from .descriptor_write import new_cid, noted_commit
 from .disk import OpenDisk, Run, open_disk
 from .errors import UsageError
 from .links import open_links, problems, split_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 CHUNK_BYTES = 4 << 20
 _ZEROS = bytes(65536)  # also the unit in which zeros are left out

@@ -13,8 +13,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from ._native import (
     EXTENT_COWD,
@@ -36,6 +35,9 @@ from .errors import Error, ExistsError, StateError, UsageError
 from .link import Link
 from .links import open_links, problems, split_path
 from .units import SECTOR_BYTES
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 SPLIT_SPARSE_SECTORS = 4192256  # 2047 MiB, as VMware Workstation splits
 SPLIT_FLAT_SECTORS = 4193792  # 2047.75 MiB

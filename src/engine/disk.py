@@ -11,8 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from ._native import (
     EXTENT_SPARSE,
@@ -34,6 +33,9 @@ from .links import open_links, problems
 from .ranges import MapEntry, Run, map_runs
 from .units import SECTOR_BYTES
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 __all__ = [
     "TYPES",
     "Info",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _SCRATCH_GRAIN_SECTORS = 8  # 4 KiB: no copy-up for what guests write
+
 
 class OpenDisk:
     """An open disk. Made by ``open_disk``; a context manager.
