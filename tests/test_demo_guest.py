@@ -106,8 +106,8 @@ def test_write_order_and_holes_are_judged(
 ) -> None:
     guest.write_records(0, first)
     guest.write_records(1, second)
+    problems = {problem for _, problem in guest.examine()} - {""}  # before it writes on
     assert guest.boot() == f"ROLLPOINT FOUND {verdict}"
-    problems = {problem for _, problem in guest.examine()} - {""}
     assert problems == ({"missing"} if verdict.endswith("missing") else set())
 
 
