@@ -116,6 +116,10 @@ def test_a_killed_failover_is_finished_and_the_machine_is_started_once(
         moment,
     )
     with Replica.open(path) as replica:
+        if (step, moment) == ("hold", "running"):  # not begun: nothing is recorded yet
+            assert operation.resume(replica) is None
+            assert (replica.manifest.state, replica.manifest.epoch) == ("Ready", 1)
+            return
         for refused in (operation.undo, operation.permanent, replication.mark, Replica.remove):
             with pytest.raises(StateError, match="rollpoint resume") as caught:
                 refused(replica)  # type: ignore[operator]
@@ -262,7 +266,7 @@ def test_killed_again_and_again_it_comes_to_the_same(
             replica, 2, hypervisor=hypervisor, on_step=die
         ),
         steps[first],
-        rng.choice(MOMENTS),
+        rng.choice(MOMENTS) if first else "done",
     )
     for _ in range(2):
         first = rng.randrange(first, len(steps))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from . import _native
 from .journal import OpenJournal, journal_names, open_journal
 from .points import KIND_NUMBERS, Point, Points
+from .side_by_side import side_by_side
 
 if TYPE_CHECKING:
     from .manifest import Gap, Manifest
@@ -141,21 +142,18 @@ class Journals:
         """
         self.gate.hold()
         last = self.mark("crash") if self.has_news else None
-        for native in self.natives:
-            native.set_epoch(epoch, True)
+        side_by_side(lambda native: native.set_epoch(epoch, True), self.natives)
         return last
 
     def unfence(self, epoch: int) -> None:
         """Let replication go on, with this epoch."""
-        for native in self.natives:
-            native.set_epoch(epoch, False)
+        side_by_side(lambda native: native.set_epoch(epoch, False), self.natives)
         self.gate.release()
 
     def close_clean(self) -> None:
         """Commit, show the end of the log, mark it clean, let go of the locks."""
         try:
-            for journal in self._open:
-                journal.close(clean=True)
+            side_by_side(lambda journal: journal.close(clean=True), self._open)
         finally:
             self.close()
 

@@ -21,6 +21,7 @@ from . import _native
 from .control import listen
 from .disk import OpenDisk, open_disk
 from .errors import StateError, StorageError, VerificationError
+from .side_by_side import side_by_side
 
 CLIENT_SECONDS = 30.0
 STOP_MS = 5000
@@ -45,7 +46,8 @@ class Mount:
             server = _native.NbdServer()
             for name, path in interims.items():
                 self._disks[name] = open_disk(path, writable=True, io=io)
-                server.add(name, self._disks[name].native)
+                # A fresh overlay has no child: it keeps its content id when it is written.
+                server.add(name, self._disks[name].reading)
             listener = listen(self.socket_path)
             server.listen(listener.detach())
             server.start()
@@ -110,8 +112,7 @@ class Mount:
             server.stop(STOP_MS)
         del server
         try:
-            for disk in self._disks.values():
-                disk.close(clean=clean)
+            side_by_side(lambda disk: disk.close(clean=clean), list(self._disks.values()))
         finally:
             self._disks = {}
             with contextlib.suppress(FileNotFoundError):

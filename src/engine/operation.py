@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 
 from . import interim, merging, provision, replication, rollback, undoing
 from .errors import ExistsError, StateError
-from .manifest import MachineSettings, Recovered, Running
+from .manifest import DiskEntry, MachineSettings, Recovered, Running
 from .mount import Mount
 from .points import Point, now_text
 from .replica import Replica
+from .side_by_side import side_by_side
 from .steps import OnStep, Outcome, Runner, begin, interim_paths, known_outcome, outcome_of
 
 if TYPE_CHECKING:
@@ -220,7 +221,12 @@ def _go_on(
 
 
 class _Failover:
-    """The steps of one failover."""
+    """The steps of one failover.
+
+    Three saves come before the power-on call: the intent (with the new epoch), what may
+    be found from then on (state, overlays), and the machine that is about to run. What
+    lies between them is done again after a crash.
+    """
 
     def __init__(
         self, replica: Replica, runner: Runner, hypervisor: Hypervisor | None
@@ -228,21 +234,23 @@ class _Failover:
         self._replica = replica
         self._runner = runner
         self._hypervisor = hypervisor
+        self._point: Point | None = None
         self._mount: Mount | None = None
 
     def run(self) -> None:
         runner = self._runner
         operation = runner.operation
-        runner.run("hold", self._hold)
-        runner.run("state", self._state)
+        runner.run("hold", self._hold, record=False)  # it saves the intent itself
+        runner.run("state", self._state, record=False)
         runner.run("roll back", self._roll)
         # A crash before "close" was done may have left half of a conversion behind.
         again = operation.step("close").state != "done"
-        runner.run("interim", self._interim, again=again)
-        runner.run("export", self._export, again=again)
-        runner.run("convert", lambda: "left as it is", again=again)
-        runner.run("close", self._close)
+        runner.run("interim", self._interim, again=again, record=False)
+        runner.run("export", self._export, again=again, record=False)
+        runner.run("convert", lambda: "left as it is", again=again, record=False)
+        runner.run("close", self._close, record=False)
         if operation.power_on:
+            self._announce_machine()
             runner.run("power on", self._power_on)
         else:
             runner.skip("power on", "not asked for")
@@ -252,14 +260,19 @@ class _Failover:
             self._mount.abandon()
 
     def _hold(self) -> str:
-        epoch = replication.hold_locked(self._replica)
-        operation = self._runner.operation
-        if operation.point is None:
-            operation.point = self._replica.points.latest.id
-        return f"epoch {epoch}"
+        return f"epoch {replication.hold_locked(self._replica)}"
+
+    def _chosen(self) -> Point:
+        """The point, looked up once; "latest" means what the hold left as the latest."""
+        if self._point is None:
+            operation, points = self._runner.operation, self._replica.points
+            number = operation.point
+            self._point = points.latest if number is None else points.by_id(number)
+            operation.point = self._point.id
+        return self._point
 
     def _state(self) -> str:
-        point = self._replica.points.by_id(self._point_id())
+        point = self._chosen()
         self._replica.manifest.state = "Failover"
         self._replica.manifest.recovered = Recovered(
             operation=self._runner.operation.id,
@@ -271,29 +284,34 @@ class _Failover:
         )
         return f"point {point.id}, {point.time}"
 
-    def _point_id(self) -> int:
-        number = self._runner.operation.point
-        assert number is not None
-        return number
-
     def _roll(self) -> str:
-        point = self._replica.points.by_id(self._point_id())
+        point = self._chosen()
         journals = self._replica.journals(writable=True, wait_seconds=replication.LOCK_SECONDS)
         try:
-            by_name = dict(zip(journals.names, journals.natives, strict=True))
-            done = rollback.roll_back(by_name, point)
+            done = side_by_side(
+                lambda row: rollback.roll_back(dict([row]), point),
+                list(zip(journals.names, journals.natives, strict=True)),
+            )
         finally:
             journals.close()  # in order would show the end of the log again
-        walked = sum(report.entries_walked for report in done)
-        tables = sum(report.tables_written for report in done)
+        walked = sum(report.entries_walked for reports in done for report in reports)
+        tables = sum(report.tables_written for reports in done for report in reports)
         return f"{walked} writes walked, {tables} tables written"
 
     def _interim(self) -> str:
-        for disk in self._replica.manifest.disks:
+        directory = self._replica.directory
+
+        def create(disk: DiskEntry) -> None:
             assert disk.journal is not None
-            interim.create_interim(
-                self._replica.directory, disk.name, disk.journal, disk.size_bytes, replace=True
+            left = any(
+                directory.exists(name)
+                for name in (interim.interim_name(disk.name), interim.delta_name(disk.name))
             )
+            interim.create_interim(
+                directory, disk.name, disk.journal, disk.size_bytes, replace=left
+            )
+
+        side_by_side(create, self._replica.manifest.disks)
         return f"{len(self._replica.manifest.disks)} disk(s)"
 
     def _interim_paths(self) -> dict[str, str]:
@@ -310,18 +328,24 @@ class _Failover:
         mount.close()
         return "no client left"
 
+    def _announce_machine(self) -> None:
+        """Known before it runs, so that whoever comes after a crash can find it."""
+        manifest = self._replica.manifest
+        if self._hypervisor is None:
+            self._hypervisor = undoing.local_hypervisor(self._replica)
+        assert manifest.recovered is not None
+        manifest.recovered.running = Running(
+            hypervisor=type(self._hypervisor).__name__.lower(),
+            machine=manifest.id,
+            started=now_text(),
+        )
+
     def _power_on(self) -> str:
         from .hypervisor.base import Drive, Machine
 
-        replica, manifest = self._replica, self._replica.manifest
-        hypervisor = self._hypervisor or undoing.local_hypervisor(replica)
-        settings = manifest.machine
-        assert manifest.recovered is not None
-        # Known before it runs, so that whoever comes after a crash can find it.
-        manifest.recovered.running = Running(
-            hypervisor=type(hypervisor).__name__.lower(), machine=manifest.id, started=now_text()
-        )
-        replica.save()
+        manifest, settings = self._replica.manifest, self._replica.manifest.machine
+        hypervisor = self._hypervisor
+        assert hypervisor is not None
         hypervisor.start(
             Machine(
                 id=manifest.id,

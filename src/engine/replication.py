@@ -86,11 +86,13 @@ def hold(replica: Replica) -> int:
     """
     with replica.locked():
         replica.need_state("Ready", doing="hold")
-        return hold_locked(replica)
+        epoch = hold_locked(replica)
+        replica.save()
+        return epoch
 
 
 def hold_locked(replica: Replica) -> int:
-    """As hold, for an operation that has the lock and has looked at the state."""
+    """As hold, for an operation that has the lock, has looked at the state, and saves next."""
     manifest = replica.manifest
     if manifest.held and _held_on_disk(replica):
         return manifest.epoch
@@ -103,14 +105,11 @@ def hold_locked(replica: Replica) -> int:
     else:
         take_notes(replica, answer)
     manifest.held = True
-    replica.save()
     return manifest.epoch
 
 
 def _hold_without_ingest(replica: Replica) -> None:
-    with replica.journals(
-        writable=True, with_bases=True, wait_seconds=LOCK_SECONDS
-    ) as journals:
+    with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
         note_unclean_end(replica, journals.were_clean, journals.newest_time)
         journals.fence(replica.manifest.epoch)
         replica.manifest.next_point_id = journals.next_point_id

@@ -36,21 +36,31 @@ class Runner:
         assert operation is not None, "no operation is in progress"
         return operation
 
-    def run(self, name: str, action: Callable[[], str | None], *, again: bool = False) -> None:
+    def run(
+        self,
+        name: str,
+        action: Callable[[], str | None],
+        *,
+        again: bool = False,
+        record: bool = True,
+    ) -> None:
         """Do a step, unless it is done. What the action returns becomes its note.
 
-        Its end is recorded together with the next step's beginning: a crash in between
-        makes it run again, which every step allows.
+        Its end is recorded together with the next record: a crash in between makes it
+        run again, which every step allows.
 
         Args:
             again: Do it even when it is recorded as done (its effect was lost).
+            record: Save that it begins. Not for a step of milliseconds that a resume
+                does again anyway: a save is two syncs of a failover's time.
         """
         step = self.operation.step(name)
         if step.state in ("done", "skipped") and not again:
             return
         step.state = "running"
         step.started_ns = time.time_ns()
-        self._replica.save()
+        if record:
+            self._replica.save()
         begun = time.perf_counter()
         try:
             self._on_step(step)
