@@ -713,12 +713,16 @@ finish (struct recovery *recovery, struct rp_fault *fault)
   const uint64_t known = recovery->durable;
   uint64_t last, position;
   uint8_t *buffer = malloc (scan_bytes (journal));
+  bool looked;
   int status = RP_OK;
 
   if (!buffer)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a buffer");
   note_end (recovery, &last, &position);
-  if (journal->segment_count > 0) {
+  /* After a clean end nobody has written, and its superblock says how far the
+     log goes: nothing that is left over can know of more. */
+  looked = journal->super.clean && known == last;
+  if (!looked && journal->segment_count > 0) {
     const struct rp_segment *end
       = journal->segments[journal->segment_count - 1];
 
@@ -726,7 +730,7 @@ finish (struct recovery *recovery, struct rp_fault *fault)
       status = scan_leftovers (recovery, end->end, end->position
                                + journal->super.segment_bytes, buffer, fault);
   }
-  if (status == RP_OK)
+  if (!looked && status == RP_OK)
     status = scan_free_slots (recovery, buffer, fault);
   if (status == RP_OK)
     status = check_damage (recovery, last, position, fault);
