@@ -1,89 +1,65 @@
-"""The C tests, each built with address and undefined sanitizers (threads tests with TSan too)."""
+"""The C tests, each built with address and undefined sanitizers (threads tests with TSan too).
+
+Crash tests also run without sanitizers: then they come to far more states.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, require_tool
+from native_build import PROGRAMS, NativeBuild
 
-NATIVE = ROOT / "src" / "_native"
-TESTS = sorted((ROOT / "tests" / "native").glob("*_test.c"))
-FLAGS = [
-    "-std=c11",
-    "-D_GNU_SOURCE",
-    "-g",
-    "-O1",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-fno-omit-frame-pointer",
-    f"-I{NATIVE}",
-    f"-I{ROOT / 'tests' / 'native'}",
-    "-pthread",
-]
-SANITIZERS = {
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "thread": ["-fsanitize=thread"],
-}
+TESTS = sorted(PROGRAMS.glob("*_test.c"))
+CRASH_TESTS = [path for path in TESTS if path.name.startswith("crash_")]
+STATES_WANTED = 100_000  # of all crash tests together, in a default run
+SANITIZED_BUDGET = "5000"  # states of one crash test: sanitizers make them slow
 
 
-@pytest.fixture(scope="session")
-def core_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The C core, compiled once for each sanitizer."""
-    gcc = require_tool("gcc")
-    built: dict[str, list[str]] = {}
-    for kind, flags in SANITIZERS.items():
-        folder = tmp_path_factory.mktemp(kind)
-        running = []
-        built[kind] = []
-        for source in sorted(NATIVE.glob("*.c")):
-            target = folder / f"{source.stem}.o"
-            command = [gcc, *FLAGS, *flags, "-c", "-o", str(target), str(source)]
-            running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-            built[kind].append(str(target))
-            if len(running) >= (os.cpu_count() or 1):
-                _finish(running.pop(0))
-        for process in running:
-            _finish(process)
-    return built
-
-
-def _finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-
-
-def _run(source: Path, kind: str, objects: list[str], folder: Path) -> None:
-    program = folder / source.stem
-    subprocess.run(
-        [require_tool("gcc"), *FLAGS, *SANITIZERS[kind], "-o", program, source, *objects],
-        check=True,
-    )
+def _run(program: Path, folder: Path, **more: str) -> str:
     environment = os.environ | {
         "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1",
         "TSAN_OPTIONS": "halt_on_error=1",
     }
     done = subprocess.run(
-        [program], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [program],
+        cwd=folder,
+        env=more | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     print(done.stdout.strip().splitlines()[-1:] or "")
+    return done.stdout
 
 
 @pytest.mark.parametrize("source", TESTS, ids=lambda path: path.stem)
 def test_under_address_and_undefined_sanitizers(
-    source: Path, core_objects: dict[str, list[str]], tmp_path: Path
+    source: Path, native: NativeBuild, tmp_path: Path
 ) -> None:
-    _run(source, "address", core_objects["address"], tmp_path)
+    _run(native.program(source, "address"), tmp_path, ROLLPOINT_CRASH_BUDGET=SANITIZED_BUDGET)
 
 
 @pytest.mark.parametrize(
     "source", [path for path in TESTS if "_threads_" in path.name], ids=lambda path: path.stem
 )
-def test_under_the_thread_sanitizer(
-    source: Path, core_objects: dict[str, list[str]], tmp_path: Path
+def test_under_the_thread_sanitizer(source: Path, native: NativeBuild, tmp_path: Path) -> None:
+    _run(native.program(source, "thread"), tmp_path)
+
+
+def test_no_crash_state_of_a_hundred_thousand_breaks_a_promise(
+    native: NativeBuild, tmp_path: Path
 ) -> None:
-    _run(source, "thread", core_objects["thread"], tmp_path)
+    states = 0
+    for source in CRASH_TESTS:
+        said = _run(native.program(source, "plain"), tmp_path)
+        found = re.search(r"(\d+) distinct states, (\d+) during recovery, 0 violations", said)
+        assert found is not None, said
+        states += int(found[1])
+    assert len(CRASH_TESTS) >= 3
+    if "ROLLPOINT_CRASH_BUDGET" not in os.environ:
+        assert states >= STATES_WANTED

@@ -5,6 +5,8 @@
  * that is not older than the last flushed one; the tables are sound (nothing
  * but leaks, and tables that differ where the writer says it was unclean); and
  * the next writer goes on from there.
+ *
+ * ROLLPOINT_CRASH_BUDGET: distinct states to stop at.
  */
 #include <string.h>
 
@@ -25,16 +27,15 @@ struct shape {
   uint32_t            grain;
   bool                redundant, zero_grains;
   bool                no_tables; /* directory entries of 0 */
-  uint64_t            budget;
 };
 
 static const struct shape shapes[] = {
-  { "hosted", RP_EXTENT_SPARSE, 8, true, true, false, 4000 },
-  { "hosted, plain", RP_EXTENT_SPARSE, 8, false, false, false, 4000 },
-  { "hosted, tiny grains", RP_EXTENT_SPARSE, 1, true, true, false, 4000 },
-  { "hosted, no tables", RP_EXTENT_SPARSE, 8, true, true, true, 4000 },
-  { "COWD", RP_EXTENT_COWD, 8, false, false, false, 4000 },
-  { "COWD, tiny grains", RP_EXTENT_COWD, 1, false, false, false, 4000 },
+  { "hosted", RP_EXTENT_SPARSE, 8, true, true, false },
+  { "hosted, plain", RP_EXTENT_SPARSE, 8, false, false, false },
+  { "hosted, tiny grains", RP_EXTENT_SPARSE, 1, true, true, false },
+  { "hosted, no tables", RP_EXTENT_SPARSE, 8, true, true, true },
+  { "COWD", RP_EXTENT_COWD, 8, false, false, false },
+  { "COWD, tiny grains", RP_EXTENT_COWD, 1, false, false, false },
 };
 
 /* What was written where: op i, counted from 1, wrote versions of its range. */
@@ -45,6 +46,7 @@ struct op {
 
 struct history {
   const struct shape *shape;
+  uint64_t  seed;
   struct op ops[OPS + 1];
   uint32_t  floor[FLUSHES_MAX + 1][SECTORS];  /* by the tag of the flush */
   uint32_t  latest[SECTORS];
@@ -181,7 +183,8 @@ write_op (struct rig *rig, const struct history *history, uint32_t op,
 static void
 choose_ops (struct history *history)
 {
-  uint64_t random = SEED + history->shape->grain + history->shape->kind;
+  uint64_t random = history->seed + history->shape->grain
+                    + history->shape->kind;
 
   for (uint32_t op = 1; op <= OPS; op++) {
     const uint32_t first = next_random (&random) % SECTORS;
@@ -365,11 +368,12 @@ check_state (void *context, struct rp_io *io, const struct rp_sim_state *state,
   return status;
 }
 
-static uint64_t
-test_power_cuts (const struct shape *shape)
+static void
+test_power_cuts (const struct shape *shape, uint64_t seed, uint64_t budget,
+                 struct rp_sim_seen *seen)
 {
   const struct rp_sim_options options = {
-    .budget = shape->budget, .seed = SEED, .flags = RP_SIM_TEAR,
+    .budget = budget, .seed = seed, .flags = RP_SIM_TEAR, .seen = seen,
   };
   static struct history history;
   struct rp_sim_counts counts;
@@ -381,6 +385,7 @@ test_power_cuts (const struct shape *shape)
 
   memset (&history, 0, sizeof history);
   history.shape = shape;
+  history.seed = seed;
   choose_ops (&history);
   OK (rp_io_simulate_create (&io, &fault));
   make_files (io, shape);
@@ -391,13 +396,14 @@ test_power_cuts (const struct shape *shape)
   if (rp_sim_crash_states (io, &options, check_state, &history, &counts,
                            &failed, &fault) != RP_OK) {
     rp_sim_state_text (io, &failed, text, sizeof text);
-    fprintf (stderr, "%s: crash after operation %llu, flush %llu: %s\n%s\n",
-             shape->name, (unsigned long long) failed.point,
+    fprintf (stderr,
+             "%s, seed %llu: crash after operation %llu, flush %llu: %s\n%s\n",
+             shape->name, (unsigned long long) seed,
+             (unsigned long long) failed.point,
              (unsigned long long) failed.last_tag, fault.message, text);
     exit (EXIT_FAILURE);
   }
   rp_io_destroy (io);
-  return counts.distinct;
 }
 
 /* Call number `call` fails; what was flushed before is there, and what failed
@@ -419,6 +425,7 @@ run_with_failure (const struct shape *shape, uint64_t call,
 
   memset (&history, 0, sizeof history);
   history.shape = shape;
+  history.seed = SEED;
   choose_ops (&history);
   OK (rp_io_simulate_create (&sim, &fault));
   make_files (sim, shape);
@@ -466,14 +473,25 @@ test_failing_calls (const struct shape *shape)
 int
 main (void)
 {
-  uint64_t states = 0, runs = 0;
+  const size_t count = sizeof shapes / sizeof *shapes;
+  const char *budget = getenv ("ROLLPOINT_CRASH_BUDGET");
+  const uint64_t wanted = budget ? strtoull (budget, NULL, 10) : 16000;
+  uint64_t share = wanted / count + 1, runs = 0, seed = SEED;
+  struct rp_sim_seen *seen;
+  struct rp_fault fault;
 
-  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-    states += test_power_cuts (&shapes[i]);
+  if (share > 4000)
+    share = 4000;
+  OK (rp_sim_seen_create (&seen, &fault));
+  for (; rp_sim_seen_count (seen) < wanted; seed += 1000)
+    for (size_t i = 0; i < count; i++)
+      test_power_cuts (&shapes[i], seed, share, seen);
+  for (size_t i = 0; i < count; i++)
     runs += test_failing_calls (&shapes[i]);
-  }
-  printf ("crash_overlay_test: %llu distinct states, %llu failing calls, "
-          "0 violations\n", (unsigned long long) states,
+  printf ("crash_overlay_test: %llu distinct states, 0 during recovery, "
+          "0 violations (%llu failing calls)\n",
+          (unsigned long long) rp_sim_seen_count (seen),
           (unsigned long long) runs);
+  rp_sim_seen_destroy (seen);
   return EXIT_SUCCESS;
 }

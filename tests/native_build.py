@@ -1,0 +1,84 @@
+"""Builds the C core and its test programs: once for each way, shared by a whole session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from tools import ROOT, require_tool
+
+NATIVE = ROOT / "src" / "_native"
+PROGRAMS = ROOT / "tests" / "native"
+FLAGS = [
+    "-std=c11",
+    "-D_GNU_SOURCE",
+    "-g",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fno-omit-frame-pointer",
+    f"-I{NATIVE}",
+    f"-I{PROGRAMS}",
+    "-pthread",
+]
+WAYS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+    "plain": ["-O2"],
+}
+
+
+class NativeBuild:
+    """Objects and programs in a folder of their own; compiled when they are first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._gcc = require_tool("gcc")
+
+    def core(
+        self, way: str, defines: tuple[str, ...] = (), only: tuple[str, ...] = ()
+    ) -> list[str]:
+        """Objects of the C core; with defines, those of `only` are compiled apart."""
+        plain = self._compile(sorted(NATIVE.glob("*.c")), way, (), way)
+        if not defines:
+            return plain
+        apart = self._compile(
+            [NATIVE / name for name in only], way, defines, f"{way}{''.join(defines)}"
+        )
+        replaced = {Path(path).name for path in apart}
+        return [path for path in plain if Path(path).name not in replaced] + apart
+
+    def program(
+        self, source: Path, way: str, defines: tuple[str, ...] = (), only: tuple[str, ...] = ()
+    ) -> Path:
+        """A test program, linked with the core."""
+        target = self._folder / f"{way}{''.join(defines)}" / source.stem
+        objects = [*self._compile([source], way, (), way), *self.core(way, defines, only)]
+        if not target.exists():
+            subprocess.run([self._gcc, *FLAGS, *WAYS[way], "-o", target, *objects], check=True)
+        return target
+
+    def _compile(
+        self, sources: list[Path], way: str, defines: tuple[str, ...], name: str
+    ) -> list[str]:
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        targets = [folder / f"{source.stem}.o" for source in sources]
+        running: list[subprocess.Popen[str]] = []
+        for source, target in zip(sources, targets, strict=True):
+            if target.exists():
+                continue
+            command = [self._gcc, *FLAGS, *WAYS[way], *defines, "-c", "-o", target, source]
+            running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            if len(running) >= (os.cpu_count() or 1):
+                _finish(running.pop(0))
+        for process in running:
+            _finish(process)
+        return [str(target) for target in targets]
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
