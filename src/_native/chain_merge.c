@@ -82,15 +82,16 @@ rp_chain_merge (struct rp_disk *chain, uint32_t links, struct rp_disk *target,
     return rp_fail (fault, RP_NO_MEMORY, 0, "merging");
   while (status == RP_OK && at < chain->size_bytes) {
     length = chain->size_bytes - at;
-    status = rp_chain_look (merge.chain, 0, links, RP_LOOK_DATA, at, length,
-                            &run, fault);
+    status = rp_chain_look (merge.chain, RP_SABOTAGED (9) ? 1 : 0, links,
+                            RP_LOOK_DATA, at, length, &run, fault);
     if (status != RP_OK)
       break;
     if (run.kind == RP_RUN_DATA) {
       if (run.length_bytes > MERGE_BYTES)
         run.length_bytes = MERGE_BYTES;
       status = merge_data (&merge, &run, fault);
-    } else if (run.depth < links) {      /* zeros, or a hole of a flat link */
+    } else if (run.depth < links && !RP_SABOTAGED (10)) {
+      /* zeros, or a hole of a flat link */
       status = rp_disk_zero (target, run.length_bytes, at, true, fault);
     }
     at += run.length_bytes;

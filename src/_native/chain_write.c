@@ -182,7 +182,7 @@ write_part (const struct target *target, uint64_t start, uint64_t sector,
 
   grain.unit_bytes = grain_bytes < UNIT_BYTES ? (uint32_t) grain_bytes
                                               : UNIT_BYTES;
-  if (copy)
+  if (copy && !RP_SABOTAGED (15))   /* copies up one side only */
     status = gather (target, &grain, 0, from, fault);
   if (status == RP_OK && copy)
     status = gather (target, &grain, to, valid, fault);
@@ -522,6 +522,8 @@ flush_extent (struct rp_extent *extent, struct rp_fault *fault)
   if (extent->sparse)
     return rp_sparse_flush (extent->sparse, fault);
   if (!extent->file || !atomic_exchange (&extent->data_dirty, false))
+    return RP_OK;
+  if (RP_SABOTAGED (17))         /* forgets to sync a flat file */
     return RP_OK;
   status = rp_file_sync (extent->file, fault);
   if (status == RP_OK)

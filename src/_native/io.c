@@ -212,7 +212,7 @@ rp_dir_replace (struct rp_dir *dir, const char *name, const void *data,
   if (status != RP_OK)
     return status;
   status = rp_file_pwrite (file, data, length, 0, fault);
-  if (status == RP_OK)
+  if (status == RP_OK && !RP_SABOTAGED (2))   /* forgets to sync the file */
     status = rp_file_sync (file, fault);
   rp_file_close (file);
   if (status == RP_OK)
@@ -221,6 +221,8 @@ rp_dir_replace (struct rp_dir *dir, const char *name, const void *data,
     (void) rp_dir_unlink (dir, aside, NULL);   /* the first failure counts */
     return status;
   }
+  if (RP_SABOTAGED (1))          /* forgets to sync the directory */
+    return RP_OK;
   return rp_dir_sync (dir, fault);
 }
 

@@ -467,7 +467,8 @@ open_steps (struct rp_journal *journal, uint64_t epoch,
     status = recover (journal, fault);
   if (status != RP_OK)
     return status;
-  if (epoch != 0 && epoch < journal->super.epoch)
+  if (epoch != 0 && epoch < journal->super.epoch
+      && !RP_SABOTAGED (21))     /* opens for a stale writer */
     return rp_fail (fault, RP_STALE_EPOCH, 0,
                     "%s: its epoch is %" PRIu64 ", this writer's %" PRIu64,
                     rp_journal_name (journal), journal->super.epoch, epoch);

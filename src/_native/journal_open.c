@@ -372,7 +372,9 @@ walk_segment (struct recovery *recovery, struct rp_segment *segment,
       return status;
     if (!rp_log_get_batch (recovery->block, journal->block_bytes, &batch)
         || !rp_journal_owns_batch (journal, &batch, segment, segment->end)
-        || batch.sequence != sequence || batch.chain != segment->chain
+        || batch.sequence != sequence
+        || (batch.chain != segment->chain   /* takes what had been dropped */
+            && !RP_SABOTAGED (11))
         || !ends_in_file (recovery, &batch)
         || !entries_are_sound (journal, recovery->block, &batch))
       break;
@@ -479,6 +481,7 @@ cut_before (struct recovery *recovery, uint64_t index)
   while (journal->segment_count - 1 > found->segment)
     rp_segment_free (journal->segments[--journal->segment_count]);
   while (journal->point_count > 0
+         && !RP_SABOTAGED (18)   /* keeps the points of a dropped tail */
          && journal->points[journal->point_count - 1].sequence
             >= found->sequence) {
     const struct rp_point_record *point
@@ -519,7 +522,7 @@ find_end (struct recovery *recovery, struct rp_fault *fault)
     if (recovery->found[i].sequence > recovery->durable)
       status = data_is_whole (journal, &recovery->found[i], data, &whole,
                               fault);
-    if (status == RP_OK && !whole)
+    if (status == RP_OK && !whole && !RP_SABOTAGED (7))  /* keeps a torn tail */
       cut_before (recovery, i);
   }
   free (data);

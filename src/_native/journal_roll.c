@@ -133,6 +133,8 @@ apply_backward (struct rp_journal *journal, struct rp_map *map,
 
     if (i >= first + AHEAD)
       fetch (map, at - AHEAD * RP_LOG_ENTRY_BYTES);
+    if (RP_SABOTAGED (12) && i == first)     /* takes one too few back */
+      break;
     status = apply (journal, map, segment, &entry, entry.previous, fault);
     if (status != RP_OK)
       return status;
@@ -585,7 +587,9 @@ write_root (struct rp_journal *journal, struct rp_map *map,
                                             + bytes) == root.table_count);
   status = write_content (journal, map, directory, &root, fault);
   free (directory);
-  if (status == RP_OK)
+  if (RP_SABOTAGED (20))         /* gives the old root back too early */
+    drop_root (journal, &old);
+  if (status == RP_OK && !RP_SABOTAGED (4))   /* flips too early */
     status = rp_file_sync (journal->file, fault);
   if (status == RP_OK)
     status = flip (journal, root.position, RP_LOG_PAGE_BYTES

@@ -129,6 +129,8 @@ rp_journal_used_slots (const struct rp_journal *journal,
   }
   for (uint64_t i = 0; i < journal->segment_count; i++)
     used[rp_position_slot (journal, journal->segments[i]->position)] = 1;
+  if (RP_SABOTAGED (5))          /* reuses the slots of the shown root */
+    return used;
   for (uint64_t at = journal->root.position;
        at < journal->root.position + journal->root.bytes;
        at += journal->super.segment_bytes) {
@@ -545,7 +547,7 @@ rp_journal_check_epoch (struct rp_journal *journal, struct rp_fault *fault)
   bool stale[RP_LOG_SUPER_COUNT];
   int status = rp_journal_read_super (journal->file, &now, stale, fault);
 
-  if (status != RP_OK)
+  if (status != RP_OK || RP_SABOTAGED (8))   /* lets a stale writer commit */
     return status;
   if (now.epoch > journal->epoch)
     return rp_fail (fault, RP_STALE_EPOCH, 0,
@@ -574,7 +576,7 @@ rp_journal_put_super (struct rp_journal *journal,
     journal->super_stale[copy] = true;
     status = rp_file_pwrite (journal->file, page, RP_LOG_PAGE_BYTES,
                              (1 + copy) * RP_LOG_PAGE_BYTES, fault);
-    if (status == RP_OK)
+    if (status == RP_OK && !RP_SABOTAGED (13))   /* both copies at once */
       status = rp_file_sync (journal->file, fault);
     if (status == RP_OK)
       journal->super_stale[copy] = false;
@@ -629,7 +631,7 @@ rp_journal_set_epoch (struct rp_journal *journal, uint64_t epoch, bool held,
   pthread_mutex_lock (&journal->lock);
   next = journal->super;
   next.epoch = epoch;
-  next.held = held;
+  next.held = held && !RP_SABOTAGED (19);   /* a hold that holds nobody */
   next.durable_sequence = journal->durable_sequence;
   status = rp_journal_put_super (journal, &next, fault);
   if (status == RP_OK)
@@ -891,6 +893,8 @@ advance_summary (struct rp_journal *journal, uint64_t index,
   pthread_mutex_unlock (&journal->lock);
   status = durable ? write_trailer (journal, segment, fault)
                    : write_summary (journal, segment, cuts, fault);
+  if (RP_SABOTAGED (14) && status == RP_OK && !durable)  /* no sync between */
+    status = write_trailer (journal, segment, fault);
   free (cuts);
   pthread_mutex_lock (&journal->lock);
   return status;
@@ -962,7 +966,7 @@ flush_chunks (struct rp_journal *journal, struct rp_chunk *chunks,
     status = prepare_chunk (journal, chunk, flight, fault);
   if (status == RP_OK)
     status = write_chunks (journal, chunks, fault);
-  if (status == RP_OK)
+  if (status == RP_OK && !RP_SABOTAGED (3))   /* acknowledges too early */
     status = rp_file_sync (journal->file, fault);
   for (struct rp_chunk *chunk = chunks; status == RP_OK && chunk;
        chunk = chunk->next)

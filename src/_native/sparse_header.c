@@ -436,5 +436,7 @@ rp_sparse_create (struct rp_file *file, const struct rp_sparse_create *how,
     fill_kdmv (header, how, &plan);
   status = rp_file_pwrite (file, header, cowd ? sizeof header : RP_SECTOR_BYTES,
                            0, fault);
+  if (RP_SABOTAGED (16))         /* forgets to sync a new extent */
+    return status;
   return status == RP_OK ? rp_file_sync (file, fault) : status;
 }

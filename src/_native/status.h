@@ -80,4 +80,14 @@ int rp_fail_os (struct rp_fault *fault, int os_errno, uint64_t position,
 _Noreturn void rp_check_failed (const char *condition, const char *file,
                                 int line);
 
+/* Tests of the tests: RP_SABOTAGED (n) is true in a build with -DRP_SABOTAGE=n
+ * and otherwise a constant false that costs nothing.  Each number is a mistake
+ * that a crash test has to find; tests/test_sabotage.py tries all.
+ */
+#ifdef RP_SABOTAGE
+#define RP_SABOTAGED(n) (RP_SABOTAGE == (n))
+#else
+#define RP_SABOTAGED(n) 0
+#endif
+
 #endif /* RP_STATUS_H */

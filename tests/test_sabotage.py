@@ -1,0 +1,89 @@
+"""The crash tests are tested: each of these mistakes, made on purpose, has to be found.
+
+`RP_SABOTAGED (n)` in the C core marks the place of mistake n (see status.h); a checker
+that has never failed proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from native_build import NATIVE, PROGRAMS, NativeBuild
+
+# Which mistake is found by which crash test.
+MISTAKES = {
+    1: ("operation", "a small file is replaced without a sync of its directory"),
+    2: ("operation", "a small file is renamed before it is synced"),
+    3: ("operation", "a commit is acknowledged before the sync"),
+    4: ("operation", "the header is flipped before the root is durable"),
+    5: ("operation", "the slots of the shown root are used for the next"),
+    6: ("operation", "table entries are written before their data is durable"),
+    7: ("operation", "a torn tail is kept"),
+    8: ("operation", "a writer with an old epoch may commit"),
+    9: ("operation", "a merge starts one link too low"),
+    10: ("operation", "a merge leaves zeros out"),
+    11: ("journal", "a batch that had been dropped is taken"),
+    12: ("operation", "rolling back takes one entry too few"),
+    13: ("operation", "both superblocks are written before a sync"),
+    14: ("journal", "a trailer is written together with its summary"),
+    15: ("operation", "a new grain is copied up on one side only"),
+    16: ("operation", "a new extent is not synced"),
+    17: ("operation", "a flat file is not synced"),
+    18: ("journal", "the points of a dropped tail stay"),
+    19: ("operation", "a hold is not written down"),
+    20: ("operation", "the old root is given back before the flip"),
+    21: ("operation", "a journal is opened with an old epoch"),
+}
+DEFAULT_RUN = (1, 7, 17)
+BUDGET = "8000"
+
+
+def place_of(number: int) -> Path:
+    """The one file that makes this mistake."""
+    mark = f"RP_SABOTAGED ({number})"
+    (found,) = [path for path in NATIVE.glob("*.c") if mark in path.read_text()]
+    return found
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=() if number in DEFAULT_RUN else pytest.mark.long)
+        for number in MISTAKES
+    ],
+)
+def test_the_crash_tests_find_a_mistake(native: NativeBuild, number: int, tmp_path: Path) -> None:
+    test, mistake = MISTAKES[number]
+    program = native.program(
+        PROGRAMS / f"crash_{test}_test.c",
+        "plain",
+        (f"-DRP_SABOTAGE={number}",),
+        (place_of(number).name,),
+    )
+    done = subprocess.run(
+        [program],
+        env=os.environ | {"ROLLPOINT_CRASH_BUDGET": BUDGET},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0, f"nobody notices that {mistake}"
+    assert "0 violations" not in done.stdout
+    said = r"violation|CHECK failed|write order broken|\.[ch]:\d+: |depth \d"
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_every_mistake_is_tried_and_none_is_built_in() -> None:
+    marks = [
+        int(number)
+        for path in NATIVE.glob("*.c")
+        for number in re.findall(r"RP_SABOTAGED \((\d+)\)", path.read_text())
+    ]
+    assert sorted(marks) == sorted(MISTAKES)
+    for path in (NATIVE.parent.parent / "setup.py", NATIVE.parent.parent / "pyproject.toml"):
+        assert "RP_SABOTAGE" not in path.read_text()
