@@ -7,13 +7,15 @@ again) ends in the new state or the old one, with exactly its bytes (G6, G7).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import random
 from collections.abc import Callable
 
 import pytest
 from rollpoint import _native, operation, replication
 from rollpoint.disk import open_disk
-from rollpoint.errors import NotFoundError
+from rollpoint.errors import Error, ExistsError, NotFoundError
 from rollpoint.replica import Replica
 
 SIZES = {"a": 96 * 1024 + 512, "b": 64 * 1024}
@@ -238,6 +240,119 @@ def sweep_create(budget: int, seed: int) -> int:
 SWEEPS = [
     sweep_failover, sweep_undo, sweep_permanent, sweep_hold, sweep_release, sweep_create,
 ]  # fmt: skip
+
+
+# ---- failing calls ----
+
+
+def fail_each_call(
+    act: Callable[[_native.Io], object],
+    prepare: Callable[[_native.Io], list[Model]],
+    settled: Callable[[_native.Io, list[Model]], None],
+    sticky: bool,
+) -> int:
+    """Fail every single call of an operation, one run each; returns how many there were.
+
+    Whatever the failed run left, the healthy disk resumes it, and `settled` looks.
+    """
+    for call in range(1, 2000):
+        io = _native.Io.simulate()
+        snapshots = prepare(io)
+        faulty = io.fault(call=call, os_errno=errno.ENOSPC, sticky=sticky)
+        try:
+            act(faulty)
+        except Error:
+            pass
+        else:
+            if faulty.calls < call:
+                return call - 1
+        try:
+            with Replica.open("/r", io) as replica:
+                operation.resume(replica)
+            settled(io, snapshots)
+        except Exception as error:
+            raise AssertionError(f"call {call}, sticky {sticky}: {error!r}") from error
+    raise AssertionError("the operation has no end")
+
+
+def failed_over_first(io: _native.Io) -> list[Model]:
+    snapshots = make(io, 7)
+    return [*snapshots, failed_over(io, snapshots, 7)]
+
+
+@pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
+def test_a_full_disk_at_any_call_of_a_failover_is_survived(sticky: bool) -> None:
+    def act(io: _native.Io) -> object:
+        with Replica.open("/r", io) as replica:
+            return operation.failover(replica, 1, power_on=False)
+
+    def settled(io: _native.Io, snapshots: list[Model]) -> None:
+        with Replica.open("/r", io) as replica:
+            if replica.manifest.state == "Failover":
+                check_failover(io, snapshots[0])
+                operation.undo(replica)
+        check_ready(io, snapshots[1])
+
+    assert fail_each_call(act, lambda io: make(io, 7), settled, sticky) > 50
+
+
+@pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
+def test_a_full_disk_at_any_call_of_an_undo_is_survived(sticky: bool) -> None:
+    def act(io: _native.Io) -> object:
+        with Replica.open("/r", io) as replica:
+            return operation.undo(replica)
+
+    def settled(io: _native.Io, snapshots: list[Model]) -> None:
+        with Replica.open("/r", io) as replica:
+            if replica.manifest.state == "Failover":
+                check_failover(io, snapshots[2])
+                operation.undo(replica)
+        check_ready(io, snapshots[1])
+
+    assert fail_each_call(act, failed_over_first, settled, sticky) > 30
+
+
+@pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
+def test_a_full_disk_at_any_call_of_a_permanent_is_survived(sticky: bool) -> None:
+    def act(io: _native.Io) -> object:
+        with Replica.open("/r", io) as replica:
+            return operation.permanent(replica)
+
+    def settled(io: _native.Io, snapshots: list[Model]) -> None:
+        with Replica.open("/r", io) as replica:
+            if replica.manifest.state == "Failover":
+                check_failover(io, snapshots[2])
+                operation.permanent(replica)
+            assert replica.manifest.state == "Permanent"
+        for name in SIZES:
+            assert bytes_of(f"/r/{name}.vmdk", io) == snapshots[2][name]
+
+    assert fail_each_call(act, failed_over_first, settled, sticky) > 30
+
+
+@pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
+def test_a_full_disk_at_any_call_of_a_creation_leaves_nothing_in_the_way(sticky: bool) -> None:
+    for call in range(1, 2000):
+        io = _native.Io.simulate()
+        faulty = io.fault(call=call, os_errno=errno.ENOSPC, sticky=sticky)
+        try:
+            Replica.create("/r", list(SIZES.items()), segment_bytes=65536, io=faulty).close()
+        except Error:
+            pass
+        else:
+            if faulty.calls < call:
+                break
+            continue
+        # Where the failure was behind the last step, it is there, whole.
+        with contextlib.suppress(ExistsError):
+            Replica.create("/r", [("c", 4096)], segment_bytes=65536, io=io).close()
+        with Replica.open("/r", io) as replica:
+            assert replica.manifest.state == "Ready", call
+            assert replica.verify()["ok"], call
+    assert call > 30
+
+
+# ---- power cuts ----
 
 
 @pytest.mark.parametrize("room", SWEEPS, ids=lambda room: room.__name__[6:])

@@ -20,7 +20,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import interim, merging, provision, replication, rollback, undoing
+from . import interim, merging, replication, rollback, undoing
 from .errors import ExistsError, StateError
 from .manifest import DiskEntry, MachineSettings, Recovered, Running
 from .mount import Mount
@@ -143,6 +143,8 @@ def resume(
         if operation is None:
             return None
         if operation.kind in ("create", "adopt", "seed", "remove"):
+            from . import provision
+
             provision.resume(replica.directory, replica.manifest)
             return outcome_of(replica, operation, begun)
         if operation.kind == "undo":

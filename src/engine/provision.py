@@ -213,12 +213,12 @@ def _make(directory: Dir, entries: list[DiskEntry], kind: Kind) -> Manifest:
                     segment_bytes=entry.segment_bytes,
                     io=directory.io,
                 )
+            manifest.end("Ready")
+            manifests.store(directory, manifest)
         except BaseException:
             with contextlib.suppress(Error):
                 _take_back(directory, manifest)
             raise
-        manifest.end("Ready")
-        manifests.store(directory, manifest)
     return manifest
 
 

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from . import _native, control, provision
+from . import _native, control
 from . import manifest as manifests
-from . import seed as seeding
 from .errors import Error, LockedError, NotFoundError, StateError, UsageError
 from .journal import GRAIN_BYTES, SEGMENT_BYTES
 from .journals import Journals
@@ -77,6 +76,8 @@ class Replica:
             ExistsError: The directory has something in it.
             UsageError: A name or size is impossible, or there is no disk.
         """
+        from . import provision  # what a failover does not need is not imported for it
+
         sizes = provision.Sizes(grain_bytes, segment_bytes)
         return cls(*provision.create(path, disks, sizes, io or _native.Io.posix()))
 
@@ -99,6 +100,8 @@ class Replica:
             ExistsError: There is a replica already.
             FormatError, UnsupportedError, DamagedError: A file cannot be a base.
         """
+        from . import provision  # what a failover does not need is not imported for it
+
         sizes = provision.Sizes(grain_bytes, segment_bytes)
         return cls(*provision.adopt(path, disks, sizes, io or _native.Io.posix()))
 
@@ -278,11 +281,15 @@ class Replica:
             images: Disk name and file: raw, or a VMDK that the engine reads.
             progress: Called with disk, bytes done and bytes in all; False stops.
         """
+        from . import seed as seeding
+
         with self.locked():
             seeding.seed(self.directory, self.manifest, images, progress)
 
     def verify(self, progress: Callable[[str, int, int], bool] | None = None) -> dict[str, object]:
         """Read everything again against its checksums; lists damage, changes nothing."""
+        from . import provision
+
         return provision.verify(self.directory, self.manifest, progress)
 
     def remove(self, force_name: str | None = None) -> list[str]:
@@ -298,6 +305,8 @@ class Replica:
             UsageError: force_name is not its name.
             LockedError: An ingest or an operation has it open.
         """
+        from . import provision
+
         if force_name is not None and force_name != self.name:
             raise UsageError(
                 f"the name {force_name!r} is not that of this replica, which is {self.name!r}"
