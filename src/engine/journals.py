@@ -65,13 +65,17 @@ class Journals:
                 self.names.append(disk.name)
             # Before we write anything: how did the last writer leave them?
             self.were_clean = all(bool(n.info()["closed_clean"]) for n in self.natives)
-            newest = [row for native in self.natives for row in native.points()[-1:]]
+            ends = [native.points()[-1:] for native in self.natives]
+            newest = [row for end in ends for row in end]
         except BaseException:
             self.close()
             raise
         # Above every id in any journal, also those that a crash left in only some.
         self.next_point_id = max([manifest.next_point_id, *(row[0] + 1 for row in newest)])
         self._newest_ns = max([0, *(row[1] for row in newest)])
+        # A crash may leave a mark in some journals only; it is no point of the replica,
+        # and hides what came before it from entries_since_point.
+        self._uneven = len({end[0][0] if end else 0 for end in ends}) > 1
 
     @property
     def natives(self) -> list[_native.Journal]:
@@ -116,12 +120,15 @@ class Journals:
         time_ns = max(time.time_ns() // 1000 * 1000, self._newest_ns // 1000 * 1000 + 1000)
         self.gate.cut(self.natives, number, time_ns, KIND_NUMBERS[kind], label)
         self.next_point_id, self._newest_ns = number + 1, time_ns
+        self._uneven = False
         return Point(number, time_ns, kind, label)
 
     @property
     def has_news(self) -> bool:
-        """Whether anything was written after the newest restore point."""
-        return any(bool(native.info()["entries_since_point"]) for native in self.natives)
+        """Whether anything was written after the newest restore point of all disks."""
+        return self._uneven or any(
+            bool(native.info()["entries_since_point"]) for native in self.natives
+        )
 
     def commit(self) -> None:
         """Make everything written so far durable; one sync for each disk that needs it.
