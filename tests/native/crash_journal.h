@@ -170,6 +170,30 @@ step_zero (struct lab *lab, struct rp_disk *disk, uint64_t *seed)
   return rp_disk_zero (disk, count * 512, sector * 512, true, &fault);
 }
 
+/* Many entries without much data: a batch header of several sectors. */
+static int
+step_burst (struct lab *lab, struct rp_disk *disk, uint64_t *seed)
+{
+  struct rp_fault fault;
+  int status = RP_OK;
+
+  for (uint32_t i = 0; status == RP_OK && i < 32; i++) {
+    const uint32_t grain = (uint32_t) random_below (seed, GRAINS - 1);
+    uint32_t *version = next_version (&lab->history);
+    uint8_t data[512];
+
+    if (i % 8 != 7) {
+      memset (version + grain * 8, 0, 8 * sizeof *version);
+      status = rp_disk_zero (disk, GRAIN, grain * GRAIN, true, &fault);
+    } else {
+      version[grain * 8] = lab->history.version_count * 131;
+      fill_sector (data, version[grain * 8]);
+      status = rp_disk_pwrite (disk, data, 512, grain * GRAIN, &fault);
+    }
+  }
+  return status;
+}
+
 static int
 step_roll (struct lab *lab, struct rp_journal *journal,
            uint64_t *seed)
@@ -249,8 +273,10 @@ one_step (struct lab *lab, struct rp_journal *journal, uint64_t *seed,
   struct rp_fault fault;
 
   *reopen = false;
-  if (what < 36)
+  if (what < 34)
     return step_write (lab, disk, seed);
+  if (what < 37)
+    return step_burst (lab, disk, seed);
   if (what < 44)
     return step_zero (lab, disk, seed);
   if (what < 66)
