@@ -235,7 +235,13 @@ class Ingest:
             )
         for gap in replica.manifest.gaps:
             if gap.end is None:
-                self._record.gap = {"start": gap.start, "end": None, "cause": gap.cause}
+                self._record.gap = {
+                    "start": gap.start,
+                    "end": None,
+                    "cause": gap.cause,
+                    "resync": gap.resync,
+                }
+                self._record.catching_up = gap.resync
 
     def _serve(self) -> None:
         """Export every disk on a copy of the listening socket: the server closes its own."""
@@ -301,13 +307,14 @@ class Ingest:
         if command == "release":
             return self._release(_whole(request, "epoch"))
         if command == "gap-open":
-            self._record.begin_gap(str(request.get("cause", "the source misses writes")))
-            self._record.catching_up = True
+            cause = str(request.get("cause", "the source misses writes"))
+            self._record.begin_gap(cause, resync=True)
             return {"gap": self._record.gap}
         if command == "gap-close":
             self._need_running()
+            kind, label = _asked_for(request)
             self._record.catching_up = False
-            return self._mark_or_fail("crash", "").to_json()
+            return self._mark_or_fail(kind, label).to_json()
         if command == "stop":
             self._told_to_stop = True
             self.stop()
@@ -334,15 +341,8 @@ class Ingest:
     def _answer_mark(self, request: dict[str, object]) -> dict[str, object]:
         self._need_running()
         if self._record.catching_up:
-            raise GapError(
-                "the source is catching up: until it has, no restore point would be consistent",
-                "wait until replication has caught up",
-            )
-        kind = str(request.get("kind", "crash"))
-        if kind not in KIND_NUMBERS:
-            raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
-        label = replication.check_label(str(request.get("label", "")))
-        return self._mark_or_fail(kind, label).to_json()
+            raise GapError(*replication.NOT_CAUGHT_UP)
+        return self._mark_or_fail(*_asked_for(request)).to_json()
 
     def _mark_or_fail(self, kind: str, label: str) -> Point:
         """A failed mark ends the ingest; the client hears why first."""
@@ -359,7 +359,7 @@ class Ingest:
             self._reopen(epoch)
         journals = self._need_running()
         try:
-            last = journals.fence(epoch)
+            last = journals.fence(epoch, consistent=not self._record.catching_up)
             if last is not None:
                 self._record.marked(last)
             self._stop_serving()
@@ -401,6 +401,14 @@ class Ingest:
             self._due = time.monotonic() + self._rpo_seconds
             self._record.begin_gap("replication was on hold")
         return self._hand_over(epoch)
+
+
+def _asked_for(request: dict[str, object]) -> tuple[str, str]:
+    """Kind and label of a point that a request wants."""
+    kind = str(request.get("kind", "crash"))
+    if kind not in KIND_NUMBERS:
+        raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
+    return kind, replication.check_label(str(request.get("label", "")))
 
 
 def _whole(request: dict[str, object], key: str) -> int:

@@ -140,15 +140,19 @@ class Journals:
             if native.pending_bytes or native.info()["failed"]:
                 native.commit()
 
-    def fence(self, epoch: int) -> Point | None:
+    def fence(self, epoch: int, *, consistent: bool = True) -> Point | None:
         """Stop for good: close the gate, mark what is not marked yet, raise the epoch.
 
         When this returns, no write with an older epoch is acknowledged or applied by
         anybody, and everything that was acknowledged lies before the newest point,
         which is returned if it was made here.
+
+        Args:
+            consistent: False marks nothing: the ends of the logs are no cut of the
+                source, because a crash took something, or the source is catching up.
         """
         self.gate.hold()
-        last = self.mark("crash") if self.has_news else None
+        last = self.mark("crash") if consistent and self.has_news else None
         side_by_side(lambda native: native.set_epoch(epoch, True), self.natives)
         return last
 

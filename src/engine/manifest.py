@@ -94,11 +94,16 @@ class DiskEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Gap(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A time without a provable copy: not recoverable. end None: it goes on."""
+    """A time without a provable copy: not recoverable. end None: it goes on.
+
+    resync: It ends only when the source says that it has sent again what may be
+    missing; until then nothing is marked.
+    """
 
     start: str
     end: str | None
     cause: str
+    resync: bool = False
 
 
 class IngestRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -7,10 +7,10 @@ crash leaves, the manifest's epoch is the highest there is.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from . import control
-from .errors import HeldError, StateError, UsageError
+from .errors import GapError, HeldError, StateError, UsageError
 from .manifest import Gap, Rpo
 from .points import KIND_NUMBERS, Point
 from .replica import Replica
@@ -39,13 +39,18 @@ def check_label(label: str) -> str:
     return label
 
 
-def mark(replica: Replica, kind: str = "crash", label: str = "") -> Point:
+def mark(
+    replica: Replica, kind: str = "crash", label: str = "", *, caught_up: bool = False
+) -> Point:
     """A restore point of all disks at one cut, now. It is durable when this returns.
 
     Args:
         kind: "crash", or "app" when the caller has made the application quiet.
+        caught_up: The source has sent again whatever may have been missing: this
+            point ends the gap.
 
     Raises:
+        GapError: Something may be missing, and caught_up was not said.
         StateError: The replica is not Ready.
         HeldError: Replication is on hold.
         LockedError: An operation on the replica is going on.
@@ -54,7 +59,8 @@ def mark(replica: Replica, kind: str = "crash", label: str = "") -> Point:
     if kind not in KIND_NUMBERS:
         raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
     try:
-        return _point(control.ask(replica.control_path, "mark", kind=kind, label=label))
+        command = "gap-close" if caught_up else "mark"
+        return _point(control.ask(replica.control_path, command, kind=kind, label=label))
     except control.NotRunningError:
         pass
     with replica.locked():
@@ -67,8 +73,13 @@ def mark(replica: Replica, kind: str = "crash", label: str = "") -> Point:
                     "rollpoint release lets it go on",
                 )
             note_unclean_end(replica, journals.were_clean, journals.newest_time)
+            if needs_resync(replica) and not caught_up:
+                replica.save()
+                raise GapError(*NOT_CAUGHT_UP)
             point = journals.mark(kind, label)
             replica.manifest.next_point_id = point.id + 1
+            if caught_up:
+                close_gap(replica, point.time)
             replica.save()
             return point
 
@@ -111,7 +122,7 @@ def hold_locked(replica: Replica) -> int:
 def _hold_without_ingest(replica: Replica) -> None:
     with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
         note_unclean_end(replica, journals.were_clean, journals.newest_time)
-        journals.fence(replica.manifest.epoch)
+        journals.fence(replica.manifest.epoch, consistent=not needs_resync(replica))
         replica.manifest.next_point_id = journals.next_point_id
 
 
@@ -171,18 +182,32 @@ def note_unclean_end(replica: Replica, were_clean: bool, newest: str | None) -> 
             f"the ingest begun at {record.started} ended without closing its journals: what it "
             "had acknowledged in its last moments, and was not flushed, may be missing"
         )
-        open_gap(replica, newest or manifest.created, why)
+        open_gap(replica, newest or manifest.created, why, resync=True)
     manifest.ingest = None
     replica.save()
 
 
-def open_gap(replica: Replica, start: str, cause: str) -> None:
-    """Begin a gap, unless one is open. Locked; the caller saves."""
-    if not any(gap.end is None for gap in replica.manifest.gaps):
-        replica.manifest.gaps = [
-            *replica.manifest.gaps,
-            Gap(start=start, end=None, cause=cause),
-        ]
+NOT_CAUGHT_UP = (
+    "something that the source wrote may be missing: until it has sent it again, no restore "
+    "point would be exact",
+    "let the source copy everything again, then: rollpoint mark DIR --caught-up",
+)
+
+
+def needs_resync(replica: Replica) -> bool:
+    """Whether a gap is open that only the source can end."""
+    return any(gap.end is None and gap.resync for gap in replica.manifest.gaps)
+
+
+def open_gap(replica: Replica, start: str, cause: str, *, resync: bool = False) -> None:
+    """Begin a gap; one that is open goes on, and takes resync. Locked; the caller saves."""
+    for gap in replica.manifest.gaps:
+        if gap.end is None:
+            if resync and not gap.resync:
+                gap.cause, gap.resync = cause, True
+            return
+    new = Gap(start=start, end=None, cause=cause, resync=resync)
+    replica.manifest.gaps = [*replica.manifest.gaps, new]
 
 
 def close_gap(replica: Replica, end: str) -> None:
@@ -195,11 +220,8 @@ def close_gap(replica: Replica, end: str) -> None:
 def take_notes(replica: Replica, notes: dict[str, object]) -> None:
     """Put into the manifest what an ingest could not write itself. Locked."""
     manifest = replica.manifest
-    for row in cast("list[dict[str, str | None]]", notes.get("gaps", [])):
-        start, cause = row["start"], row["cause"]
-        assert start is not None
-        assert cause is not None
-        open_gap(replica, start, cause)
+    for row in cast("list[dict[str, Any]]", notes.get("gaps", [])):
+        open_gap(replica, row["start"], row["cause"], resync=bool(row.get("resync")))
         if row["end"] is not None:
             close_gap(replica, row["end"])
     manifest.next_point_id = max(manifest.next_point_id, cast(int, notes["next_point_id"]))

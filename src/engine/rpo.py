@@ -26,9 +26,9 @@ class RpoRecord:
         self.target_seconds = target_seconds
         self.missed = missed
         self.newest = newest
-        self.gap: dict[str, str | None] | None = None  # that lasts now
+        self.gap: dict[str, object] | None = None  # that lasts now
         self.catching_up = False  # it ends only when the source says so
-        self._to_note: list[dict[str, str | None]] = []
+        self._to_note: list[dict[str, object]] = []
         self._news_since: float | None = None  # monotonic; not after the first write
         self._last_look = time.monotonic()
 
@@ -55,12 +55,21 @@ class RpoRecord:
             self._to_note.append({**self.gap, "end": point.time})
             self.gap = None
 
-    def begin_gap(self, cause: str) -> None:
-        """From the newest point on nothing is provable, until `marked`."""
+    def begin_gap(self, cause: str, *, resync: bool = False) -> None:
+        """From the newest point on nothing is provable, until `marked`.
+
+        Args:
+            resync: And nothing is marked, until the source says that it has caught up.
+        """
+        self.catching_up = self.catching_up or resync
         if self.gap is None:
             start = self.newest.time if self.newest else now_text()
-            self.gap = {"start": start, "end": None, "cause": cause}
-            self._to_note.append(self.gap)
+            self.gap = {"start": start, "end": None, "cause": cause, "resync": resync}
+        elif resync and not self.gap["resync"]:
+            self.gap = {**self.gap, "cause": cause, "resync": True}
+        else:
+            return
+        self._to_note.append(self.gap)
 
     @property
     def has_gaps_to_note(self) -> bool:

@@ -50,6 +50,9 @@ def ingest(
                 f"serving {', '.join(names)} at {socket}; a restore point every "
                 f"{format_duration(seconds)} with writes"
             )
+            for gap in replica.manifest.gaps:
+                if gap.end is None and gap.resync:
+                    typer.echo(f"no restore point until the source has caught up: {gap.cause}")
         sys.stdout.flush()
         service.run()
 
@@ -60,11 +63,19 @@ def mark(
         bool, typer.Option("--app", help="The application was made quiet: app-consistent.")
     ] = False,
     label: Annotated[str, typer.Option(help="Text to find it by.")] = "",
+    caught_up: Annotated[
+        bool,
+        typer.Option(
+            "--caught-up", help="The source has sent again what may be missing: end the gap."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Mark a restore point of all disks, now. It is durable when this returns."""
     with Replica.open(directory) as replica:
-        point = replication.mark(replica, "app" if app else "crash", label)
+        point = replication.mark(
+            replica, "app" if app else "crash", label, caught_up=caught_up
+        )
     if as_json:
         print_json(point.to_json())
     else:
