@@ -1,0 +1,65 @@
+"""Benchmarks still run, verify their bytes, and leave a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from rollpoint import bench
+from rollpoint.errors import NotFoundError, UsageError
+
+
+def test_every_group_runs_and_leaves_its_results(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "rollpoint", "bench", "--smoke", "--json"),
+            *("--from", str(ROOT), "--output", str(tmp_path / "results")),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["what"].split()[0] for row in rows} == {"roll", "NBD:", "ingest:", "failover:"}
+    for row in rows:
+        assert row["verified"], row["what"]
+        assert row["full"] is False
+    assert (tmp_path / "results" / "bench.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "results" / "bench.md").read_text()
+    assert "qemu-nbd" in table
+
+
+def test_a_ratio_below_its_goal_is_shown_as_missed(tmp_path: Path) -> None:
+    raw = {
+        "benchmarks": [
+            {
+                "extra_info": {
+                    "what": "reads",
+                    "unit": "IOPS",
+                    "higher_is_better": True,
+                    "figures": {"ours": [100.0, 120.0, 110.0], "peer": [50.0, 60.0, 40.0]},
+                    "ratios": {"peer": 2.0},
+                    "goals": {"peer": 3.0},
+                    "cache": "warm",
+                    "verified": "by hand",
+                }
+            }
+        ]
+    }
+    (tmp_path / "raw.json").write_text(json.dumps(raw))
+    rows = bench.read_rows(tmp_path / "raw.json")
+    assert rows[0]["met"] is False
+    assert rows[0]["medians"] == {"ours": 110.0, "peer": 50.0}
+    assert "2.00× | 3× | **no**" in bench.table(rows)
+
+
+def test_misuse_says_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no benchmark group 'speed'"):
+        bench.run(ROOT / "bench", ["speed"], tmp_path, full=False)
+    with pytest.raises(NotFoundError, match="no checkout"):
+        bench.find_bench(tmp_path)
