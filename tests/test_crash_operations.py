@@ -7,6 +7,7 @@ that a failover finds what a crash left of writes and marks.
 from __future__ import annotations
 
 import random
+
 import pytest
 from rollpoint import _native, operation, replication
 from rollpoint.disk import open_disk

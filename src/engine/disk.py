@@ -95,10 +95,10 @@ class OpenDisk:
         Once for each open, so that children made before know that what they
         read through is not what it was.
         """
-        chain = self._open_chain()
+        self._open_chain()
         if self._writable and not self._begun:
-            self.begin(new_cid())
-        return chain
+            self.begin(new_cid())  # no variable has the chain: see merge
+        return self._open_chain()
 
     def begin(self, cid: int) -> None:
         """Give the disk a content id before its first write, unless it has got one."""
