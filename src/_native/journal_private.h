@@ -1,7 +1,8 @@
 /* journal_private.h - what the files of the journal room share.
  *
  *   journal.c         create, open, info; the journal as a disk
- *   journal_write.c   appending, group commit, superblock, points
+ *   journal_write.c   appending: segments, batches, entries, points
+ *   journal_commit.c  group commit, summaries, superblock
  *   journal_open.c    recovery
  *   journal_roll.c    walking entries, reading and writing roots
  *   journal_verify.c  re-reading everything
@@ -157,7 +158,7 @@ rp_journal_name (const struct rp_journal *journal)
   return journal->file->name;
 }
 
-/* ---- journal_write.c ---- */
+/* ---- journal_write.c and journal_commit.c ---- */
 
 /* The sticky failure as a status and a fault; RP_OK when there is none. */
 int rp_journal_usable (struct rp_journal *journal, struct rp_fault *fault);
@@ -169,6 +170,8 @@ int rp_journal_append_zeros (struct rp_journal *journal, uint64_t grain,
 /* The grain's bytes when its place is still in memory, else NULL. */
 const uint8_t *rp_journal_pending (const struct rp_journal *journal,
                                    uint32_t place);
+/* End the open batch, so that what comes next is behind it. */
+void rp_journal_seal_batch (struct rp_journal *journal);
 /* With the lock held: bound the memory; may let go of the lock meanwhile. */
 int rp_journal_throttle (struct rp_journal *journal, struct rp_fault *fault);
 /* With the lock held. */
