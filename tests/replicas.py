@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import io
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import require_tool
+from rollpoint import cli
 from rollpoint.ingest import Ingest
 from rollpoint.replica import Replica
 
@@ -166,16 +168,28 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def rollpoint(*arguments: object, code: int = 0) -> Any:
-    """Run the command line with --json; what it printed, or its error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rollpoint", *map(str, arguments), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
-    return json.loads(done.stderr)["error"] if code else json.loads(done.stdout)
+def rollpoint(*arguments: object, code: int = 0, process: bool = False) -> Any:
+    """Run the command line with --json; what it printed, or its error.
+
+    Args:
+        process: In a process of its own, and not in this one.
+    """
+    words = [*map(str, arguments), "--json"]
+    if process:
+        done = subprocess.run(
+            [sys.executable, "-m", "rollpoint", *words], capture_output=True, text=True, timeout=120
+        )
+        ended, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        streams = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            try:
+                cli.main(words)
+            except SystemExit as exit:
+                ended = int(exit.code or 0)
+        out, err = streams[0].getvalue(), streams[1].getvalue()
+    assert ended == code, (words, ended, out, err)
+    return json.loads(err)["error"] if code else json.loads(out)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -147,7 +146,7 @@ def test_a_path_longer_than_a_socket_address_works(tmp_path: Path, length: int) 
     folder.mkdir()
     make(folder / "r", {"a": 65536})
     with ingesting(folder / "r", folder / "s"):
-        point = rollpoint("mark", folder / "r", "--label", "far")
+        point = rollpoint("mark", folder / "r", "--label", "far", process=length == 108)
         assert (point["id"], point["label"]) == (1, "far")
         assert stat.S_ISSOCK(os.stat(folder / "s").st_mode)
 
@@ -161,7 +160,7 @@ def test_a_second_ingest_is_refused_and_changes_nothing(path: Path, tmp_path: Pa
             Ingest(replica, str(tmp_path / "other"), 2.0).start()
         assert not (tmp_path / "other").exists()
         assert ask(path, "status")["state"] == "running"
-        error = rollpoint("ingest", path, "--socket", tmp_path / "other", code=1)
+        error = rollpoint("ingest", path, "--socket", tmp_path / "other", code=1, process=True)
         assert error["type"] == "LockedError"
         assert rollpoint("replica", "remove", path, code=1)["type"] == "LockedError"
 
@@ -673,4 +672,77 @@ def test_an_idle_ingest_can_be_imported_and_started_fast(path: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert time.monotonic() > 0
+
+
+
+def test_a_failover_and_permanent_beside_a_running_ingest(path: Path, tmp_path: Path) -> None:
+    """The ingest gives the journals up, takes them back after an undo, and ends with them."""
+    with ingest_process(path, tmp_path / "s") as process, Replica.open(path) as replica:
+        source = Source(tmp_path / "s", empty_model(), 10)
+        for _ in range(20):
+            source.act()
+        wanted = source.snapshot()
+        done = operation.failover(replica, power_on=False)
+        for name, interim in done.interims.items():
+            assert seen_by_qemu(interim, tmp_path) == wanted[name]
+        operation.undo(replica)
+        source = Source(tmp_path / "s", source.model, 11)
+        for _ in range(20):
+            source.act()
+        wanted = source.snapshot()
+        operation.failover(replica, power_on=False)
+        ended = operation.permanent(replica)
+        assert process.wait(30) == 0
+        for name, base in ended.bases.items():
+            assert seen_by_qemu(base, tmp_path) == wanted[name]
+        assert replica.manifest.ingest is None
+
+
+def test_points_and_verify_beside_a_busy_ingest_see_no_damage(path: Path, tmp_path: Path) -> None:
+    with ingesting(path, tmp_path / "s", rpo_seconds=0.1), Replica.open(path) as replica:
+        busy = threading.Event()
+
+        def write() -> None:
+            source = Source(tmp_path / "s", empty_model(), 12)
+            while not busy.is_set():
+                source.act()
+            source.close()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            seen = 0
+            for turn in range(60):
+                now = len(replica.points)
+                assert now >= seen
+                seen = now
+                if turn % 15 == 0:
+                    assert replica.verify()["ok"]
+        finally:
+            busy.set()
+            thread.join()
+
+
+def test_of_two_who_fail_over_at_once_one_wins(path: Path) -> None:
+    with Replica.open(path) as replica:
+        replication.mark(replica)
+    for turn in range(5):
+        outcomes: list[str] = []
+
+        def go(turn: int = turn, outcomes: list[str] = outcomes) -> None:
+            with Replica.open(path) as mine:
+                try:
+                    operation.failover(mine, power_on=False)
+                    outcomes.append("done")
+                except (LockedError, StateError) as error:
+                    outcomes.append(type(error).__name__)
+
+        threads = [threading.Thread(target=go) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes.count("done") == 1, (turn, outcomes)
+        with Replica.open(path) as replica:
+            assert replica.manifest.state == "Failover"
+            operation.undo(replica)

@@ -13,9 +13,11 @@ import random
 from collections.abc import Callable
 
 import pytest
-from rollpoint import _native, operation, replication
+from rollpoint import _native, merging, operation, replication, steps, undoing
+from rollpoint import manifest as manifests
 from rollpoint.disk import open_disk
 from rollpoint.errors import Error, ExistsError, NotFoundError
+from rollpoint.journals import Journals
 from rollpoint.replica import Replica
 
 SIZES = {"a": 96 * 1024 + 512, "b": 64 * 1024}
@@ -255,7 +257,8 @@ def fail_each_call(
 
     Whatever the failed run left, the healthy disk resumes it, and `settled` looks.
     """
-    for call in range(1, 2000):
+    # A disk that stays full is tried at every third call: it costs twice the time.
+    for call in range(1, 2000, 3 if sticky else 1):
         io = _native.Io.simulate()
         snapshots = prepare(io)
         faulty = io.fault(call=call, os_errno=errno.ENOSPC, sticky=sticky)
@@ -366,3 +369,72 @@ def test_a_power_cut_at_any_moment_is_resumed(room: Callable[[int, int], int]) -
 def test_thousands_of_power_cuts_are_resumed(room: Callable[[int, int], int]) -> None:
     found = sum(room(LONG_BUDGET, seed) for seed in LONG_SEEDS)
     print(f"{room.__name__}: {found} distinct states, seeds {LONG_SEEDS}")
+
+
+# ---- the sweeps can fail: planted bugs ----
+
+
+def store_without_sync(directory: _native.Dir, manifest: manifests.Manifest) -> None:
+    """A manifest that is renamed into place before its bytes are durable."""
+    file = directory.open("replica.json.new", _native.OPEN_WRITE | _native.OPEN_CREATE)
+    data = manifests.encode(manifest)
+    file.truncate(0)
+    file.pwrite(data, 0)
+    file.close()
+    directory.rename("replica.json.new", "replica.json")
+    directory.sync()
+
+
+def merge_without_sync(
+    directory: _native.Dir, disk: manifests.DiskEntry, overlay: str, *_: object
+) -> int:
+    """A merge that counts on the kernel to write the base some day."""
+    with open_disk(f"{directory.path}/{overlay}", io=directory.io) as top:
+        data = top.pread(top.size_bytes, 0)
+    file = directory.open(f"{disk.name}-flat.vmdk", _native.OPEN_WRITE)
+    file.pwrite(data, 0)
+    file.close()
+    return len(data)
+
+
+def clean_up_early(replica: Replica, runner: steps.Runner, progress: object) -> None:
+    """Journal and overlay go before the manifest says that they are not needed."""
+    runner.run("stop ingest", lambda: None)
+    runner.run("merge", lambda: merging._merge_all(replica, False, None))
+    replica.manifest.state = "Permanent"
+    runner.run("clean up", lambda: merging._clean_up(replica))
+    runner.run("state", lambda: None)
+
+
+def fence_in_memory(self: Journals, epoch: int, consistent: bool = True) -> None:
+    """A hold that only this process knows of."""
+    self.gate.hold()
+
+
+def keep_overlays(replica: Replica) -> str:
+    """An undo that forgets what it has to drop."""
+    return "forgotten"
+
+
+PLANTED: list[tuple[Callable[[int, int], int], object, str, object]] = [
+    (sweep_failover, manifests, "store", store_without_sync),
+    (sweep_permanent, merging, "_merge", merge_without_sync),
+    (sweep_permanent, merging, "run", clean_up_early),
+    (sweep_hold, Journals, "fence", fence_in_memory),
+    (sweep_undo, undoing, "drop_interims", keep_overlays),
+]
+
+
+@pytest.mark.parametrize(
+    ("room", "owner", "name", "bug"), PLANTED, ids=[bug.__name__ for *_, bug in PLANTED]  # type: ignore[attr-defined]
+)
+def test_a_planted_bug_is_found(
+    room: Callable[[int, int], int],
+    owner: object,
+    name: str,
+    bug: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner, name, bug)
+    with pytest.raises(AssertionError):
+        room(LONG_BUDGET, 1)

@@ -75,7 +75,7 @@ def failover(
         if open_operation is not None and open_operation.id == operation_id:
             return _go_on(replica, hypervisor, on_step, begun)
         replica.need_state("Ready", doing="fail over")
-        point = _choose(replica, to)
+        point = _choose(replica, to)  # again after the hold, which may mark a last one
         _require_room_for_interims(replica)
         if settings is not None:
             replica.manifest.machine = settings
@@ -86,7 +86,7 @@ def failover(
             "failover",
             FAILOVER_STEPS,
             operation_id,
-            point=None if to == "latest" else point.id,
+            point=None if point is None else point.id,
             power_on=power_on,
         )
         return _go_on(replica, hypervisor, on_step, begun)
@@ -187,13 +187,22 @@ def permanent(
 # ---- failover ----
 
 
-def _choose(replica: Replica, to: Point | int | str) -> Point:
+def _choose(replica: Replica, to: Point | int | str) -> Point | None:
+    """The point that was asked for; None for the latest, which the hold may still make.
+
+    Raises:
+        NotFoundError, GapError, UsageError: There is none like that.
+    """
     points = replica.points
     if isinstance(to, Point):
         return points.by_id(to.id)
     if isinstance(to, int):
         return points.by_id(to)
-    return rollback.choose(points, to)
+    if to.strip() != "latest":
+        return rollback.choose(points, to)
+    if not len(points) and not replication.has_writes(replica):
+        rollback.choose(points, to)  # says so
+    return None
 
 
 def _require_room_for_interims(replica: Replica) -> None:

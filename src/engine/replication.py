@@ -131,6 +131,15 @@ def _held_on_disk(replica: Replica) -> bool:
         return journals.all_held and journals.epoch == replica.manifest.epoch
 
 
+def has_writes(replica: Replica) -> bool:
+    """Whether a hold would find something to take into a first point."""
+    try:
+        return bool(control.ask(replica.control_path, "status")["at_risk"])
+    except control.NotRunningError:
+        with replica.journals() as journals:
+            return journals.has_news
+
+
 def is_held(replica: Replica) -> bool:
     """Whether the manifest or any journal says that replication is on hold."""
     if replica.manifest.held:
