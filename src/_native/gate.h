@@ -1,15 +1,17 @@
 /* gate.h - what writers pass through, and what a cut or a hold closes.
  *
- * All disks of a replica share one gate.  A writer is inside from before its
- * write is applied until its reply has been handed to the kernel.  A cut waits
- * until nobody is inside, keeps newcomers out for as long as it takes to put a
- * restore point into every journal, and opens again: so all disks share one
- * cut and write order across disks holds at it.  A hold closes and stays
- * closed: newcomers get RP_HELD, so after a hold returns no write is
- * acknowledged or applied.
+ * All disks of a replica share one gate.  A writer is inside while its write
+ * is applied, and inside while its acknowledgement is handed to the kernel:
+ * in one passage where it can, in two where it has to wait in between (for a
+ * sync, or for a client that does not read); refused in the second, it must
+ * not acknowledge.  A cut waits until nobody is inside, keeps newcomers out
+ * for as long as it takes to put a restore point into every journal, and opens
+ * again: so all disks share one cut and write order across disks holds at it.
+ * A hold closes and stays closed: newcomers get RP_HELD, so after a hold
+ * returns no write is acknowledged or applied.
  *
  * Threads: any.  A thread that is inside must not enter again or close.
- * Tests:   tests/native/gate_test.c
+ * Tests:   tests/native/gate_threads_test.c, tests/test_gate.py
  */
 #ifndef RP_GATE_H
 #define RP_GATE_H

@@ -29,15 +29,21 @@
 
 struct rp_nbd_server;
 
-struct rp_nbd_limits {           /* 0 takes the default in brackets */
+/* 0 takes the default in brackets.  Where there are too many connections, the
+ * oldest handshake is dropped for a newcomer, then the oldest connection that
+ * has never asked for anything; never one that has.
+ */
+struct rp_nbd_limits {
   uint32_t connections;          /* in all [64] */
   uint32_t connections_per_export;       /* [16] */
   uint32_t handshake_ms;         /* whole handshake [10000] */
-  uint32_t receive_ms;           /* one whole request, from its first byte [30000] */
+  uint32_t receive_ms;           /* one whole request, from its first byte
+                                    [30000] */
   uint32_t send_ms;              /* one whole reply [30000] */
   uint32_t options;              /* options per handshake [32] */
   uint32_t option_bytes;         /* payload of one option [65536] */
-  uint64_t bytes_in_flight;      /* payload memory of all connections [256 MiB] */
+  uint64_t bytes_in_flight;      /* payloads over 256 KiB, of all connections
+                                    together [256 MiB] */
   uint32_t protocol_errors;      /* then the connection is closed [16] */
   uint32_t workers;              /* threads for slow requests, shared [4] */
 };
@@ -65,6 +71,7 @@ int  rp_nbd_server_start (struct rp_nbd_server *server, struct rp_fault *fault);
  */
 void rp_nbd_server_stop (struct rp_nbd_server *server, uint32_t deadline_ms);
 void rp_nbd_server_destroy (struct rp_nbd_server *server); /* stops; NULL ok */
-void rp_nbd_server_stats (struct rp_nbd_server *server, struct rp_nbd_stats *out);
+void rp_nbd_server_stats (struct rp_nbd_server *server,
+                          struct rp_nbd_stats *out);
 
 #endif /* RP_NBD_H */

@@ -159,6 +159,17 @@ nbd_answer (struct nbd_connection *connection,
   out->length = (uint32_t) (at - out->bytes);
 }
 
+static void
+note_read_time (struct nbd_connection *connection, int64_t taken_ns)
+{
+  const int cold = connection->cold;
+
+  if (taken_ns > NBD_SLOW_READ_NS)
+    connection->cold = cold < 48 ? cold + 16 : 64;
+  else if (cold > 0)
+    connection->cold = cold - 1;
+}
+
 void
 nbd_read (struct nbd_connection *connection, const struct nbd_request *request,
           struct nbd_out *out)
@@ -167,6 +178,7 @@ nbd_read (struct nbd_connection *connection, const struct nbd_request *request,
                                                  : NBD_SIMPLE_REPLY_BYTES;
   uint8_t *at = out->bytes + out->length;
   struct rp_fault fault;
+  int64_t begun_ns;
   int status;
 
   RP_CHECK (out->room - out->length >= request->length + NBD_REPLY_EXTRA);
@@ -175,8 +187,11 @@ nbd_read (struct nbd_connection *connection, const struct nbd_request *request,
     nbd_answer (connection, request, NBD_OK, out);
     return;
   }
+  begun_ns = nbd_now_ns ();
   status = rp_disk_pread (connection->export->disk, at + before,
                           request->length, request->offset, &fault);
+  if (request->length <= NBD_INLINE_MAX)
+    note_read_time (connection, nbd_now_ns () - begun_ns);
   if (status != RP_OK) {
     nbd_answer (connection, request, nbd_error_of (status, &fault), out);
     return;

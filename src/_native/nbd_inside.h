@@ -39,6 +39,8 @@
 #define NBD_DESCRIPTORS_MAX 4096u     /* in one answer to BLOCK_STATUS */
 #define NBD_CONTEXT_ID      1u        /* of base:allocation */
 #define NBD_SPARE_BUFFERS   8u
+#define NBD_SLOW_READ_NS    200000    /* not from memory */
+#define NBD_COLD            24        /* see cold */
 #define NBD_STACK_BYTES     (1024u * 1024u)
 
 /* The largest reply around data or an error text. */
@@ -122,6 +124,9 @@ struct nbd_connection {
   bool                   has_thread;
   atomic_bool            used;        /* a request has come */
   atomic_bool            stopping, finished;
+  /* Two slow reads of few bring this above NBD_COLD, 40 fast ones below: in
+     between reads go to the workers, so that several wait at once. */
+  atomic_int             cold;
 
   /* the connection's thread only */
   uint8_t       *in;                  /* NULL while idle */
@@ -189,6 +194,7 @@ nbd_count (_Atomic uint64_t *counter, uint64_t by)
 }
 
 /* nbd_server.c */
+int64_t  nbd_now_ns (void);
 int64_t  nbd_now_ms (void);
 void     nbd_wake (int event_fd);
 void     nbd_unwake (int event_fd);

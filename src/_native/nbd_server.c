@@ -13,12 +13,18 @@
 #define NAME_BYTES_MAX 255u
 
 int64_t
-nbd_now_ms (void)
+nbd_now_ns (void)
 {
   struct timespec now;
 
   clock_gettime (CLOCK_MONOTONIC, &now);
-  return now.tv_sec * INT64_C (1000) + now.tv_nsec / 1000000;
+  return now.tv_sec * INT64_C (1000000000) + now.tv_nsec;
+}
+
+int64_t
+nbd_now_ms (void)
+{
+  return nbd_now_ns () / 1000000;
 }
 
 void

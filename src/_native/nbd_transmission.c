@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #define IDLE_MS   1000           /* then the buffers go back */
 #define BUDGET_MS   10           /* between looks at a budget that is spent */
 
 #define LINGER_NS     3000       /* see linger */
+#define COMPACT_ABOVE (NBD_BUFFER_BYTES - NBD_INLINE_MAX - NBD_REQUEST_BYTES)
 #define LINGER_MISSES   16
 #define LINGER_PAUSE   256
 
@@ -305,7 +305,7 @@ serve (struct nbd_connection *c, const struct nbd_request *request,
   }
   switch (request->type) {
   case NBD_CMD_READ:
-    if (request->length > NBD_INLINE_MAX)
+    if (request->length > NBD_INLINE_MAX || c->cold >= NBD_COLD)
       return hand_over (c, request);
     nbd_read (c, request, &c->out);
     return true;
@@ -383,20 +383,11 @@ compact (struct nbd_connection *c)
 
   if (left == 0)
     c->in_start = c->in_end = 0;
-  else if (c->in_start > NBD_BUFFER_BYTES - NBD_INLINE_MAX - NBD_REQUEST_BYTES) {
+  else if (c->in_start > COMPACT_ABOVE) {
     memmove (c->in, c->in + c->in_start, left);
     c->in_start = 0;
     c->in_end = left;
   }
-}
-
-static int64_t
-now_ns (void)
-{
-  struct timespec now;
-
-  clock_gettime (CLOCK_MONOTONIC, &now);
-  return now.tv_sec * INT64_C (1000000000) + now.tv_nsec;
 }
 
 /* A client with many requests under way sends them in a burst, one call each.
@@ -409,16 +400,16 @@ now_ns (void)
 static void
 linger (struct nbd_connection *c)
 {
-  int64_t until_ns = now_ns () + LINGER_NS;
+  int64_t until_ns = nbd_now_ns () + LINGER_NS;
   bool more = false;
 
-  while (c->in_end < NBD_BATCH_BYTES && now_ns () < until_ns) {
+  while (c->in_end < NBD_BATCH_BYTES && nbd_now_ns () < until_ns) {
     const ssize_t got = recv (c->fd, c->in + c->in_end,
                               NBD_BUFFER_BYTES - c->in_end, MSG_DONTWAIT);
 
     if (got > 0) {
       c->in_end += (uint32_t) got;
-      until_ns = now_ns () + LINGER_NS;
+      until_ns = nbd_now_ns () + LINGER_NS;
       more = true;
     } else if (got == 0 || errno != EAGAIN)
       break;

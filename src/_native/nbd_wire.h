@@ -27,7 +27,7 @@
 #define NBD_REQUEST_BYTES           28u
 #define NBD_COOKIE_BYTES             8u
 #define NBD_SIMPLE_REPLY_BYTES      16u
-#define NBD_CHUNK_BYTES             20u  /* header of a structured reply chunk */
+#define NBD_CHUNK_BYTES             20u  /* a structured reply's header */
 #define NBD_STRING_BYTES_MAX      4096u
 #define NBD_EXPORT_ZEROES          124u
 

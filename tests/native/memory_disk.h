@@ -15,6 +15,7 @@ struct memory_disk {
   pthread_mutex_t  lock;              /* of the bytes */
   _Atomic uint64_t writes, flushes;
   _Atomic int      fail;              /* a status that every call returns */
+  void (*before_read) (void);         /* may be NULL */
 };
 
 static void
@@ -41,6 +42,8 @@ memory_pread (struct rp_disk *disk, void *buffer, size_t length,
 {
   struct memory_disk *memory = (struct memory_disk *) disk;
 
+  if (memory->before_read)
+    memory->before_read ();
   pthread_mutex_lock (&memory->lock);
   memcpy (buffer, memory->bytes + offset, length);
   pthread_mutex_unlock (&memory->lock);

@@ -181,17 +181,18 @@ held_means_held (int holds)
 /* ---- a client that does not read ---- */
 
 /* It fills the socket with replies; then a hold must not wait for it, and what
- * had not left turns into ESHUTDOWN.
+ * had not left turns into ESHUTDOWN.  Replies of workers come in between.
  */
 static unsigned
 a_client_that_does_not_read_stalls_no_hold (void)
 {
-  enum { ROUNDS = 200, LENGTH = 65536 };
-  uint8_t bytes[2 * NBD_REQUEST_BYTES + BLOCK] = { 0 };
+  enum { ROUNDS = 200, LENGTH = 60000 };  /* three fill a batch */
+  uint8_t bytes[3 * NBD_REQUEST_BYTES + BLOCK] = { 0 };
   static uint8_t data[LENGTH];
   struct rp_nbd_limits limits = { .send_ms = 600000 };
-  unsigned applied = 0, taken_back = 0;
-  uint64_t cookie, before;
+  uint64_t cookie, before, applied;
+  int waiting = 0, taken = 0;
+  unsigned refused = 0;
   struct fixture f;
   uint32_t error;
   int fd;
@@ -200,9 +201,10 @@ a_client_that_does_not_read_stalls_no_hold (void)
   fd = client_connect (&f.address);
   CHECK (client_go (fd));
   for (int i = 0; i < ROUNDS; i++) {
-    uint8_t *at = client_put (bytes, 0, NBD_CMD_WRITE, 1, 0, BLOCK);
+    uint8_t *at = client_put (bytes, 0, NBD_CMD_READ, 2, 0, LENGTH);
 
-    client_put (at + BLOCK, 0, NBD_CMD_READ, 2, 0, LENGTH);
+    at = client_put (at, 0, NBD_CMD_WRITE, 1, 0, BLOCK);
+    client_put (at + BLOCK, 0, NBD_CMD_FLUSH, 3, 0, 0);
     CHECK (client_send (fd, bytes, sizeof bytes));
   }
   do {                                /* until it is stuck in a send */
@@ -210,25 +212,83 @@ a_client_that_does_not_read_stalls_no_hold (void)
     usleep (20000);
   } while (before == 0 || before != f.memory->writes);
   rp_gate_hold (f.gate);
-  applied = (unsigned) f.memory->writes;
-  for (int i = 0; i < ROUNDS; i++) {
+  applied = f.memory->writes;
+  CHECK (ioctl (fd, FIONREAD, &waiting) == 0);
+  for (int i = 0; i < 3 * ROUNDS; i++) {
     CHECK (client_reply (fd, &error, &cookie));
-    CHECK (cookie == 1);
-    if (error != NBD_OK) {
+    if (cookie == 1 && error == NBD_OK)
+      CHECK (taken + 8 <= waiting);   /* its error field had left before */
+    else if (cookie == 1) {
       CHECK (error == NBD_ESHUTDOWN);
-      taken_back++;
+      refused++;
     } else
-      CHECK (taken_back == 0);        /* none succeeds after one was refused */
-    CHECK (client_reply (fd, &error, &cookie));
-    CHECK (cookie == 2 && error == NBD_OK);
-    CHECK (client_receive (fd, data, LENGTH));
+      CHECK (error == NBD_OK);
+    taken += (int) NBD_SIMPLE_REPLY_BYTES;
+    if (cookie == 2) {
+      CHECK (client_receive (fd, data, LENGTH));
+      taken += LENGTH;
+    }
   }
   CHECK (f.memory->writes == applied);
-  CHECK (applied + taken_back >= ROUNDS);
-  CHECK (taken_back > 0 && applied < ROUNDS);
+  CHECK (applied + refused >= ROUNDS);
+  CHECK (refused > 0 && applied < ROUNDS);
   close (fd);
   tear_down (&f);
   return 3 * ROUNDS;
+}
+
+/* ---- slow reads ---- */
+
+static atomic_int reads_begun, reads_at_once, most_at_once;
+
+/* Slow; and after the first few, none ends before another has begun. */
+static void
+read_slowly (void)
+{
+  const int number = ++reads_begun;
+  const int at_once = ++reads_at_once;
+
+  usleep (1000);
+  if (at_once > most_at_once)
+    most_at_once = at_once;
+  if (number > 4 && number % 2)
+    for (int i = 0; i < 10000 && reads_begun == number; i++)
+      usleep (1000);
+  reads_at_once--;
+}
+
+static unsigned
+slow_reads_wait_side_by_side (void)
+{
+  enum { READS = 40 };
+  uint8_t data[512];
+  struct fixture f;
+  uint64_t cookie;
+  uint32_t error;
+  int fd;
+
+  set_up (&f, "slow", NULL);
+  f.memory->before_read = read_slowly;
+  fd = client_connect (&f.address);
+  CHECK (client_go (fd));
+  for (int i = 0; i < READS; i++)
+    CHECK (client_request (fd, 0, NBD_CMD_READ, (uint64_t) i, 0, 512));
+  for (int i = 0; i < READS; i++) {
+    CHECK (client_reply (fd, &error, &cookie));
+    CHECK (error == NBD_OK);
+    CHECK (client_receive (fd, data, sizeof data));
+  }
+  CHECK (most_at_once > 1);
+  f.memory->before_read = NULL;
+  for (int i = 0; i < 200; i++) {     /* and fast ones come back in order */
+    CHECK (client_request (fd, 0, NBD_CMD_READ, (uint64_t) i, 0, 512));
+    CHECK (client_reply (fd, &error, &cookie));
+    CHECK (cookie == (uint64_t) i && error == NBD_OK);
+    CHECK (client_receive (fd, data, sizeof data));
+  }
+  close (fd);
+  tear_down (&f);
+  return READS + 200;
 }
 
 /* ---- start and stop, with clients attached ---- */
@@ -357,6 +417,7 @@ main (int argc, char **argv)
   unsigned checks = held_means_held (holds);
 
   checks += a_client_that_does_not_read_stalls_no_hold ();
+  checks += slow_reads_wait_side_by_side ();
   checks += idle_connections_do_not_stop_a_good_client ();
   checks += stopping_never_hangs (cycles);
   printf ("nbd_threads_test: %u checks\n", checks);
