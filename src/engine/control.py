@@ -158,6 +158,18 @@ def _to_error(body: dict[str, str]) -> Error:
     return kind(body.get("message", ""), body.get("hint", ""))
 
 
+def whole(request: dict[str, object], key: str) -> int:
+    """A number from 1 in a request.
+
+    Raises:
+        UsageError: It is missing, or something else.
+    """
+    value = request.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise errors.UsageError(f"{key} must be a whole number from 1, not {value!r}")
+    return value
+
+
 def error_body(error: Error) -> dict[str, str]:
     """An error as it crosses the socket, and as --json prints it."""
     return {"type": type(error).__name__, "message": error.message, "hint": error.hint}

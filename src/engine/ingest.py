@@ -37,7 +37,7 @@ from .errors import (
     UsageError,
 )
 from .manifest import IngestRecord, Rpo
-from .points import KIND_NUMBERS, Point, now_text
+from .points import Point, now_text
 from .replica import Replica
 from .rpo import RpoRecord
 
@@ -303,16 +303,16 @@ class Ingest:
         if command == "mark":
             return self._answer_mark(request)
         if command == "hold":
-            return self._hold(_whole(request, "epoch"))
+            return self._hold(control.whole(request, "epoch"))
         if command == "release":
-            return self._release(_whole(request, "epoch"))
+            return self._release(control.whole(request, "epoch"))
         if command == "gap-open":
             cause = str(request.get("cause", "the source misses writes"))
             self._record.begin_gap(cause, resync=True)
             return {"gap": self._record.gap}
         if command == "gap-close":
             self._need_running()
-            kind, label = _asked_for(request)
+            kind, label = replication.asked_for(request)
             self._record.catching_up = False
             return self._mark_or_fail(kind, label).to_json()
         if command == "stop":
@@ -342,7 +342,7 @@ class Ingest:
         self._need_running()
         if self._record.catching_up:
             raise GapError(*replication.NOT_CAUGHT_UP)
-        return self._mark_or_fail(*_asked_for(request)).to_json()
+        return self._mark_or_fail(*replication.asked_for(request)).to_json()
 
     def _mark_or_fail(self, kind: str, label: str) -> Point:
         """A failed mark ends the ingest; the client hears why first."""
@@ -401,18 +401,3 @@ class Ingest:
             self._due = time.monotonic() + self._rpo_seconds
             self._record.begin_gap("replication was on hold")
         return self._hand_over(epoch)
-
-
-def _asked_for(request: dict[str, object]) -> tuple[str, str]:
-    """Kind and label of a point that a request wants."""
-    kind = str(request.get("kind", "crash"))
-    if kind not in KIND_NUMBERS:
-        raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
-    return kind, replication.check_label(str(request.get("label", "")))
-
-
-def _whole(request: dict[str, object], key: str) -> int:
-    value = request.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{key} must be a whole number from 1, not {value!r}")
-    return value

@@ -39,6 +39,14 @@ def check_label(label: str) -> str:
     return label
 
 
+def asked_for(request: dict[str, object]) -> tuple[str, str]:
+    """Kind and label of a point that a request wants."""
+    kind = str(request.get("kind", "crash"))
+    if kind not in KIND_NUMBERS:
+        raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
+    return kind, check_label(str(request.get("label", "")))
+
+
 def mark(
     replica: Replica, kind: str = "crash", label: str = "", *, caught_up: bool = False
 ) -> Point:
