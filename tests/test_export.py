@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import signal
 import socket
 import stat
 import subprocess
@@ -337,3 +339,39 @@ def _one_round(nbd: object, handles: list, rng: random.Random, model: bytearray)
             handle.poll(-1)
         if buffer is not None:
             assert buffer.to_bytearray() == expected
+
+
+def test_other_addresses_are_reached_through_nbdkit_with_tls(
+    tmp_path: Path, disk: Chain, root: Path
+) -> None:
+    """The commands of docs/nbd.md, on loopback."""
+    for name in ("nbdkit", "nbdinfo", "qemu-img"):
+        require_tool(name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    page = (root / "docs" / "nbd.md").read_text().replace("10809", port)
+    make_key, start, ask = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    environment = os.environ | {"ADDRESS": "127.0.0.1"}
+
+    def sh(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-e", "-c", script],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    with serve([Export("web01", disk)], socket=tmp_path / "export.sock"):
+        for script in (make_key, start):
+            done = sh(script)
+            assert done.returncode == 0, done.stderr
+        try:
+            found = sh(ask)
+            assert found.returncode == 0, found.stderr
+            assert "newstyle-fixed with TLS" in found.stdout
+            assert f"virtual size: {SIZE // MIB} MiB" in found.stdout
+            assert sh(f"nbdinfo nbd://127.0.0.1:{port}/web01").returncode != 0
+            (tmp_path / "wrong").mkdir()
+            (tmp_path / "wrong" / "keys.psk").write_text(f"mounthost:{'00' * 32}\n")
+            assert sh(ask.replace("$PWD/psk", "$PWD/wrong")).returncode != 0
+        finally:
+            os.kill(int((tmp_path / "nbdkit.pid").read_text()), signal.SIGTERM)
