@@ -6,7 +6,9 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -299,6 +301,42 @@ def test_a_reader_beside_a_writer_sees_what_was_committed(bench: Bench) -> None:
                 reader.disk.pwrite(b"no", 0)
             with pytest.raises(ReadOnlyError):
                 reader.native.mark(4, 5, POINT_CRASH)
+
+
+def test_a_reader_may_look_at_any_moment_of_a_writer(bench: Bench) -> None:
+    stop = threading.Event()
+    committed = [0]
+
+    def write() -> None:
+        rng = random.Random(4)
+        while not stop.is_set():
+            number = committed[0] + 1
+            journal.disk.pwrite(rng.randbytes(GRAIN * 3), rng.randrange(30) * GRAIN)
+            journal.native.mark(number, number, POINT_CRASH)
+            journal.native.commit()
+            committed[0] = number
+
+    with bench.open() as journal, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        for _ in range(60):
+            before = committed[0]
+            with bench.open(writable=False) as reader:
+                assert len(reader.native.points()) >= before
+                reader.disk.pread(SIZE, 0)
+        stop.set()
+        writing.result()
+
+
+def test_what_waits_for_a_commit_is_bounded(bench: Bench) -> None:
+    folder = bench.folder
+    create_disk(str(folder / "big.vmdk"), "monolithicFlat", 48 << 20)
+    names = create_journal(folder / "big.vmdk", "big", segment_bytes=4 << 20)
+    journal = open_journal(folder / names.log, folder / "big.vmdk", writable=True)
+    journal.disk.pwrite(bytes(range(256)) * (40 << 12), 0)
+    assert journal.native.pending_bytes < 34 << 20
+    assert journal.native.info()["durable_sequence"] > 0
+    assert journal.disk.pread(40 << 20, 0) == bytes(range(256)) * (40 << 12)
+    journal.close()
 
 
 def test_closing_in_order_leaves_nothing_to_walk(bench: Bench) -> None:

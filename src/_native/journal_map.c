@@ -147,31 +147,43 @@ fill_table (struct rp_map *map, uint64_t table, uint32_t place)
                        ? NULL : (uint32_t *) (uintptr_t) rp_map_zeros;
 }
 
+/* Fill part of a table whose memory is there. */
+static void
+fill_part (struct rp_map *map, uint64_t grain, uint64_t count, uint32_t place)
+{
+  uint32_t *table = map->tables[grain / RP_LOG_TABLE_ENTRIES];
+
+  for (uint64_t i = 0; i < count; i++)
+    table[grain % RP_LOG_TABLE_ENTRIES + i] = place;
+}
+
 int
 rp_map_fill (struct rp_map *map, uint64_t grain, uint64_t count,
              uint32_t place, struct rp_fault *fault)
 {
+  const uint64_t stop = grain + count;
+
   RP_CHECK (rp_inside (grain, count, map->grain_count));
   RP_CHECK (count <= 1 || place <= RP_PLACE_ZEROS);
-  while (count > 0) {
-    const uint64_t index = grain / RP_LOG_TABLE_ENTRIES;
-    const uint64_t within = grain % RP_LOG_TABLE_ENTRIES;
-    uint64_t here = RP_LOG_TABLE_ENTRIES - within;
+  if (count == 0)
+    return RP_OK;
+  /* only the tables at both ends may need memory: take it first */
+  if ((grain % RP_LOG_TABLE_ENTRIES != 0 || count < RP_LOG_TABLE_ENTRIES)
+      && !rp_map_table (map, grain / RP_LOG_TABLE_ENTRIES))
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
+  if (stop % RP_LOG_TABLE_ENTRIES != 0
+      && !rp_map_table (map, stop / RP_LOG_TABLE_ENTRIES))
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
+  while (grain < stop) {
+    uint64_t here = RP_LOG_TABLE_ENTRIES - grain % RP_LOG_TABLE_ENTRIES;
 
-    if (here > count)
-      here = count;
+    if (here > stop - grain)
+      here = stop - grain;
     if (here == RP_LOG_TABLE_ENTRIES)
-      fill_table (map, index, place);
-    else {
-      uint32_t *table = rp_map_table (map, index);
-
-      if (!table)
-        return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
-      for (uint64_t i = 0; i < here; i++)
-        table[within + i] = place;
-    }
+      fill_table (map, grain / RP_LOG_TABLE_ENTRIES, place);
+    else
+      fill_part (map, grain, here, place);
     grain += here;
-    count -= here;
   }
   return RP_OK;
 }

@@ -60,7 +60,8 @@ rp_map_is_writable (const uint32_t *table)
 /* RP_OK or RP_NO_MEMORY; then nothing has changed. */
 int rp_map_set (struct rp_map *map, uint64_t grain, uint32_t place,
                 struct rp_fault *fault);
-/* The same place for a run: RP_PLACE_ABSENT or RP_PLACE_ZEROS, or one grain. */
+/* The same place for a run: RP_PLACE_ABSENT or RP_PLACE_ZEROS, or one grain.
+ * All or nothing, too. */
 int rp_map_fill (struct rp_map *map, uint64_t grain, uint64_t count,
                  uint32_t place, struct rp_fault *fault);
 

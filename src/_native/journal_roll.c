@@ -373,17 +373,24 @@ distance (uint64_t a, uint64_t b)
 }
 
 /* Build the map at the target from the nearest state that is known: the empty
- * one, the shown root, or the end in memory. */
+ * one, the shown root, or the end in memory.  That end itself is used as it
+ * is: a map of a large disk is large.  *use: the map, or the journal's own. */
 static int
 build_map (struct rp_journal *journal, const struct target *target,
-           struct rp_map *map, struct rp_roll *out, struct rp_fault *fault)
+           struct rp_map *map, struct rp_map **use, struct rp_roll *out,
+           struct rp_fault *fault)
 {
   const uint64_t stop = entry_count (journal);
   uint64_t from = 0;
   int status;
 
+  *use = map;
   if (journal->root.entry > stop)
     return bad_root (journal, "it shows more than the log holds", fault);
+  if (journal->map_loaded && target->entry == stop) {
+    *use = &journal->map;
+    return RP_OK;
+  }
   if (distance (journal->root.entry, target->entry)
       < distance (from, target->entry))
     from = journal->root.entry;
@@ -407,7 +414,8 @@ build_map (struct rp_journal *journal, const struct target *target,
 
 /* ---- writing a root ---- */
 
-/* Is there anything in a table?  An empty one is left out of the root. */
+/* Is there anything in a table?  An empty one is left out of the root, and of
+ * the map, where it says the same. */
 static bool
 table_is_empty (const uint32_t *table)
 {
@@ -617,7 +625,7 @@ rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
                  struct rp_roll *out, struct rp_fault *fault)
 {
   struct target target = { .entry = 0 };
-  struct rp_map map = { .tables = NULL };
+  struct rp_map map = { .tables = NULL }, *use;
   int status;
 
   memset (out, 0, sizeof *out);
@@ -632,9 +640,9 @@ rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
     if (status != RP_OK)
       rp_journal_fail (journal, status, fault);
     if (status == RP_OK)
-      status = build_map (journal, &target, &map, out, fault);
+      status = build_map (journal, &target, &map, &use, out, fault);
     if (status == RP_OK)
-      status = write_root (journal, &map, &target, out, fault);
+      status = write_root (journal, use, &target, out, fault);
     rp_map_destroy (&map);
   } else if (!journal->root_proven) {
     /* who wrote it may have failed to sync it: make that sure */
