@@ -14,7 +14,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import require_tool
 from nbd_peers import FLUSH, Raw, flat_disk, libnbd
 from rollpoint._native import Chain
 from rollpoint.errors import (
@@ -25,6 +24,7 @@ from rollpoint.errors import (
     UsageError,
 )
 from rollpoint.export import SOCKET_PATH_BYTES_MAX, Export, serve
+from tools import require_tool
 
 SIZE = 8 << 20
 MIB = 1 << 20
@@ -192,6 +192,24 @@ def test_a_server_that_is_dropped_running_warns(tmp_path: Path, disk: Chain) -> 
     with pytest.warns(ResourceWarning, match="not stopped"):
         del server
     assert not (tmp_path / "s").exists()
+
+
+def test_signals_are_left_to_the_caller_s_threads(tmp_path: Path, disk: Chain) -> None:
+    """Else a SIGTERM could end up in one of the server's, and wake nobody."""
+    with serve([Export("", disk)], socket=tmp_path / "s"), Raw(tmp_path / "s").enter() as client:
+        assert client.error(FLUSH) == 0
+        names = []
+        for task in Path("/proc/self/task").iterdir():
+            status = (task / "status").read_text()
+            name = re.search(r"^Name:\t(.*)$", status, re.MULTILINE)
+            blocked = re.search(r"^SigBlk:\t(.*)$", status, re.MULTILINE)
+            assert name is not None
+            assert blocked is not None
+            if name[1].startswith("rp-nbd"):
+                names.append(name[1])
+                assert int(blocked[1], 16) & (1 << (signal.SIGTERM - 1))
+                assert int(blocked[1], 16) & (1 << (signal.SIGINT - 1))
+        assert sorted(names) == ["rp-nbd-client", "rp-nbd-door"] + 4 * ["rp-nbd-worker"]
 
 
 # ---- clients ----

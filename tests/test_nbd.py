@@ -10,11 +10,13 @@ import os
 import random
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from native_build import PROGRAMS, NativeBuild
 from nbd_peers import (
     ABORT,
     ACK,
@@ -687,3 +689,12 @@ def test_a_thousand_idle_connections_do_not_stop_a_good_client(place: Place) -> 
         for client in idle:
             client.close()
         assert good.error(FLUSH) == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["address", "thread"])
+def test_ten_thousand_holds_and_ten_thousand_stops_under_sanitizers(
+    native: NativeBuild, way: str
+) -> None:
+    program = native.program(PROGRAMS / "nbd_threads_test.c", way)
+    subprocess.run([program, "10000", "10000"], check=True, timeout=3600)

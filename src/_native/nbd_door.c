@@ -134,16 +134,13 @@ accept_some (struct rp_nbd_server *server, int listener)
 static void
 begin_transmission (struct nbd_connection *c)
 {
-  pthread_attr_t attributes;
   int error;
 
   nbd_handshake_end (c);
   c->wake_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-  RP_CHECK (pthread_attr_init (&attributes) == 0);
-  RP_CHECK (pthread_attr_setstacksize (&attributes, NBD_STACK_BYTES) == 0);
-  error = c->wake_fd < 0
-          || pthread_create (&c->thread, &attributes, nbd_transmission, c);
-  pthread_attr_destroy (&attributes);
+  error = c->wake_fd < 0 ? errno
+                         : nbd_thread_start (&c->thread, "rp-nbd-client",
+                                             nbd_transmission, c);
   c->has_thread = !error;
   if (error) {
     drop (c);

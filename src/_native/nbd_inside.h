@@ -196,6 +196,11 @@ nbd_count (_Atomic uint64_t *counter, uint64_t by)
 /* nbd_server.c */
 int64_t  nbd_now_ns (void);
 int64_t  nbd_now_ms (void);
+/* With all signals blocked: they are for the threads of our caller.
+ * Returns 0 or an errno.
+ */
+int      nbd_thread_start (pthread_t *thread, const char *name,
+                           void *(*function) (void *), void *argument);
 void     nbd_wake (int event_fd);
 void     nbd_unwake (int event_fd);
 uint8_t *nbd_buffer_take (struct rp_nbd_server *server);  /* NULL: no memory */

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -25,6 +26,26 @@ int64_t
 nbd_now_ms (void)
 {
   return nbd_now_ns () / 1000000;
+}
+
+int
+nbd_thread_start (pthread_t *thread, const char *name,
+                  void *(*function) (void *), void *argument)
+{
+  sigset_t all, before;
+  pthread_attr_t attributes;
+  int error;
+
+  sigfillset (&all);
+  RP_CHECK (pthread_attr_init (&attributes) == 0);
+  RP_CHECK (pthread_attr_setstacksize (&attributes, NBD_STACK_BYTES) == 0);
+  RP_CHECK (pthread_sigmask (SIG_SETMASK, &all, &before) == 0);
+  error = pthread_create (thread, &attributes, function, argument);
+  RP_CHECK (pthread_sigmask (SIG_SETMASK, &before, NULL) == 0);
+  pthread_attr_destroy (&attributes);
+  if (!error)
+    pthread_setname_np (*thread, name);
+  return error;
 }
 
 void
@@ -257,7 +278,7 @@ rp_nbd_server_start (struct rp_nbd_server *server, struct rp_fault *fault)
   status = nbd_workers_start (server, fault);
   if (status != RP_OK)
     return status;
-  error = pthread_create (&server->door, NULL, nbd_door, server);
+  error = nbd_thread_start (&server->door, "rp-nbd-door", nbd_door, server);
   if (error) {
     nbd_workers_stop (server);
     return rp_fail_os (fault, error, 0, "starting the NBD server's thread");

@@ -173,8 +173,8 @@ nbd_workers_start (struct rp_nbd_server *server, struct rp_fault *fault)
   if (!server->workers)
     return rp_fail (fault, RP_NO_MEMORY, 0, "worker threads");
   for (uint32_t i = 0; i < server->limits.workers; i++) {
-    const int error = pthread_create (&server->workers[i], NULL, worker,
-                                      server);
+    const int error = nbd_thread_start (&server->workers[i], "rp-nbd-worker",
+                                        worker, server);
 
     if (error) {
       nbd_workers_stop (server);
