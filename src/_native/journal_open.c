@@ -338,17 +338,20 @@ take_batch (struct recovery *recovery, struct rp_segment *segment,
   return RP_OK;
 }
 
-/* A size that grew may be lost and what was written kept: zeros behind the end
- * of the file are no data, even where the data was zeros. */
+/* A size that grew may be lost and what was written kept: then zeros behind the
+ * end of the file stand for data that was zeros.  A writer takes them, and
+ * writes them again; dropped they would come back when the file grows.  A
+ * reader leaves them out, as nothing can be read there. */
 static bool
 ends_in_file (const struct recovery *recovery, const struct rp_log_batch *batch)
 {
   const struct rp_journal *journal = recovery->journal;
 
-  return rp_inside (batch->position,
-                    journal->block_bytes + (uint64_t) batch->data_count
-                                           * journal->super.grain_bytes,
-                    recovery->file_bytes);
+  return journal->writable
+         || rp_inside (batch->position,
+                       journal->block_bytes + (uint64_t) batch->data_count
+                                              * journal->super.grain_bytes,
+                       recovery->file_bytes);
 }
 
 /* Walk the headers of a segment that has no trailer. */
@@ -630,7 +633,7 @@ check_damage (struct recovery *recovery, uint64_t last, uint64_t position,
   return RP_OK;
 }
 
-/* Write bytes of the log again as they are. */
+/* Write bytes of the log again as they are; zeros where the file ends. */
 static int
 write_again (struct rp_journal *journal, uint64_t position, uint64_t length,
              uint8_t *buffer, struct rp_fault *fault)
@@ -641,7 +644,7 @@ write_again (struct rp_journal *journal, uint64_t position, uint64_t length,
     const uint64_t here = length < scan_bytes (journal)
                           ? length : scan_bytes (journal);
 
-    status = rp_file_pread_all (journal->file, buffer, here, position, fault);
+    status = read_some (journal->file, buffer, here, position, fault);
     if (status == RP_OK)
       status = rp_file_pwrite (journal->file, buffer, here, position, fault);
     position += here;
