@@ -7,6 +7,7 @@ that a failover finds what a crash left of writes and marks.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from rollpoint import _native, operation, replication
@@ -155,3 +156,85 @@ def test_a_mark_that_was_cut_between_two_disks_hides_nothing_from_the_latest_poi
             done = operation.failover(replica, power_on=False)
             assert seen(done.interims["a"], state.io) == model, state.explain()
     assert cut
+
+
+# ---- power cuts while resume is at work ----
+
+
+def recovered(io: _native.Io, points: list[Model]) -> Model:
+    """Fail over to the first point and write into the overlays."""
+    rng = random.Random(4)
+    model = {name: bytearray(data) for name, data in points[0].items()}
+    with Replica.open("/r", io) as replica:
+        done = operation.failover(replica, 1, power_on=False)
+        for name, interim in done.interims.items():
+            with open_disk(interim, writable=True, io=io) as disk:
+                change(disk.writing(), model[name], rng)
+    return {name: bytes(disk) for name, disk in model.items()}
+
+
+def check_end(io: _native.Io, kind: str, model: Model, latest: Model) -> None:
+    """Resumed, or asked for again, the operation has come to its end."""
+    with Replica.open("/r", io) as replica:
+        if operation.resume(replica) is None and replica.manifest.state == ENDS[kind][0]:
+            ENDS[kind][2](replica)
+        assert (replica.manifest.state, replica.manifest.operation) == (ENDS[kind][1], None)
+        names = replica.directory.list()
+    for name in SIZES:
+        if kind == "failover":
+            assert seen(f"/r/{name}-interim.vmdk", io) == model[name]
+        elif kind == "undo":
+            assert seen(f"/r/{name}-journal.vmdk", io) == latest[name]
+        else:
+            assert seen(f"/r/{name}.vmdk", io) == model[name]
+    if kind != "failover":
+        assert not [name for name in names if "-interim" in name]
+
+
+# Of each operation: the state it begins in, the state it comes to, and how it is asked for.
+ENDS: dict[str, tuple[str, str, Callable[[Replica], object]]] = {
+    "failover": (
+        "Ready", "Failover", lambda replica: operation.failover(replica, 1, power_on=False)
+    ),
+    "undo": ("Failover", "Ready", operation.undo),
+    "permanent": ("Failover", "Permanent", operation.permanent),
+}  # fmt: skip
+
+
+def sweep_twice(kind: str, first: int, second: int, seed: int) -> int:
+    """Cut an operation, resume it, and cut that as well."""
+    life = Life(seed)
+    while len(life.points) < 2:
+        life = Life(seed := seed + 100)
+    latest, model = life.now(), life.points[0]
+    with Replica.open("/r", life.io) as replica:
+        replication.mark(replica)
+    if kind != "failover":
+        model = recovered(life.io, life.points)
+    life.io.settle()
+    with Replica.open("/r", life.io) as replica:
+        ENDS[kind][2](replica)
+    found = 0
+    for cut in life.io.crash_states(budget=first, seed=seed, garbage=False):
+        check_end(cut.io, kind, model, latest)  # which is recorded, and cut in its turn
+        sweep = cut.io.crash_states(budget=second, seed=seed, garbage=False)
+        for state in sweep:
+            try:
+                check_end(state.io, kind, model, latest)
+            except Exception as error:
+                raise AssertionError(
+                    f"{kind}, seed {seed}: {error!r}\n{cut.explain()}\n{state.explain()}"
+                ) from error
+        found += sweep.distinct
+    return found
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_resumption_that_is_cut_short_is_resumed(kind: str) -> None:
+    assert sweep_twice(kind, 12, 10, 1) > 20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_thousand_resumptions_that_are_cut_short_are_resumed(kind: str) -> None:
+    assert sum(sweep_twice(kind, 100, 40, seed) for seed in range(10, 16)) > 1000

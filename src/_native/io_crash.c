@@ -20,7 +20,7 @@
 #define SECTORS_ALL_MAX  64u     /* sectors of a write torn everywhere */
 #define CUTS_DRAWN       16u     /* beyond: how many places are drawn */
 #define GARBAGE_ALL_MAX  8u
-#define PLAN_FIXED       8u      /* choices that a budget never drops */
+#define PLAN_FIXED       8u      /* choices that a budget drops last */
 
 enum subset_kind {
   KEEP_ALL,
@@ -427,8 +427,9 @@ plan_tears (struct rp_sim_sweep *sweep)
   return status;
 }
 
-/* Keep as many of the plan as the budget has for this moment, the first few
- * always and the others by lot. */
+/* Keep as many of the plan as the budget has for this moment, so that it lasts
+ * to the end of the log: the first few and others by lot, or, where it is too
+ * small even for those, any by lot, and none at some moments. */
 static void
 trim_plan (struct rp_sim_sweep *sweep)
 {
@@ -438,11 +439,11 @@ trim_plan (struct rp_sim_sweep *sweep)
 
   if (sweep->options.budget == 0)
     return;
-  if (share < PLAN_FIXED)
-    share = PLAN_FIXED;
+  if (draw (sweep) % moments < left % moments)
+    share++;
   if (sweep->plan_count <= share)
     return;
-  for (uint64_t i = PLAN_FIXED; i < share; i++) {
+  for (uint64_t i = share < PLAN_FIXED ? 0 : PLAN_FIXED; i < share; i++) {
     const uint64_t k = i + draw (sweep) % (sweep->plan_count - i);
     const struct choice other = sweep->plan[k];
 
