@@ -2,6 +2,7 @@
 #ifndef RP_TEST_MEMORY_DISK_H
 #define RP_TEST_MEMORY_DISK_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@ struct memory_disk {
   pthread_mutex_t  lock;              /* of the bytes */
   _Atomic uint64_t writes, flushes;
   _Atomic int      fail;              /* a status that every call returns */
+  _Atomic int      fail_flush;        /* the same, of flush alone */
   void (*before_read) (void);         /* may be NULL */
 };
 
@@ -33,6 +35,8 @@ memory_failure (struct rp_disk *disk, struct rp_fault *fault)
 {
   const int status = ((struct memory_disk *) disk)->fail;
 
+  if (status == RP_IO)
+    return rp_fail_os (fault, EIO, 0, "memory disk");
   return status == RP_OK ? RP_OK : rp_fail (fault, status, 0, "memory disk");
 }
 
@@ -80,7 +84,12 @@ memory_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
 static int
 memory_flush (struct rp_disk *disk, struct rp_fault *fault)
 {
-  ((struct memory_disk *) disk)->flushes++;
+  struct memory_disk *memory = (struct memory_disk *) disk;
+  const int status = memory->fail_flush;
+
+  memory->flushes++;
+  if (status != RP_OK)
+    return rp_fail (fault, status, 0, "memory disk");
   return memory_failure (disk, fault);
 }
 

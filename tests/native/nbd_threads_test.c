@@ -361,7 +361,98 @@ stopping_never_hangs (int cycles)
   return (unsigned) cycles;
 }
 
+/* ---- errors ---- */
+
+static uint32_t
+answer_to (int fd, uint16_t flags, uint16_t type, uint32_t length)
+{
+  static const uint8_t data[LONG];
+  uint64_t cookie;
+  uint32_t error;
+
+  CHECK (client_request (fd, flags, type, 5, 0, length));
+  if (type == NBD_CMD_WRITE)
+    CHECK (client_send (fd, data, length));
+  CHECK (client_reply (fd, &error, &cookie));
+  CHECK (cookie == 5);
+  return error;
+}
+
+static unsigned
+errors_reach_the_client_and_fua_waits_for_the_flush (void)
+{
+  static const struct { int status; uint32_t error; } cases[] = {
+    { RP_READ_ONLY, NBD_EPERM },     { RP_HELD, NBD_ESHUTDOWN },
+    { RP_STALE_EPOCH, NBD_ESHUTDOWN }, { RP_OUT_OF_RANGE, NBD_EINVAL },
+    { RP_NO_MEMORY, NBD_ENOMEM },    { RP_FULL, NBD_ENOSPC },
+    { RP_IO, NBD_EIO },              { RP_FAILED, NBD_EIO },
+    { RP_CORRUPT, NBD_EIO },
+  };
+  struct rp_nbd_limits limits = { .protocol_errors = 1 };
+  const unsigned count = sizeof cases / sizeof cases[0];
+  struct fixture f;
+  int fd;
+
+  set_up (&f, "errors", &limits);
+  fd = client_connect (&f.address);
+  CHECK (client_go (fd));
+  for (unsigned i = 0; i < count; i++) {
+    const uint32_t error = cases[i].error;
+
+    f.memory->fail = cases[i].status;
+    CHECK (answer_to (fd, 0, NBD_CMD_READ, 512) == error);
+    CHECK (answer_to (fd, 0, NBD_CMD_READ, LONG) == error);
+    CHECK (answer_to (fd, 0, NBD_CMD_WRITE, 512) == error);
+    CHECK (answer_to (fd, 0, NBD_CMD_WRITE, LONG) == error);
+    CHECK (answer_to (fd, 0, NBD_CMD_TRIM, 512) == error);
+    CHECK (answer_to (fd, 0, NBD_CMD_WRITE_ZEROES, LONG) == error);
+    CHECK (answer_to (fd, 0, NBD_CMD_FLUSH, 0) == error);
+    f.memory->fail = RP_OK;
+    f.memory->fail_flush = cases[i].status;
+    CHECK (answer_to (fd, 0, NBD_CMD_FLUSH, 0) == error);
+    CHECK (answer_to (fd, 0, NBD_CMD_WRITE, 512) == NBD_OK);
+    CHECK (answer_to (fd, NBD_CMD_FLAG_FUA, NBD_CMD_WRITE, 512) == error);
+    CHECK (answer_to (fd, NBD_CMD_FLAG_FUA, NBD_CMD_WRITE, LONG) == error);
+    CHECK (answer_to (fd, NBD_CMD_FLAG_FUA, NBD_CMD_TRIM, LONG) == error);
+    f.memory->fail_flush = RP_OK;
+  }
+  for (unsigned i = 0; i < 20; i++) {
+    const uint64_t flushes = f.memory->flushes;
+
+    CHECK (answer_to (fd, NBD_CMD_FLAG_FUA, NBD_CMD_WRITE,
+                      i % 2 ? 512 : LONG) == NBD_OK);
+    CHECK (f.memory->flushes == flushes + 1);
+  }
+  close (fd);
+  tear_down (&f);
+  return 12 * count + 40;
+}
+
 /* ---- limits ---- */
+
+/* Who does not take its replies holds the memory of large payloads only until
+ * it is cut off.
+ */
+static unsigned
+a_spent_budget_comes_back (void)
+{
+  struct rp_nbd_limits limits = { .bytes_in_flight = LONG, .send_ms = 100 };
+  struct fixture f;
+  int deaf, good;
+
+  set_up (&f, "budget", &limits);
+  deaf = client_connect (&f.address);
+  good = client_connect (&f.address);
+  CHECK (client_go (deaf) && client_go (good));
+  for (int i = 0; i < 6; i++)
+    CHECK (client_request (deaf, 0, NBD_CMD_READ, 1, 0, LONG));
+  for (int i = 0; i < 6; i++)
+    CHECK (answer_to (good, 0, NBD_CMD_WRITE, LONG) == NBD_OK);
+  close (deaf);
+  close (good);
+  tear_down (&f);
+  return 6;
+}
 
 static unsigned
 idle_connections_do_not_stop_a_good_client (void)
@@ -417,6 +508,8 @@ main (int argc, char **argv)
   unsigned checks = held_means_held (holds);
 
   checks += a_client_that_does_not_read_stalls_no_hold ();
+  checks += errors_reach_the_client_and_fua_waits_for_the_flush ();
+  checks += a_spent_budget_comes_back ();
   checks += slow_reads_wait_side_by_side ();
   checks += idle_connections_do_not_stop_a_good_client ();
   checks += stopping_never_hangs (cycles);
