@@ -35,6 +35,14 @@ cdef dict _HINTS = {
     RP_LOCKED: "stop the other process, or wait until it has ended",
     RP_STALE_EPOCH: "this writer was fenced off by a hold: start it again",
     RP_HELD: "release the hold to go on",
+    RP_BAD_ARGUMENT: "give a value that is in its range",
+    RP_OUT_OF_RANGE: "stay within the size of the disk",
+    RP_FORMAT: "check that the path names the file that is meant",
+    RP_UNSUPPORTED: "use a copy of the disk that does without it",
+    RP_READ_ONLY: "open it for writing",
+    RP_NOT_FOUND: "choose one that is there",
+    RP_STATE: "open it again, and do one thing after the other",
+    RP_FULL: "it cannot grow any more: go on in a new disk or replica",
     RP_FAILED: "close it and open it again, so that recovery reads what the disk really has",
 }
 
@@ -49,20 +57,9 @@ cdef int check(int status, const rp_fault *fault) except -1:
     if status == RP_NO_MEMORY:
         raise MemoryError(f"{text}: {detail}")
     if status == RP_IO:
-        code = fault.os_errno
-        text = os.strerror(code) if code else text
-        if code == errno.ENOENT:
-            raise _errors.NotFoundError(f"{text}: {detail}", "check the path")
-        if code == errno.EEXIST:
-            raise _errors.ExistsError(f"{text}: {detail}", "choose another name, or remove it first")
-        hint = {
-            errno.ENOSPC: "make room on the datastore",
-            errno.EDQUOT: "raise the quota, or make room",
-            errno.EACCES: "check who owns it and its mode",
-            errno.EPERM: "check who owns it and its mode",
-            errno.EROFS: "the file system is mounted read-only",
-        }.get(code, "look at the host's log for the device")
-        raise _errors.StorageError(f"{text}: {detail}", hint, code)
+        if fault.os_errno:
+            raise _errors.system_error(detail, fault.os_errno)
+        raise _errors.StorageError(f"{text}: {detail}", "look at the host's log for the device")
     kind = _ERRORS.get(status)
     if kind is None:
         raise AssertionError(f"status {status} has no exception: {detail}")

@@ -164,7 +164,7 @@ def parse(data: bytes, name: str) -> Descriptor:
     return _Parser(name).run(_decode(data, name))
 
 
-RAW_HINT = "if it is a raw disk, say so: format raw"
+RAW_HINT = "open the descriptor that names it; or, if it is a raw disk, say so: --format raw"
 
 
 def codec_of(encoding: str | None) -> str | None:

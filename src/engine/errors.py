@@ -7,6 +7,9 @@ and a hint (what to do). All survive pickling.
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class Error(Exception):
     """Base of the tree. ``code`` is stable and safe to match on.
@@ -68,6 +71,42 @@ class StorageError(Error, OSError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.message, self.hint, self.errno)
+
+
+_SYSTEM_HINTS = {
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "choose another name, or remove it first",
+    errno.ENOTDIR: "a directory is wanted there: check the path",
+    errno.EISDIR: "a file is wanted there: check the path",
+    errno.ENOTEMPTY: "other files are in it: move them away",
+    errno.ELOOP: "symbolic links lead in a circle there: correct them",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "make room on the file system, then try again",
+    errno.EDQUOT: "raise the quota, or make room",
+    errno.EFBIG: "the file system, or the process's limit (ulimit -f), allows no file so large",
+    errno.EACCES: "check who owns it and its mode",
+    errno.EPERM: "check who owns it and its mode",
+    errno.EROFS: "the file system is mounted read-only: mount it for writing, or work elsewhere",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "too many files are open on this host: end what has them open",
+    errno.EIO: "look at the host's log for the device",
+}
+
+
+def system_error(doing: str, os_errno: int) -> Error:
+    """The error that stands for a refusal of the operating system.
+
+    Args:
+        doing: What was being done, to which file.
+        os_errno: The system's error number.
+    """
+    message = f"{os.strerror(os_errno)}: {doing}"
+    hint = _SYSTEM_HINTS.get(os_errno, "look at the host's log, and at what the path names")
+    if os_errno == errno.ENOENT:
+        return NotFoundError(message, hint)
+    if os_errno == errno.EEXIST:
+        return ExistsError(message, hint)
+    return StorageError(message, hint, os_errno)
 
 
 class FailedError(StorageError):

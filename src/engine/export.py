@@ -23,7 +23,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 from ._native import Disk, Gate, NbdServer
-from .errors import ExistsError, LockedError, NotFoundError, StorageError, UsageError
+from .errors import ExistsError, LockedError, NotFoundError, StorageError, UsageError, system_error
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its NUL
 _BACKLOG = 1024
@@ -162,6 +162,11 @@ def serve(
         raise UsageError("there is nothing to export", "name at least one disk")
     if (socket is None) == (tcp is None):
         raise UsageError("an NBD server needs one place", "give a socket path, or a TCP address")
+    for export in exports:
+        if any("\ud800" <= letter <= "\udfff" for letter in export.name):
+            raise UsageError(
+                f"the export name {export.name!r} is not text in UTF-8", "choose another one"
+            )
     native = NbdServer(**limits)
     for export in exports:
         native.add(export.name, export.disk, gate=export.gate, read_only=export.read_only)
@@ -288,9 +293,4 @@ def _refused(doing: str, error: OSError) -> Exception:
     reason = f"{doing}: {error.strerror}"
     if error.errno == errno.EADDRINUSE:
         return LockedError(reason, "stop the other server, or choose another place")
-    hint = {
-        errno.EACCES: "check who owns the directory and its mode",
-        errno.EPERM: "check who owns the directory and its mode",
-        errno.EROFS: "the file system is mounted read-only: choose another directory",
-    }.get(error.errno or 0, "")
-    return StorageError(reason, hint, error.errno or 0)
+    return system_error(doing, error.errno or 0)

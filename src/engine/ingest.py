@@ -98,7 +98,7 @@ class Ingest:
         replica = self._replica
         try:
             with replica.locked(LOCK_SECONDS) as manifest:
-                replica.need_state("Ready", doing="ingest into")
+                replica.need_state("Ready", doing="ingest into {}")
                 self._take_journals()
                 replication.reconcile(replica, self._need_running().held)
                 if manifest.held:

@@ -21,6 +21,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from . import interim, merging, replication, rollback, undoing
+from .disk import open_disk
 from .errors import ExistsError, StateError
 from .manifest import DiskEntry, MachineSettings, Recovered, Running
 from .mount import Mount
@@ -74,8 +75,9 @@ def failover(
         open_operation = replica.manifest.operation
         if open_operation is not None and open_operation.id == operation_id:
             return _go_on(replica, hypervisor, on_step, begun)
-        replica.need_state("Ready", doing="fail over")
+        replica.need_state("Ready", doing="fail over {}")
         point = _choose(replica, to)  # again after the hold, which may mark a last one
+        _require_sound(replica)
         _require_room_for_interims(replica)
         if settings is not None:
             replica.manifest.machine = settings
@@ -123,7 +125,10 @@ def undo(
                 )
             replica.manifest.remember(failed)
             replica.manifest.state = "Failover"
-        replica.need_state("Failover", doing="undo the failover of")
+        replica.need_state("Failover", doing="undo the failover of {}")
+        # The overlays are dropped before the journals are rolled: nothing may be given
+        # up for journals that cannot be.
+        replica.journals().close()
         begin(replica, "undo", undoing.STEPS, operation_id)
         return undoing.run(replica, hypervisor, on_step, begun)
 
@@ -179,7 +184,9 @@ def permanent(
         known = known_outcome(replica, operation_id, "permanent")
         if known is not None:
             return known
-        replica.need_state("Failover", doing="make permanent")
+        replica.need_state("Failover", doing="make {} permanent")
+        replica.journals().close()
+        _require_sound(replica)
         begin(replica, "permanent", merging.STEPS, operation_id)
         return _permanent(replica, hypervisor, on_step, begun, progress)
 
@@ -203,6 +210,16 @@ def _choose(replica: Replica, to: Point | int | str) -> Point | None:
     if not len(points) and not replication.has_writes(replica):
         rollback.choose(points, to)  # says so
     return None
+
+
+def _require_sound(replica: Replica) -> None:
+    """Open every chain that the operation will work on: refuse before the first step."""
+    chains = interim_paths(replica)
+    for disk in replica.manifest.disks:
+        open_disk(
+            chains.get(disk.name) or replica.file(disk.journal or disk.base),
+            io=replica.directory.io,
+        ).close()
 
 
 def _require_room_for_interims(replica: Replica) -> None:

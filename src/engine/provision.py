@@ -18,14 +18,7 @@ from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
 from .disk import check, open_disk
-from .errors import (
-    Error,
-    ExistsError,
-    FormatError,
-    LockedError,
-    NotFoundError,
-    UsageError,
-)
+from .errors import Error, ExistsError, FormatError, LockedError, NotFoundError, UsageError
 from .journal import create_journal, journal_names, open_journal
 from .manifest import DiskEntry, Kind, Manifest
 from .points import now_text
@@ -62,7 +55,7 @@ def create(
             raise UsageError(
                 f"disk {name} cannot have {size_bytes} bytes", "give a multiple of 512 above 0"
             )
-    directory = _make_directory(os.path.abspath(path), io)
+    directory, made = _make_directory(place_of(path), io)
     entries = [
         DiskEntry(
             name=name,
@@ -74,7 +67,13 @@ def create(
         )
         for name, size_bytes in disks
     ]
-    return directory, _make(directory, entries, "create")
+    try:
+        return directory, _make(directory, entries, "create")
+    except BaseException:
+        if made:
+            with contextlib.suppress(Error):
+                _remove_directory(directory)
+        raise
 
 
 def adopt(
@@ -86,10 +85,10 @@ def adopt(
     """Make a replica around VMDKs that are in its directory. See Replica.adopt."""
     _check_sizes(sizes)
     _check_names(list(disks))
-    place = os.path.abspath(path)
+    place = place_of(path)
     directory = io.open_dir(place)
     if directory.exists(manifests.FILE_NAME):
-        raise ExistsError(f"{place} is a replica already", "choose another directory")
+        raise _occupied(place)
     entries = []
     for name, file in disks.items():
         folder, base = os.path.split(os.path.abspath(file))
@@ -144,18 +143,41 @@ def _check_names(names: Sequence[str]) -> None:
         raise UsageError("two disks have one name", "they must differ in more than case")
 
 
-def _make_directory(path: str, io: Io) -> Dir:
+def place_of(path: str | os.PathLike[str]) -> str:
+    """The absolute path of a replica's directory.
+
+    Raises:
+        UsageError: It is empty, as a variable of a shell that was never set.
+    """
+    if not os.fspath(path):
+        raise UsageError("the directory of the replica is empty text", "name one; . is this one")
+    return os.path.abspath(path)
+
+
+def _occupied(place: str) -> ExistsError:
+    return ExistsError(
+        f"{place} is a replica already, or another program's: it has {manifests.FILE_NAME}",
+        "choose another directory",
+    )
+
+
+def _make_directory(path: str, io: Io) -> tuple[Dir, bool]:
+    """The empty directory for a new replica, and whether it was made here."""
     parent_path, name = os.path.split(path)
     parent = io.open_dir(parent_path)
-    if not parent.exists(name):
+    made = not parent.exists(name)
+    if made:
         parent.make_dir(name, 0o700)
         parent.sync()
     parent.close()
     directory = io.open_dir(path)
     if directory.exists(manifests.FILE_NAME):
-        found = manifests.load(directory)
+        try:
+            found = manifests.load(directory)
+        except Error:
+            raise _occupied(path) from None
         if found.operation is None or found.operation.kind != "create":
-            raise ExistsError(f"{path} is a replica already", "choose another directory")
+            raise _occupied(path)
         with _locked(directory):
             _take_back(directory, found)  # a creation that was cut short
     left = [entry for entry in directory.list() if entry not in _CUT_SHORT]
@@ -163,7 +185,20 @@ def _make_directory(path: str, io: Io) -> Dir:
         raise ExistsError(
             f"{path} is not empty: it has {', '.join(left[:3])}", "choose another directory"
         )
-    return directory
+    return directory, made
+
+
+def _remove_directory(directory: Dir) -> None:
+    """Remove a directory that has nothing but the lock, if it is so."""
+    for name in _CUT_SHORT:
+        with contextlib.suppress(NotFoundError):
+            directory.unlink(name)
+        directory.sync()
+    if not directory.list():
+        parent = directory.io.open_dir(os.path.dirname(directory.path))
+        parent.remove_dir(os.path.basename(directory.path))
+        parent.sync()
+        parent.close()
 
 
 @contextlib.contextmanager
@@ -344,15 +379,11 @@ def _stays(entry: DiskEntry) -> bool:
 
 def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
-    for name in (manifests.CONTROL_NAME, manifests.FILE_NAME, *_CUT_SHORT):
+    for name in (manifests.CONTROL_NAME, manifests.FILE_NAME):
         with contextlib.suppress(NotFoundError):
             directory.unlink(name)
         directory.sync()
-    if not directory.list():
-        parent = directory.io.open_dir(os.path.dirname(directory.path))
-        parent.remove_dir(os.path.basename(directory.path))
-        parent.sync()
-        parent.close()
+    _remove_directory(directory)
 
 
 def _remove_files(directory: Dir, manifest: Manifest) -> None:

@@ -26,13 +26,14 @@ _POLL_SECONDS = 0.02
 
 # What to do about a replica in that state; the second half of a refusal.
 _WAYS_ON = {
-    "Ready": "nothing has to be done first",
+    "Ready": "Ready means that it is not failed over, so there is nothing to end: "
+    "rollpoint failover begins one",
     "Processing": "an operation was cut short: rollpoint resume",
     "Failover": "end the failover first: rollpoint undo, or rollpoint permanent",
     "ReadyToSwitch": "end the failback first",
     "Failback": "end the failback first",
     "Failed": "see its error with rollpoint replica show, then rollpoint resume or undo",
-    "Permanent": "it is no replica any more: its base disks are ordinary disks",
+    "Permanent": "it is no replica any more: use its base disks, they are ordinary disks",
 }
 
 
@@ -52,7 +53,7 @@ class Replica:
             NotFoundError: There is no directory, or no replica in it.
             FormatError, UnsupportedError, DamagedError: Its manifest cannot be used.
         """
-        directory = (io or _native.Io.posix()).open_dir(os.path.abspath(path))
+        directory = (io or _native.Io.posix()).open_dir(provision.place_of(path))
         return cls(directory, manifests.load(directory))
 
     @classmethod
@@ -155,20 +156,24 @@ class Replica:
     def need_state(self, *states: str, doing: str) -> None:
         """Refuse unless the replica is in one of these states, with no operation open.
 
+        Args:
+            doing: What is wanted, with {} for the replica.
+
         Raises:
             StateError: It says which state it is in, and what leads out of it.
         """
         state = self.manifest.state
         operation = self.manifest.operation
+        doing = doing.format(f"replica {self.name}")
         if operation is not None:
             raise StateError(
-                f"cannot {doing} replica {self.name}: {operation.kind} {operation.id} was begun "
+                f"cannot {doing}: {operation.kind} {operation.id} was begun "
                 f"at {operation.started} and has not ended",
                 "rollpoint resume finishes it or rolls it back",
             )
         if state not in states:
             raise StateError(
-                f"cannot {doing} replica {self.name}: its state is {state}", _WAYS_ON[state]
+                f"cannot {doing}: its state is {state}", _WAYS_ON[state]
             )
 
     def journals(
@@ -284,6 +289,7 @@ class Replica:
         from . import seed as seeding
 
         with self.locked():
+            self.need_state("Ready", doing="seed {}")
             seeding.seed(self.directory, self.manifest, images, progress)
 
     def verify(self, progress: Callable[[str, int, int], bool] | None = None) -> dict[str, object]:
@@ -309,11 +315,12 @@ class Replica:
 
         if force_name is not None and force_name != self.name:
             raise UsageError(
-                f"the name {force_name!r} is not that of this replica, which is {self.name!r}"
+                f"the name {force_name!r} is not that of this replica, which is {self.name!r}",
+                "--force wants the name, so that no other replica is removed by mistake",
             )
         with self.locked():
             if force_name is None:
-                self.need_state("Ready", "Permanent", doing="remove")
+                self.need_state("Ready", "Permanent", doing="remove {}")
             return provision.remove(self.directory, self.manifest)
 
     def close(self) -> None:
@@ -337,7 +344,7 @@ def list_replicas(
 ) -> list[dict[str, object]]:
     """The replicas directly under a directory, by name; damaged ones with their error."""
     io = io or _native.Io.posix()
-    parent = io.open_dir(os.path.abspath(path))
+    parent = io.open_dir(provision.place_of(path))
     found: list[dict[str, object]] = []
     for name in parent.list():
         place = os.path.join(parent.path, name)

@@ -31,7 +31,7 @@ def check_label(label: str) -> str:
     try:
         size_bytes = len(label.encode())
     except UnicodeEncodeError:
-        raise UsageError("the label is not text in UTF-8") from None
+        raise UsageError("the label is not text in UTF-8", "write it in UTF-8") from None
     if size_bytes > LABEL_BYTES_MAX or "\0" in label:
         raise UsageError(
             f"the label has {size_bytes} bytes", f"at most {LABEL_BYTES_MAX}, without NUL"
@@ -72,7 +72,7 @@ def mark(
     except control.NotRunningError:
         pass
     with replica.locked():
-        replica.need_state("Ready", doing="mark a restore point of")
+        replica.need_state("Ready", doing="mark a restore point of {}")
         with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
             reconcile(replica, journals.held)
             if replica.manifest.held:
@@ -84,11 +84,13 @@ def mark(
             if needs_resync(replica) and not caught_up:
                 replica.save()
                 raise GapError(*NOT_CAUGHT_UP)
+            # First the manifest: where it cannot be saved, no point may have been made.
+            replica.manifest.next_point_id = journals.next_point_id + 1
+            replica.save()
             point = journals.mark(kind, label)
-            replica.manifest.next_point_id = point.id + 1
             if caught_up:
                 close_gap(replica, point.time)
-            replica.save()
+                replica.save()
             return point
 
 
@@ -104,10 +106,19 @@ def hold(replica: Replica) -> int:
         LockedError: An operation on the replica is going on.
     """
     with replica.locked():
-        replica.need_state("Ready", doing="hold")
+        replica.need_state("Ready", doing="hold {}")
+        _require_journals(replica)
         epoch = hold_locked(replica)
         replica.save()
         return epoch
+
+
+def _require_journals(replica: Replica) -> None:
+    """Without an ingest, see that the journals open before anything is changed for a hold."""
+    try:
+        control.ask(replica.control_path, "status")
+    except control.NotRunningError:
+        replica.journals(with_bases=True).close()
 
 
 def hold_locked(replica: Replica) -> int:
@@ -164,7 +175,7 @@ def release(replica: Replica) -> int:
         LockedError: An operation on the replica is going on.
     """
     with replica.locked():
-        replica.need_state("Ready", doing="release")
+        replica.need_state("Ready", doing="release {}")
         return release_locked(replica)
 
 

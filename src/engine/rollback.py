@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ._native import POINT_END, Journal
+from .errors import UsageError
 from .points import Point, Points
 
 
@@ -45,9 +46,15 @@ def choose(points: Points, to: str) -> Point:
     wanted = to.strip()
     if wanted == "latest":
         return points.latest
-    if wanted.isascii() and wanted.isdigit():
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 20:
         return points.by_id(int(wanted))
-    return points.nearest(wanted)
+    try:
+        return points.nearest(wanted)
+    except UsageError:
+        raise UsageError(
+            f"{wanted[:60]!r} names no restore point",
+            "give latest, the id of a point, or a moment as in 2026-11-22T10:15:00Z",
+        ) from None
 
 
 def roll_back(journals: Mapping[str, Journal], point: Point | None) -> list[RollReport]:

@@ -28,14 +28,9 @@ def seed(
     images: Mapping[str, str | os.PathLike[str]],
     progress: Progress | None,
 ) -> None:
-    """Copy images into bases. Locked. See Replica.seed."""
+    """Copy images into bases of a Ready replica. Locked. See Replica.seed."""
     if not images:
         raise UsageError("nothing to seed", "name a disk and its image: --disk NAME=FILE")
-    if manifest.operation is not None or manifest.state != "Ready":
-        raise StateError(
-            f"cannot seed replica {manifest.name}: its state is {manifest.state}",
-            "finish what is going on first: rollpoint replica show",
-        )
     sources = {name: os.path.abspath(file) for name, file in images.items()}
     for name, file in sources.items():
         entry = manifest.disk(name)

@@ -6,13 +6,15 @@ time counts from the moment the operator presses return.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib import import_module
 from typing import Any
 
 import typer
 
-from ..errors import Error, UsageError
+from ..errors import Error, StorageError, UsageError, system_error
 from .output import report_error
 
 # What the parser raises: a missing argument, an unknown option. (typer does not name it.)
@@ -66,23 +68,64 @@ def build(arguments: list[str]) -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with 0 (done), 1 (failed) or 2 (misuse)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _fill_standard_files()
+    as_json = "--json" in arguments
     try:
         code = build(arguments)(args=arguments, prog_name="rollpoint", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.stdout.flush()
     except Error as error:
-        sys.exit(report_error(error, as_json="--json" in arguments))
-    except typer.Abort:
-        sys.exit(130)
+        code = report_error(error, as_json=as_json)
     except _MISUSE as error:
-        if "--json" in arguments:
-            sys.exit(report_error(UsageError(error.format_message()), as_json=True))
-        error.show()
-        sys.exit(2)
+        code = _report_misuse(error, as_json)
+    except BrokenPipeError:
+        _drop_output()  # whoever read it has seen enough
+        code = 1
     except OSError as error:
-        from ..errors import StorageError
+        code = report_error(_as_error(error), as_json=as_json)
+    except MemoryError as error:
+        why = str(error) or "memory could not be allocated"
+        code = report_error(
+            StorageError(why, "end other programs, or raise the limit of memory (ulimit -v)"),
+            as_json=as_json,
+        )
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
 
-        where = f": {error.filename}" if error.filename else ""
-        wrapped = StorageError(f"{error.strerror or error}{where}", "", error.errno or 0)
-        sys.exit(report_error(wrapped, as_json="--json" in arguments))
-    except KeyboardInterrupt:
-        sys.exit(130)
+
+def _fill_standard_files() -> None:
+    """Where standard input, output or error is closed, a disk must not get its number."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _report_misuse(error: Any, as_json: bool) -> int:
+    """What the parser refuses: a missing argument, an unknown option, a bad number."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return 2
+    command = error.ctx.command_path if error.ctx is not None else "rollpoint"
+    message = " ".join(error.format_message().split())
+    misuse = UsageError(message, f"{command} --help tells what it takes")
+    return report_error(misuse, as_json=as_json)
+
+
+def _as_error(error: OSError) -> Error:
+    """An error of the system that no room foresaw."""
+    doing = f"working on {error.filename}" if error.filename else "running the command"
+    if error.errno == errno.ENOSPC and not error.filename:  # disks name theirs
+        doing = "writing to standard output"
+        _drop_output()
+    return system_error(doing, error.errno or 0)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer goes nowhere: Python would try, and complain, at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

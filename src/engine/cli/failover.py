@@ -82,11 +82,13 @@ def _settings(
     settings = replace(replica.manifest.machine)
     if memory is not None:
         settings.memory_bytes = parse_size(memory)
-        if settings.memory_bytes < 1 << 20:
-            raise UsageError(f"a machine with {memory} of memory cannot start", "as in 256M")
+        if not 1 << 20 <= settings.memory_bytes <= 4 << 40:
+            raise UsageError(
+                f"--memory {memory}: a machine has 1M to 4T of memory", "write it as in 256M"
+            )
     if accel is not None:
         if accel not in ("tcg", "kvm"):
-            raise UsageError(f"{accel!r} is not an accelerator", "tcg or kvm")
+            raise UsageError(f"--accel {accel!r} is not an accelerator", "take tcg or kvm")
         settings.accelerator = accel
     if marker is not None:
         settings.marker = marker or None
