@@ -108,7 +108,8 @@ def check_refusal(arguments: tuple[object, ...], answer: Answer) -> Refusal:
 
 def refused(*arguments: object, names: object = "") -> Refusal:
     """Run it with and without --json: it must be refused, naming what is wrong."""
-    found = check_refusal(arguments, run(*arguments, "--json"))
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # of the options
+    found = check_refusal(arguments, run(*arguments[:end], "--json", *arguments[end:]))
     assert str(names) in found.message + found.hint, (arguments, found)
     plain = run(*arguments)
     assert plain.code == found.code, (arguments, plain, found)

@@ -38,6 +38,13 @@ def find_bench(start: Path) -> Path:
     )
 
 
+def require_groups(groups: list[str]) -> None:
+    """UsageError, unless there are groups of all these names."""
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown:
+        raise UsageError(f"no benchmark group {unknown[0]!r}", f"choose from {', '.join(GROUPS)}")
+
+
 def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dict[str, Any]]:
     """Run benchmark groups (none: all of them); leave bench.json, bench.md, bench.png in output.
 
@@ -48,9 +55,7 @@ def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dic
         UsageError: No such group.
         VerificationError: A benchmark failed, or its sides did not produce the same bytes.
     """
-    unknown = [name for name in groups if name not in GROUPS]
-    if unknown:
-        raise UsageError(f"no benchmark group {unknown[0]!r}", f"choose from {', '.join(GROUPS)}")
+    require_groups(groups)
     files = [bench / GROUPS[name] for name in groups or GROUPS]
     output.mkdir(parents=True, exist_ok=True)
     raw = output / "bench.json"

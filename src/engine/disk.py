@@ -283,6 +283,8 @@ def open_snapshot(
 
 
 def _scratch_file(sectors: int, scratch_dir: str | None) -> File:
+    if scratch_dir is not None:
+        Io.posix().open_dir(scratch_dir)  # says better what is wrong with it
     with tempfile.TemporaryDirectory(prefix="rollpoint-", dir=scratch_dir) as folder:
         dir = Io.posix().open_dir(folder)
         file = dir.open("overlay", OPEN_WRITE | OPEN_CREATE | OPEN_EXCLUSIVE)

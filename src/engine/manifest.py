@@ -9,6 +9,7 @@ Bytes: docs/formats.md, "Manifest".
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from typing import TYPE_CHECKING, Literal, get_args
@@ -39,6 +40,17 @@ STATES: tuple[str, ...] = get_args(State)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 # What this project or VMDK tools append to a disk's name to make file names.
 _SUFFIX = re.compile(r"-(?:journal|journal-log|interim|interim-delta|flat|delta|[fs]?\d{3,})\Z")
+
+
+def place_of(path: str | os.PathLike[str]) -> str:
+    """The absolute path of a replica's directory.
+
+    Raises:
+        UsageError: It is empty, as a variable of a shell that was never set.
+    """
+    if not os.fspath(path):
+        raise UsageError("the directory of the replica is empty text", "name one; . is this one")
+    return os.path.abspath(path)
 
 
 def check_disk_name(name: str) -> str:

@@ -21,14 +21,22 @@ import uuid
 from typing import TYPE_CHECKING
 
 from . import interim, merging, replication, rollback, undoing
-from .disk import open_disk
 from .errors import ExistsError, StateError
 from .manifest import DiskEntry, MachineSettings, Recovered, Running
 from .mount import Mount
 from .points import Point, now_text
 from .replica import Replica
 from .side_by_side import side_by_side
-from .steps import OnStep, Outcome, Runner, begin, interim_paths, known_outcome, outcome_of
+from .steps import (
+    OnStep,
+    Outcome,
+    Runner,
+    begin,
+    interim_paths,
+    known_outcome,
+    outcome_of,
+    require_chains,
+)
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
@@ -77,7 +85,7 @@ def failover(
             return _go_on(replica, hypervisor, on_step, begun)
         replica.need_state("Ready", doing="fail over {}")
         point = _choose(replica, to)  # again after the hold, which may mark a last one
-        _require_sound(replica)
+        require_chains(replica)
         _require_room_for_interims(replica)
         if settings is not None:
             replica.manifest.machine = settings
@@ -186,7 +194,7 @@ def permanent(
             return known
         replica.need_state("Failover", doing="make {} permanent")
         replica.journals().close()
-        _require_sound(replica)
+        require_chains(replica)
         begin(replica, "permanent", merging.STEPS, operation_id)
         return _permanent(replica, hypervisor, on_step, begun, progress)
 
@@ -210,16 +218,6 @@ def _choose(replica: Replica, to: Point | int | str) -> Point | None:
     if not len(points) and not replication.has_writes(replica):
         rollback.choose(points, to)  # says so
     return None
-
-
-def _require_sound(replica: Replica) -> None:
-    """Open every chain that the operation will work on: refuse before the first step."""
-    chains = interim_paths(replica)
-    for disk in replica.manifest.disks:
-        open_disk(
-            chains.get(disk.name) or replica.file(disk.journal or disk.base),
-            io=replica.directory.io,
-        ).close()
 
 
 def _require_room_for_interims(replica: Replica) -> None:

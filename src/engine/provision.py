@@ -55,7 +55,7 @@ def create(
             raise UsageError(
                 f"disk {name} cannot have {size_bytes} bytes", "give a multiple of 512 above 0"
             )
-    directory, made = _make_directory(place_of(path), io)
+    directory, made = _make_directory(manifests.place_of(path), io)
     entries = [
         DiskEntry(
             name=name,
@@ -85,7 +85,7 @@ def adopt(
     """Make a replica around VMDKs that are in its directory. See Replica.adopt."""
     _check_sizes(sizes)
     _check_names(list(disks))
-    place = place_of(path)
+    place = manifests.place_of(path)
     directory = io.open_dir(place)
     if directory.exists(manifests.FILE_NAME):
         raise _occupied(place)
@@ -141,17 +141,6 @@ def _check_names(names: Sequence[str]) -> None:
         manifests.check_disk_name(name)
     if len({name.lower() for name in names}) != len(names):
         raise UsageError("two disks have one name", "they must differ in more than case")
-
-
-def place_of(path: str | os.PathLike[str]) -> str:
-    """The absolute path of a replica's directory.
-
-    Raises:
-        UsageError: It is empty, as a variable of a shell that was never set.
-    """
-    if not os.fspath(path):
-        raise UsageError("the directory of the replica is empty text", "name one; . is this one")
-    return os.path.abspath(path)
 
 
 def _occupied(place: str) -> ExistsError:

@@ -53,7 +53,7 @@ class Replica:
             NotFoundError: There is no directory, or no replica in it.
             FormatError, UnsupportedError, DamagedError: Its manifest cannot be used.
         """
-        directory = (io or _native.Io.posix()).open_dir(provision.place_of(path))
+        directory = (io or _native.Io.posix()).open_dir(manifests.place_of(path))
         return cls(directory, manifests.load(directory))
 
     @classmethod
@@ -344,7 +344,7 @@ def list_replicas(
 ) -> list[dict[str, object]]:
     """The replicas directly under a directory, by name; damaged ones with their error."""
     io = io or _native.Io.posix()
-    parent = io.open_dir(provision.place_of(path))
+    parent = io.open_dir(manifests.place_of(path))
     found: list[dict[str, object]] = []
     for name in parent.list():
         place = os.path.join(parent.path, name)

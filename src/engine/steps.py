@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from .disk import open_disk
 from .errors import StateError, UsageError
 from .manifest import Kind, Operation, Step
 from .points import now_text
@@ -181,3 +182,13 @@ def interim_paths(replica: Replica) -> dict[str, str]:
     if recovered is None:
         return {}
     return {name: replica.file(file) for name, file in recovered.interims.items()}
+
+
+def require_chains(replica: Replica) -> None:
+    """Open every chain that the operation will work on: refuse before the first step."""
+    chains = interim_paths(replica)
+    for disk in replica.manifest.disks:
+        open_disk(
+            chains.get(disk.name) or replica.file(disk.journal or disk.base),
+            io=replica.directory.io,
+        ).close()

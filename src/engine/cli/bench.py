@@ -32,6 +32,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Run the benchmarks beside their peers; leave a table, JSON and a picture."""
+    bench.require_groups(groups or [])
     rows = bench.run(
         bench.find_bench(checkout.resolve()), groups or [], output.resolve(), full=not smoke
     )
