@@ -21,10 +21,10 @@ def run(
         list[str] | None, typer.Argument(help=f"Any of {', '.join(bench.GROUPS)}; none: all.")
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")
+        Path, typer.Option(metavar="DIR", help="Folder for bench.json, bench.md and bench.png.")
     ] = Path("bench/results"),
     checkout: Annotated[
-        Path, typer.Option("--from", help="A folder of the checkout that holds bench/.")
+        Path, typer.Option("--from", metavar="DIR", help="In the checkout that holds bench/.")
     ] = Path(),
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Tiny sizes: shows that it runs, measures nothing.")

@@ -25,7 +25,10 @@ def register(app: typer.Typer) -> None:
 def demo(
     workspace: Annotated[
         Path | None,
-        typer.Option(help="Where to work: an empty or new directory. Default: a temporary one."),
+        typer.Option(
+            metavar="DIR",
+            help="Where to work: an empty or new directory. Default: a temporary one.",
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the workspace there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -20,7 +20,9 @@ from .output import print_json, print_table
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Format = Annotated[
     str | None,
-    typer.Option("--format", help="raw, where the file is a raw disk: that is never guessed."),
+    typer.Option(
+        "--format", metavar="TYPE", help="raw, where the file is a raw disk: that is never guessed."
+    ),
 ]
 AllowRoot = Annotated[
     str | None,
@@ -34,7 +36,7 @@ File = Annotated[str, typer.Argument(metavar="FILE", help="The descriptor, or th
 Grain = Annotated[
     str | None, typer.Option("--grain", metavar="SIZE", help="Grain of a sparse type, as in 64K.")
 ]
-Adapter = Annotated[str, typer.Option(help="ide, lsilogic, buslogic or legacyESX.")]
+Adapter = Annotated[str, typer.Option(metavar="NAME", help="ide, lsilogic, buslogic or legacyESX.")]
 Type = Annotated[
     str, typer.Option("--to", "--type", metavar="TYPE", help=f"One of {', '.join(disks.TYPES)}.")
 ]
@@ -132,7 +134,8 @@ def run_check(
 def run_create(
     file: File,
     size: Annotated[
-        str | None, typer.Argument(help="In bytes, or with K, M, G, T. A child has its parent's.")
+        str | None,
+        typer.Argument(metavar="SIZE", help="In bytes, or with K, M, G, T; leave it out for a child."),
     ] = None,
     type: Annotated[str, typer.Option("--type", metavar="TYPE", help=Type.__metadata__[0].help)] = (
         "monolithicSparse"
@@ -244,7 +247,9 @@ def run_serve(
     snapshot: Annotated[
         bool, typer.Option("--snapshot", help="Take writes, and forget them at the end.")
     ] = False,
-    name: Annotated[str, typer.Option(help="Of the export; by default the default one.")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the export; by default the default one.")
+    ] = "",
     scratch: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Where a snapshot's writes go until the end."),

@@ -25,7 +25,7 @@ Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's dir
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OperationId = Annotated[
     str | None,
-    typer.Option(help="Asked again with the same id, it is done once."),
+    typer.Option(metavar="ID", help="Asked again with the same id, it is done once."),
 ]
 
 
@@ -38,19 +38,23 @@ def register(app: typer.Typer) -> None:
 def failover(
     directory: Directory,
     to: Annotated[
-        str, typer.Option(help="latest, a restore point's id, or a moment (ISO 8601).")
+        str, typer.Option(metavar="POINT", help="latest, a point's id, or a moment (ISO 8601).")
     ] = "latest",
     no_power_on: Annotated[
         bool, typer.Option("--no-power-on", help="Leave the disks ready; start nothing.")
     ] = False,
-    memory: Annotated[str | None, typer.Option(help="Of the machine, as in 256M.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of the machine, as in 256M.")
+    ] = None,
     accel: Annotated[
-        str | None, typer.Option(help="tcg, or kvm where it proves usable.")
+        str | None, typer.Option(metavar="NAME", help="tcg, or kvm where it proves usable.")
     ] = None,
     marker: Annotated[
-        str | None, typer.Option(help="Text on the serial console that says it is up.")
+        str | None, typer.Option(metavar="TEXT", help="On the serial console: says that it is up.")
     ] = None,
-    timeout: Annotated[str | None, typer.Option(help="To wait for the marker.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long to wait for the marker.")
+    ] = None,
     operation_id: OperationId = None,
     as_json: AsJson = False,
 ) -> None:

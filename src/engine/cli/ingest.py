@@ -26,8 +26,12 @@ def register(app: typer.Typer) -> None:
 
 def ingest(
     directory: Directory,
-    socket: Annotated[str, typer.Option(help="Unix socket for the exports (mode 0600).")],
-    rpo: Annotated[str, typer.Option(help="Between restore points while there are writes.")] = "2s",
+    socket: Annotated[
+        str, typer.Option(metavar="PATH", help="Unix socket to make for the exports, mode 0600.")
+    ],
+    rpo: Annotated[
+        str, typer.Option(metavar="TIME", help="Between restore points while there are writes.")
+    ] = "2s",
     as_json: AsJson = False,
 ) -> None:
     """Serve one NBD export for each disk, named like it, until SIGTERM or SIGINT.
@@ -62,7 +66,7 @@ def mark(
     app: Annotated[
         bool, typer.Option("--app", help="The application was made quiet: app-consistent.")
     ] = False,
-    label: Annotated[str, typer.Option(help="Text to find it by.")] = "",
+    label: Annotated[str, typer.Option(metavar="TEXT", help="To find it by.")] = "",
     caught_up: Annotated[
         bool,
         typer.Option(

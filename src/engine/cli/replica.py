@@ -13,6 +13,9 @@ from .output import print_json, print_table
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Grain = Annotated[
+    str, typer.Option(metavar="SIZE", help="The least that the journals log: 4K to 64K.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,8 +47,10 @@ def pairs(options: list[str], what: str) -> list[tuple[str, str]]:
 
 def create(
     directory: Directory,
-    disk: Annotated[list[str], typer.Option(help="NAME=SIZE, for every disk.")],
-    grain: Annotated[str, typer.Option(help="What the journals log at least.")] = "4K",
+    disk: Annotated[
+        list[str], typer.Option(metavar="NAME=SIZE", help="For every disk, as in system=40G.")
+    ],
+    grain: Grain = "4K",
     as_json: AsJson = False,
 ) -> None:
     """Make a replica with empty disks, in a directory that is missing or empty."""
@@ -56,8 +61,10 @@ def create(
 
 def adopt(
     directory: Directory,
-    disk: Annotated[list[str], typer.Option(help="NAME=FILE, a VMDK in DIR, for every disk.")],
-    grain: Annotated[str, typer.Option(help="What the journals log at least.")] = "4K",
+    disk: Annotated[
+        list[str], typer.Option(metavar="NAME=FILE", help="For every disk: a VMDK that is in DIR.")
+    ],
+    grain: Grain = "4K",
     as_json: AsJson = False,
 ) -> None:
     """Make a replica of VMDKs that are in its directory. Not one byte of them changes."""
@@ -68,7 +75,10 @@ def adopt(
 
 def seed(
     directory: Directory,
-    disk: Annotated[list[str], typer.Option(help="NAME=FILE: a VMDK, or raw by any other name.")],
+    disk: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=FILE", help="A .vmdk; by any other name it is read as raw."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Copy first images into the bases, before anything was journaled."""
@@ -152,7 +162,8 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
 def remove(
     directory: Directory,
     force: Annotated[
-        str | None, typer.Option(help="The replica's name: remove it whatever its state is.")
+        str | None,
+        typer.Option(metavar="NAME", help="The replica's name: remove it whatever its state is."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
