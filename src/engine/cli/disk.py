@@ -135,7 +135,7 @@ def run_create(
     file: File,
     size: Annotated[
         str | None,
-        typer.Argument(metavar="SIZE", help="In bytes, or with K, M, G, T; a child has its parent's."),
+        typer.Argument(metavar="SIZE", help="Bytes, or with K, M, G, T; a child has its parent's."),
     ] = None,
     type: Annotated[str, typer.Option("--type", metavar="TYPE", help=Type.__metadata__[0].help)] = (
         "monolithicSparse"
