@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import require_tool
+from conftest import ROOT, require_tool
 from rollpoint import demo_guest
 from rollpoint.demo_guest import SLOTS, examine, parse_found, place_bytes, record
 from rollpoint.hypervisor.base import Bus, Drive, Machine
 from rollpoint.hypervisor.qemu import Qemu
 
-SOURCE = Path(demo_guest.__file__).resolve().with_name("demo_guest.asm")
+SOURCE = ROOT / "src" / "engine" / "demo_guest.asm"
 
 
 class Guest:
