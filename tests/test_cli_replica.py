@@ -43,9 +43,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 def files(path: Path) -> dict[str, bytes]:
     return {
-        str(file.relative_to(path)): file.read_bytes()
-        for file in path.rglob("*")
-        if file.is_file()
+        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()
     }
 
 
@@ -281,8 +279,16 @@ def test_misuse_is_exit_code_2_and_changes_nothing(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["d-journal-log.vmdk", "d-journal.vmdk", "d.vmdk", "d-flat.vmdk"])
-@pytest.mark.parametrize("harm", ["gone", "cut", "noise"])
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        (harm, name)
+        for harm in ("gone", "cut", "noise")
+        for name in ("d-journal-log.vmdk", "d-journal.vmdk", "d.vmdk", "d-flat.vmdk")
+        # The base's own data carries no checksum: VMDK has none.
+        if (harm, name) != ("noise", "d-flat.vmdk")
+    ],
+)
 def test_a_damaged_replica_is_not_failed_over_into_the_dark(
     run: Run, tmp_path: Path, name: str, harm: str
 ) -> None:
@@ -300,8 +306,6 @@ def test_a_damaged_replica_is_not_failed_over_into_the_dark(
         (path / name).unlink()
     elif harm == "cut":
         (path / name).write_bytes(data[: len(data) // 3])
-    elif name == "d-flat.vmdk":
-        pytest.skip("the base's own data carries no checksum: VMDK has none")
     else:
         noise = random.Random(2).randbytes(min(len(data), 400_000))
         (path / name).write_bytes(noise + data[len(noise) :])
@@ -312,16 +316,6 @@ def test_a_damaged_replica_is_not_failed_over_into_the_dark(
     assert not list(path.glob("*-interim*"))
     state = run("replica", "show", path)["state"]
     assert state in ("Ready", "Failed")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_permission_is_told(run: Run, tmp_path: Path) -> None:
-    make(tmp_path / "r")
-    (tmp_path / "r").chmod(0o500)
-    try:
-        assert run("failover", tmp_path / "r", code=1)["type"] == "StorageError"
-    finally:
-        (tmp_path / "r").chmod(0o700)
 
 
 def test_a_second_writer_is_refused_by_every_command(run: Run, tmp_path: Path) -> None:
