@@ -10,29 +10,16 @@ Observer: a wrapper in front of QEMU on PATH that notes the wall clock when it i
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import nbd_peers
-from harness import SEED, single, size
-from tools import require_tool
+from harness import SEED, rollpoint, running, single, size
+from tools import libnbd, require_tool
 
 WRITES = size(smoke=64, full=4096)
 DISK_BYTES = 64 * 1024 * 1024 * 1024
-
-
-def rollpoint(*arguments: str, path: str = "") -> str:
-    environment = os.environ | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
-    done = subprocess.run(
-        [sys.executable, "-m", "rollpoint", *arguments],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def fill(replica: Path, socket: Path) -> None:
@@ -40,25 +27,18 @@ def fill(replica: Path, socket: Path) -> None:
     import random
 
     rng = random.Random(SEED)
-    ingest = subprocess.Popen(
-        [sys.executable, "-m", "rollpoint", "ingest", str(replica), "--socket", str(socket)]
-    )
-    deadline = time.monotonic() + 20
-    while not socket.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    nbd = nbd_peers.libnbd()
-    for part in range(3):
-        for name in ("a", "b"):
-            client = nbd.NBD()
-            client.connect_uri(f"nbd+unix:///{name}?socket={socket}")
-            for _ in range(WRITES // 3):
-                client.pwrite(rng.randbytes(4096), rng.randrange(DISK_BYTES // 4096) * 4096)
-            client.flush()
-            client.shutdown()
-        rollpoint("mark", str(replica), "--label", f"part{part}", "--json")
-    ingest.terminate()
-    assert ingest.wait(60) == 0
+    nbd = libnbd()
+    command = [sys.executable, "-m", "rollpoint", "ingest", replica, "--socket", socket]
+    with running(socket, *command):
+        for part in range(3):
+            for name in ("a", "b"):
+                client = nbd.NBD()
+                client.connect_uri(f"nbd+unix:///{name}?socket={socket}")
+                for _ in range(WRITES // 3):
+                    client.pwrite(rng.randbytes(4096), rng.randrange(DISK_BYTES // 4096) * 4096)
+                client.flush()
+                client.shutdown()
+            rollpoint("mark", str(replica), "--label", f"part{part}", "--json")
 
 
 def test_time_from_command_to_power_on(benchmark: Any, tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from harness import SEED, compare, size
+from harness import SEED, compare, rollpoint, running, size
 from tools import require_tool
 
 WRITES = size(smoke=512, full=65_536)
@@ -39,18 +38,10 @@ def fio(folder: Path, *arguments: str) -> float:
 
 
 def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None:
-    rollpoint = [sys.executable, "-m", "rollpoint"]
     replica, socket = tmp_path / "r", tmp_path / "n.sock"
-    subprocess.run(
-        [*rollpoint, "replica", "create", str(replica), "--disk", f"d={DISK_BYTES}"], check=True
-    )
-    ingest = subprocess.Popen([*rollpoint, "ingest", str(replica), "--socket", str(socket)])
-    try:
-        deadline = time.monotonic() + 20
-        while not socket.exists():
-            assert ingest.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    rollpoint("replica", "create", replica, "--disk", f"d={DISK_BYTES}")
+    command = [sys.executable, "-m", "rollpoint", "ingest", replica, "--socket", socket]
+    with running(socket, *command):
 
         def ours() -> float:
             return fio(
@@ -85,6 +76,3 @@ def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None
             cache="warm; durable at every flush",
             verified="fio crc32c read-back through the export; size of the appended file",
         )
-    finally:
-        ingest.terminate()
-        assert ingest.wait(60) == 0

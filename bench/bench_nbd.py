@@ -18,16 +18,13 @@ import random
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbd_peers
 import pytest
-from harness import SEED, compare, size
-from tools import require_tool
+from harness import SEED, compare, rollpoint, running, size
+from tools import libnbd, require_tool
 
 MIB = 1 << 20
 DISK_BYTES = size(smoke=16 * MIB, full=1024 * MIB)
@@ -36,32 +33,6 @@ SECONDS = size(smoke=1, full=5)
 GRAIN_BYTES = 65536
 QEMU, MEMORY = "qemu-nbd, same overlay", "nbdkit memory"
 EXPORT = "nbd+unix:///?socket="
-
-
-def rollpoint(*arguments: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "rollpoint", *map(str, arguments)],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@contextmanager
-def running(socket: Path, *command: str | Path) -> Iterator[Path]:
-    """A server, from the moment it listens until it has ended in order."""
-    socket.unlink(missing_ok=True)
-    server = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while not socket.exists():
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield socket
-    finally:
-        server.terminate()
-        assert server.wait(120) == 0
 
 
 class Recovered:
@@ -88,7 +59,7 @@ class Recovered:
     def _log_writes(self, rng: random.Random) -> None:
         ingest = [sys.executable, "-m", "rollpoint", "ingest", self.replica, "--socket"]
         with running(self.socket, *ingest, self.socket) as socket:
-            client = nbd_peers.libnbd().NBD()
+            client = libnbd().NBD()
             client.connect_uri(f"nbd+unix:///d?socket={socket}")
             for _ in range(LOGGED_WRITES):
                 client.pwrite(rng.randbytes(4096), rng.randrange(DISK_BYTES // 4096) * 4096)

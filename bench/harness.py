@@ -12,7 +12,12 @@ version that only shows that the benchmark still works.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,6 +28,34 @@ SEED = 20261122
 def size(*, smoke: int, full: int) -> int:
     """The full size in a full run, the small one otherwise."""
     return full if FULL else smoke
+
+
+def rollpoint(*arguments: str | Path, path: str = "") -> str:
+    """What a command of ours prints; path comes in front of PATH."""
+    environment = os.environ | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
+    done = subprocess.run(
+        [sys.executable, "-m", "rollpoint", *map(str, arguments)],
+        capture_output=True, text=True, env=environment, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def running(socket: Path, *command: str | Path) -> Iterator[Path]:
+    """A server, from the moment it listens until it has ended in order."""
+    socket.unlink(missing_ok=True)
+    server = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not socket.exists():
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield socket
+    finally:
+        server.terminate()
+        assert server.wait(120) == 0
 
 
 def compare(

@@ -6,20 +6,13 @@ must to find the end of a reply, so that it shares no mistakes with the server.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import socket
 import struct
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
 from rollpoint import _native
 from rollpoint._native import Chain, Image, Io
-
-DEBIAN_PYTHON = Path("/usr/lib/python3/dist-packages")
 
 MAGIC = b"NBDMAGICIHAVEOPT"
 OPTION_REPLY = 0x0003E889045565A9
@@ -33,29 +26,6 @@ UNSUP, POLICY, INVALID, UNKNOWN, TOO_BIG = (0x80000000 + n for n in (1, 2, 3, 6,
 READ, WRITE, DISC, FLUSH, TRIM, ZEROES, STATUS = 0, 1, 2, 3, 4, 6, 7
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 1, 5, 22, 28, 75, 95, 108
-
-
-def libnbd() -> ModuleType:
-    """Debian's libnbd for Python, without putting all of Debian's modules in the way."""
-    if "nbd" in sys.modules:
-        return sys.modules["nbd"]
-    problem = "is missing"
-    for name in ("libnbdmod", "nbd"):
-        tag = f".cpython-{sys.version_info[0]}{sys.version_info[1]}-x86_64-linux-gnu.so"
-        path = DEBIAN_PYTHON / (name + (tag if name == "libnbdmod" else ".py"))
-        spec = importlib.util.spec_from_file_location(name, path) if path.exists() else None
-        if spec is None or spec.loader is None:
-            break
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    else:
-        return sys.modules["nbd"]
-    sys.modules.pop("libnbdmod", None)
-    reason = f"libnbd's module for this Python {problem}: apt-get install python3-libnbd"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def flat_disk(folder: Path, size_bytes: int, name: str = "disk.img") -> Chain:

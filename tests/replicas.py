@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import io
 import json
-import os
 import random
 import subprocess
 import sys
@@ -15,36 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
-from conftest import require_tool
 from rollpoint import cli
 from rollpoint.ingest import Ingest
 from rollpoint.replica import Replica
+from tools import libnbd, require_tool
 
 SECTOR = 512
 SIZES = {"a": (1 << 20) + 7 * SECTOR, "b": 640 << 10}
 SEGMENT_BYTES = 1 << 20
 WAIT_SECONDS = 30.0
-
-
-def libnbd() -> ModuleType:
-    """Debian's binding, which lies outside of a virtual environment; a skip without it."""
-    with contextlib.suppress(ImportError):
-        return importlib.import_module("nbd")
-    place = "/usr/lib/python3/dist-packages"
-    sys.path.append(place)
-    try:
-        return importlib.import_module("nbd")
-    except ImportError:
-        reason = "libnbd is missing: apt-get install --no-install-recommends python3-libnbd"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    finally:
-        sys.path.remove(place)
 
 
 def wait_until(condition: Any, what: str) -> None:

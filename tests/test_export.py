@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from nbd_peers import FLUSH, Raw, flat_disk, libnbd
+from nbd_peers import FLUSH, Raw, flat_disk
 from rollpoint._native import Chain
 from rollpoint.errors import (
     ExistsError,
@@ -24,7 +24,7 @@ from rollpoint.errors import (
     UsageError,
 )
 from rollpoint.export import SOCKET_PATH_BYTES_MAX, Export, serve
-from tools import require_tool
+from tools import libnbd, require_tool
 
 SIZE = 8 << 20
 MIB = 1 << 20

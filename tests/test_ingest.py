@@ -22,7 +22,6 @@ from replicas import (
     empty_model,
     ingest_process,
     ingesting,
-    libnbd,
     make,
     rollpoint,
     seen_by_qemu,
@@ -41,6 +40,7 @@ from rollpoint.errors import (
 )
 from rollpoint.ingest import Ingest
 from rollpoint.replica import Replica
+from tools import libnbd
 
 
 @pytest.fixture

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DEBIAN_PYTHON = Path("/usr/lib/python3/dist-packages")
 
 # Debian package of each program that tests call.
 PACKAGES = {
@@ -33,7 +38,29 @@ def require_tool(name: str) -> str:
     found = shutil.which(name)
     if found is not None:
         return found
-    reason = f"{name} is missing: apt-get install --no-install-recommends {PACKAGES[name]}"
+    _missing(f"{name} is missing: apt-get install --no-install-recommends {PACKAGES[name]}")
+
+
+def libnbd() -> ModuleType:
+    """Debian's libnbd for Python, without putting all of Debian's modules in the way."""
+    if "nbd" in sys.modules:
+        return sys.modules["nbd"]
+    for name in ("libnbdmod", "nbd"):
+        tag = f".cpython-{sys.version_info[0]}{sys.version_info[1]}-x86_64-linux-gnu.so"
+        path = DEBIAN_PYTHON / (name + (tag if name == "libnbdmod" else ".py"))
+        spec = importlib.util.spec_from_file_location(name, path) if path.exists() else None
+        if spec is None or spec.loader is None:
+            break
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    else:
+        return sys.modules["nbd"]
+    sys.modules.pop("libnbdmod", None)
+    _missing("libnbd's module for this Python is missing: apt-get install python3-libnbd")
+
+
+def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
