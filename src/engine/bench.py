@@ -69,7 +69,7 @@ def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dic
     environment = inherited | {"ROLLPOINT_BENCH": "full" if full else "smoke"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "No module named pytest" in done.stderr:
-        raise ToolMissingError("pytest is missing", "pip install 'rollpoint[bench]'")
+        raise ToolMissingError("pytest is missing", "pip install '.[bench]'")
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
         raise VerificationError(f"a benchmark failed:\n{tail}", "see the lines above")
@@ -136,7 +136,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise ToolMissingError("matplotlib is missing", "pip install 'rollpoint[bench]'") from None
+        raise ToolMissingError("matplotlib is missing", "pip install '.[bench]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
