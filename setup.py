@@ -34,6 +34,7 @@ native = Extension(
     # of them reach the sdist without a MANIFEST.in.
     depends=sorted(str(path) for path in NATIVE.iterdir() if path.suffix != ".c"),
     include_dirs=[str(NATIVE)],
+    libraries=["deflate"],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )

@@ -57,7 +57,8 @@ class NativeBuild:
         target = self._folder / f"{way}{''.join(defines)}" / source.stem
         objects = [*self._compile([source], way, (), way), *self.core(way, defines, only)]
         if not target.exists():
-            subprocess.run([self._gcc, *FLAGS, *WAYS[way], "-o", target, *objects], check=True)
+            command = [self._gcc, *FLAGS, *WAYS[way], "-o", target, *objects, "-ldeflate"]
+            subprocess.run(command, check=True)
         return target
 
     def _compile(

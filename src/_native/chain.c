@@ -84,6 +84,7 @@ rp_chain_look (struct rp_chain *chain, uint32_t depth, uint32_t stop,
     if (out->kind == RP_RUN_DATA) {
       struct rp_extent *extent = rp_image_extent (chain->links[depth], offset);
 
+      out->packed = segment.packed;
       out->file = segment.file;
       out->file_offset_bytes = segment.file_offset_bytes;
       if (how != RP_LOOK_TABLES && extent->kind == RP_EXTENT_FLAT)
@@ -92,6 +93,18 @@ rp_chain_look (struct rp_chain *chain, uint32_t depth, uint32_t stop,
     return RP_OK;
   }
   return RP_OK;
+}
+
+/* All of a run of data, as the chain shows it. */
+int
+rp_run_read (struct rp_chain *chain, const struct rp_run *run, void *buffer,
+             struct rp_fault *fault)
+{
+  if (run->packed)
+    return rp_image_read_packed (chain->links[run->depth], buffer,
+                                 run->length_bytes, run->offset_bytes, fault);
+  return rp_file_pread_all (run->file, buffer, run->length_bytes,
+                            run->file_offset_bytes, fault);
 }
 
 int
@@ -108,8 +121,7 @@ rp_chain_read (struct rp_chain *chain, uint32_t depth, void *buffer,
     if (status != RP_OK)
       return status;
     if (run.kind == RP_RUN_DATA) {
-      status = rp_file_pread_all (run.file, to, run.length_bytes,
-                                  run.file_offset_bytes, fault);
+      status = rp_run_read (chain, &run, to, fault);
       if (status != RP_OK)
         return status;
     } else {

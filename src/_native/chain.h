@@ -12,7 +12,9 @@
 #ifndef RP_CHAIN_H
 #define RP_CHAIN_H
 
+#include "sesparse.h"
 #include "sparse.h"
+#include "stream.h"
 
 #define RP_CHAIN_LINKS_MAX 255u
 
@@ -23,6 +25,8 @@ struct rp_extent {
   struct rp_file   *file;        /* NULL for ZERO */
   uint64_t          file_offset_bytes;   /* FLAT */
   struct rp_sparse *sparse;      /* SPARSE, COWD */
+  struct rp_stream *stream;      /* STREAM */
+  struct rp_sesparse *sesparse;  /* SESPARSE */
   _Atomic bool      data_dirty;  /* FLAT: since the last sync began */
   bool              stable;      /* FLAT: open for reading only */
   pthread_mutex_t   seeking;
@@ -55,6 +59,9 @@ struct rp_extent *rp_image_extent (struct rp_image *image, uint64_t offset);
  * FLAT is all data, ZERO is zero. */
 int rp_image_map (struct rp_image *image, uint64_t offset, uint64_t length,
                   struct rp_segment *out, struct rp_fault *fault);
+/* Read what a segment or run called packed; the range ends inside it. */
+int rp_image_read_packed (struct rp_image *image, void *buffer, size_t length,
+                          uint64_t offset, struct rp_fault *fault);
 
 /* How much a look below a link wants to know of flat files. */
 enum rp_chain_look {
@@ -69,6 +76,8 @@ enum rp_chain_look {
 int rp_chain_look (struct rp_chain *chain, uint32_t depth, uint32_t stop,
                    enum rp_chain_look how, uint64_t offset, uint64_t length,
                    struct rp_run *out, struct rp_fault *fault);
+int rp_run_read (struct rp_chain *chain, const struct rp_run *run, void *buffer,
+                 struct rp_fault *fault);
 int rp_chain_read (struct rp_chain *chain, uint32_t depth, void *buffer,
                    size_t length, uint64_t offset, struct rp_fault *fault);
 

@@ -31,8 +31,7 @@ merge_data (struct merge *merge, const struct rp_run *run,
             struct rp_fault *fault)
 {
   const uint64_t length = run->length_bytes;
-  const int status = rp_file_pread_all (run->file, merge->buffer, length,
-                                        run->file_offset_bytes, fault);
+  const int status = rp_run_read (merge->chain, run, merge->buffer, fault);
 
   if (status != RP_OK)
     return status;

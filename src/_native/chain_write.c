@@ -130,9 +130,7 @@ gather (const struct target *target, struct grain *grain, uint64_t from,
       if (!grain->bytes)
         return rp_fail (fault, RP_NO_MEMORY, 0, "writing %s",
                         target->sparse->file->name);
-      status = rp_file_pread_all (run.file, grain->bytes + from,
-                                  run.length_bytes, run.file_offset_bytes,
-                                  fault);
+      status = rp_run_read (target->chain, &run, grain->bytes + from, fault);
       if (status != RP_OK)
         return status;
       mark_present (grain, from, from + run.length_bytes, false);

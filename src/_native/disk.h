@@ -31,6 +31,8 @@ struct rp_run {
   uint64_t         length_bytes; /* >= 1 */
   enum rp_run_kind kind;
   uint32_t         depth;        /* 0 the top link, 1 its parent, ... */
+  bool             packed;       /* data that does not lie in the file as it
+                                    reads (compressed); file is NULL */
   /* where the data lies, for `disk map`; file NULL where there is none or
      where it is still in memory */
   struct rp_file  *file;

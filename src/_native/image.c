@@ -13,9 +13,10 @@ static int
 check_spec (const struct rp_extent_spec *spec, uint32_t index,
             struct rp_fault *fault)
 {
-  const bool zero = spec->kind == RP_EXTENT_ZERO;
+  const bool zero = spec->kind == RP_EXTENT_ZERO
+                    || spec->kind == RP_EXTENT_NOACCESS;
 
-  if (spec->kind < RP_EXTENT_FLAT || spec->kind > RP_EXTENT_COWD)
+  if (spec->kind < RP_EXTENT_FLAT || spec->kind > RP_EXTENT_NOACCESS)
     return rp_fail (fault, RP_BAD_ARGUMENT, 0, "extent %" PRIu32
                     " has kind %d", index, (int) spec->kind);
   if (spec->sectors == 0 || spec->sectors > SECTORS_MAX)
@@ -52,6 +53,14 @@ check_flat_size (const struct rp_extent *extent, struct rp_fault *fault)
 }
 
 static int
+refuse_writing (const struct rp_extent_spec *spec, const char *what,
+                struct rp_fault *fault)
+{
+  return rp_fail (fault, RP_READ_ONLY, 0, "%s is %s, which is written once",
+                  spec->file->name, what);
+}
+
+static int
 open_extent (const struct rp_extent_spec *spec, bool writable,
              struct rp_extent *extent, struct rp_fault *fault)
 {
@@ -68,7 +77,16 @@ open_extent (const struct rp_extent_spec *spec, bool writable,
                            &extent->sparse, fault);
   case RP_EXTENT_FLAT:
     return writable ? check_flat_size (extent, fault) : RP_OK;
+  case RP_EXTENT_STREAM:
+    return writable ? refuse_writing (spec, "a compressed stream", fault)
+                    : rp_stream_open (spec->file, spec->sectors,
+                                      &extent->stream, fault);
+  case RP_EXTENT_SESPARSE:
+    return writable ? refuse_writing (spec, "seSparse", fault)
+                    : rp_sesparse_open (spec->file, spec->sectors,
+                                        &extent->sesparse, fault);
   case RP_EXTENT_ZERO:
+  case RP_EXTENT_NOACCESS:
     break;
   }
   return RP_OK;
@@ -120,6 +138,8 @@ rp_image_destroy (struct rp_image *image)
     return;
   for (uint32_t i = 0; i < image->extent_count; i++) {
     rp_sparse_close (image->extents[i].sparse);
+    rp_stream_close (image->extents[i].stream);
+    rp_sesparse_close (image->extents[i].sesparse);
     pthread_mutex_destroy (&image->extents[i].seeking);
   }
   free (image);
@@ -158,11 +178,32 @@ rp_image_map (struct rp_image *image, uint64_t offset, uint64_t length,
     length = extent->size_bytes - within;
   if (extent->sparse)
     return rp_sparse_map (extent->sparse, within, length, out, fault);
+  if (extent->stream)
+    return rp_stream_map (extent->stream, within, length, out, fault);
+  if (extent->sesparse)
+    return rp_sesparse_map (extent->sesparse, within, length, out, fault);
   *out = (struct rp_segment) {
     .kind = extent->kind == RP_EXTENT_ZERO ? RP_SEGMENT_ZERO : RP_SEGMENT_DATA,
     .length_bytes = length,
+    .packed = extent->kind == RP_EXTENT_NOACCESS,
     .file = extent->file,
     .file_offset_bytes = extent->file_offset_bytes + within,
   };
   return RP_OK;
+}
+
+int
+rp_image_read_packed (struct rp_image *image, void *buffer, size_t length,
+                      uint64_t offset, struct rp_fault *fault)
+{
+  struct rp_extent *extent = rp_image_extent (image, offset);
+
+  if (extent->stream)
+    return rp_stream_read (extent->stream, buffer, length,
+                           offset - extent->start_bytes, fault);
+  RP_CHECK (extent->kind == RP_EXTENT_NOACCESS);
+  return rp_fail (fault, RP_UNSUPPORTED, offset, "bytes %" PRIu64 " to %"
+                  PRIu64 " of the disk are marked NOACCESS by its descriptor",
+                  extent->start_bytes,
+                  extent->start_bytes + extent->size_bytes);
 }

@@ -37,14 +37,19 @@
 enum rp_extent_kind {
   RP_EXTENT_FLAT   = 1,          /* FLAT, VMFS, raw: the file is the data */
   RP_EXTENT_ZERO   = 2,          /* no file; reads as zeros; writes fail */
-  RP_EXTENT_SPARSE = 3,          /* hosted sparse, KDMV, version 1 or 2 */
+  RP_EXTENT_SPARSE = 3,          /* hosted sparse, KDMV; version 3 is read only */
   RP_EXTENT_COWD   = 4,          /* ESX sparse, COWD version 1 */
+  RP_EXTENT_STREAM = 5,          /* hosted sparse with compressed grains: what
+                                    createType streamOptimized means; read only */
+  RP_EXTENT_SESPARSE = 6,        /* ESXi space-efficient sparse; read only */
+  RP_EXTENT_NOACCESS = 7,        /* no file; reading it is an error */
 };
 
 struct rp_extent_spec {
   enum rp_extent_kind kind;
   uint64_t        sectors;       /* of guest data; >= 1 */
-  struct rp_file *file;          /* borrowed: outlives the image; NULL for ZERO */
+  struct rp_file *file;          /* borrowed: outlives the image; NULL for
+                                    ZERO and NOACCESS */
   uint64_t        offset_sectors;  /* into the file; FLAT only, else 0 */
 };
 

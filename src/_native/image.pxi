@@ -8,6 +8,7 @@ cdef extern from "<stdbool.h>":
 cdef extern from "image.h":
     enum rp_extent_kind:
         RP_EXTENT_FLAT, RP_EXTENT_ZERO, RP_EXTENT_SPARSE, RP_EXTENT_COWD
+        RP_EXTENT_STREAM, RP_EXTENT_SESPARSE, RP_EXTENT_NOACCESS
     struct rp_extent_spec:
         rp_extent_kind kind
         uint64_t sectors
@@ -65,6 +66,9 @@ EXTENT_FLAT = RP_EXTENT_FLAT
 EXTENT_ZERO = RP_EXTENT_ZERO
 EXTENT_SPARSE = RP_EXTENT_SPARSE
 EXTENT_COWD = RP_EXTENT_COWD
+EXTENT_STREAM = RP_EXTENT_STREAM
+EXTENT_SESPARSE = RP_EXTENT_SESPARSE
+EXTENT_NOACCESS = RP_EXTENT_NOACCESS
 
 
 def sparse_info(File file not None):

@@ -376,6 +376,7 @@ rp_sparse_map (struct rp_sparse *sparse, uint64_t offset, uint64_t length,
   }
   bytes = (count << shift) - within;
   out->length_bytes = bytes < length ? bytes : length;
+  out->packed = false;
   out->file = NULL;
   out->file_offset_bytes = 0;
   if (out->kind == RP_SEGMENT_DATA) {

@@ -140,6 +140,8 @@ enum rp_segment_kind {
 struct rp_segment {
   enum rp_segment_kind kind;
   uint64_t        length_bytes;  /* >= 1 */
+  bool            packed;        /* DATA only: not in the file as it reads, so
+                                    ask rp_image_read_packed; file is NULL */
   struct rp_file *file;          /* DATA only */
   uint64_t        file_offset_bytes;
 };

@@ -31,7 +31,8 @@
   ITEM (FAILED,       -12, "an earlier sync failed, and that is final")       \
   ITEM (NOT_FOUND,    -13, "there is no such entry")                          \
   ITEM (STATE,        -14, "the object is not in a state that allows this")   \
-  ITEM (FULL,         -15, "the file has reached the largest size its format allows")
+  ITEM (FULL,         -15, "the file has reached the largest size its format allows") \
+  ITEM (CANCELLED,    -16, "it was cancelled, as was asked")
 
 enum rp_status {
 #define RP_STATUS_ENUM(name, value, text) RP_##name = (value),

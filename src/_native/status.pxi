@@ -4,7 +4,7 @@ cdef extern from "status.h":
     enum:
         RP_OK, RP_BAD_ARGUMENT, RP_OUT_OF_RANGE, RP_NO_MEMORY, RP_CORRUPT, RP_IO
         RP_FORMAT, RP_UNSUPPORTED, RP_READ_ONLY, RP_LOCKED, RP_STALE_EPOCH
-        RP_HELD, RP_FAILED, RP_NOT_FOUND, RP_STATE, RP_FULL
+        RP_HELD, RP_FAILED, RP_NOT_FOUND, RP_STATE, RP_FULL, RP_CANCELLED
     struct rp_fault:
         int status
         int os_errno
@@ -28,6 +28,7 @@ cdef dict _ERRORS = {
     RP_NOT_FOUND: _errors.NotFoundError,
     RP_STATE: _errors.StateError,
     RP_FULL: _errors.StorageError,
+    RP_CANCELLED: _errors.CancelledError,
 }
 
 cdef dict _HINTS = {
@@ -43,6 +44,7 @@ cdef dict _HINTS = {
     RP_NOT_FOUND: "choose one that is there",
     RP_STATE: "open it again, and do one thing after the other",
     RP_FULL: "it cannot grow any more: go on in a new disk or replica",
+    RP_CANCELLED: "start it again to do it from the beginning",
     RP_FAILED: "close it and open it again, so that recovery reads what the disk really has",
 }
 

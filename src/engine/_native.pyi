@@ -126,6 +126,9 @@ EXTENT_FLAT: Final[int]
 EXTENT_ZERO: Final[int]
 EXTENT_SPARSE: Final[int]
 EXTENT_COWD: Final[int]
+EXTENT_STREAM: Final[int]
+EXTENT_SESPARSE: Final[int]
+EXTENT_NOACCESS: Final[int]
 
 def sparse_info(file: File) -> dict[str, int]:
     """Header fields of a KDMV or COWD extent by their names in image.h, and "kind"."""
@@ -158,6 +161,39 @@ class Chain(Disk):
     def merge(
         self, links: int, target: Disk, progress: Callable[[int], bool] | None = None
     ) -> None: ...
+
+# --- copy.h, stream.h, sesparse.h ---
+class Sink:
+    """What ``copy`` writes to."""
+
+def disk_sink(target: Disk, unit_bytes: int) -> Sink: ...
+def stream_sink(
+    file: File,
+    *,
+    capacity_sectors: int,
+    grain_sectors: int,
+    descriptor: Buffer,
+    descriptor_sectors: int,
+    level: int,
+) -> Sink: ...
+def sesparse_sink(file: File, capacity_sectors: int) -> Sink: ...
+def copy(
+    source: Disk,
+    sink: Sink,
+    *,
+    workers: int = 0,
+    memory_bytes: int = 0,
+    progress: Callable[[int], bool] | None = None,
+) -> tuple[int, int]: ...
+def compare(
+    a: Disk,
+    b: Disk,
+    length: int,
+    *,
+    workers: int = 0,
+    memory_bytes: int = 0,
+    progress: Callable[[int], bool] | None = None,
+) -> int: ...
 
 # --- journal.h ---
 POINT_LATEST: Final[int]

@@ -157,6 +157,12 @@ class StateError(Error):
     code = "state"
 
 
+class CancelledError(Error):
+    """The caller asked for the end of a long operation. What it was making is gone."""
+
+    code = "cancelled"
+
+
 class GapError(Error):
     """The moment asked for lies in a gap. The message names the nearest points."""
 

@@ -1,0 +1,47 @@
+/* sesparse.h - ESXi's space-efficient sparse extents, read, and exported.
+ *
+ *   const header | volatile header | journal | directory | tables | bitmap |
+ *   backmap | grains                             (each on a MiB boundary)
+ *
+ * No public specification: what QEMU and others read, and one real extent
+ * (docs/formats.md).  A file whose journal waits to be replayed is refused.
+ * Writing makes a clean file in one go, in disk order, as a sink (sink.h);
+ * that ESXi accepts it has not been proven.
+ *
+ * Threads: an open extent may be read from any thread.
+ */
+#ifndef RP_SESPARSE_H
+#define RP_SESPARSE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "image.h"
+#include "sink.h"
+#include "sparse.h"
+
+struct rp_sesparse;
+
+int  rp_sesparse_read_header (struct rp_file *file, struct rp_sparse_info *out,
+                              struct rp_fault *fault);
+/* sectors: of guest data, at most the header's capacity. */
+int  rp_sesparse_open (struct rp_file *file, uint64_t sectors,
+                       struct rp_sesparse **out, struct rp_fault *fault);
+void rp_sesparse_close (struct rp_sesparse *sesparse);   /* NULL is allowed */
+/* As rp_sparse_map. */
+int  rp_sesparse_map (struct rp_sesparse *sesparse, uint64_t offset,
+                      uint64_t length, struct rp_segment *out,
+                      struct rp_fault *fault);
+/* Part of rp_image_check: pointers outside, two entries for one grain, tables
+ * used twice, bitmap, backmap and freeGTNumber that do not agree. */
+int  rp_sesparse_check (struct rp_sesparse *sesparse, uint32_t extent,
+                        uint64_t start_bytes,
+                        void (*each) (void *context,
+                                      const struct rp_finding *),
+                        void *context, struct rp_fault *fault);
+
+/* Into an empty file, borrowed until destroy. */
+int rp_sesparse_sink_create (struct rp_file *file, uint64_t capacity_sectors,
+                             struct rp_sink **out, struct rp_fault *fault);
+
+#endif /* RP_SESPARSE_H */
