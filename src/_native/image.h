@@ -67,10 +67,10 @@ struct rp_sparse_info {
   uint32_t free_sector;          /* COWD only */
 };
 
-/* Read and validate the header of a KDMV or COWD extent against the size of
- * its file.  *kind_out says which it was.
- * Returns RP_OK, RP_FORMAT (neither magic), RP_UNSUPPORTED (version 3,
- * compression, unknown incompatible flags, COWD version != 1), RP_CORRUPT
+/* Read and validate the header of a sparse extent against the size of
+ * its file.  *kind_out says which kind it is.
+ * Returns RP_OK, RP_FORMAT (no known magic), RP_UNSUPPORTED (a version,
+ * unknown incompatible flags, a journal to replay, ...), RP_CORRUPT
  * (a table outside the file, sizes that do not fit), RP_IO.
  */
 int rp_sparse_read_header (struct rp_file *file, enum rp_extent_kind *kind_out,

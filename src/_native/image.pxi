@@ -72,9 +72,9 @@ EXTENT_NOACCESS = RP_EXTENT_NOACCESS
 
 
 def sparse_info(File file not None):
-    """Header fields of a KDMV or COWD extent by their names in image.h, and "kind".
+    """Header fields of a sparse extent of any kind by their names in image.h, and "kind".
 
-    Raises FormatError (neither), UnsupportedError, DamagedError, StorageError.
+    Raises FormatError (none), UnsupportedError, DamagedError, StorageError.
     """
     cdef _FileHandle handle = file.handle()
     cdef rp_extent_kind kind = RP_EXTENT_FLAT

@@ -60,7 +60,12 @@
 
 enum {
   RP_KDMV_NEWLINE_TEST = 1, RP_KDMV_REDUNDANT = 2, RP_KDMV_ZERO_GRAINS = 4,
+  RP_KDMV_COMPRESSED = 1 << 16, RP_KDMV_MARKERS = 1 << 17,
 };
+
+#define RP_KDMV_MAGIC     0x564d444bu
+#define RP_KDMV_AT_END    UINT64_MAX     /* directory: ask the footer */
+#define RP_SESPARSE_MAGIC UINT64_C (0x00000000cafebabe)
 
 /* What the header says and what follows from it. */
 struct rp_sparse_layout {
@@ -117,6 +122,14 @@ struct rp_sparse {
 /* sparse_header.c */
 int rp_sparse_read_layout (struct rp_file *file, struct rp_sparse_layout *out,
                            struct rp_fault *fault);
+/* The fields of a KDMV header, as they are. */
+void rp_kdmv_load (const uint8_t *header, struct rp_sparse_info *info);
+/* RP_CORRUPT where a copy in text mode changed the header. */
+int  rp_kdmv_check_newlines (struct rp_file *file, const uint8_t *header,
+                             struct rp_fault *fault);
+/* What follows from capacity, grain and table size, which are validated. */
+int  rp_sparse_derive (struct rp_file *file, struct rp_sparse_layout *layout,
+                       struct rp_fault *fault);
 uint64_t
 rp_sparse_directory_sectors (const struct rp_sparse_layout *layout);
 

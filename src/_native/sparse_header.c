@@ -5,14 +5,14 @@
 #include <string.h>
 
 #include "bytes.h"
+#include "sesparse.h"
 #include "sparse.h"
+#include "stream.h"
 
-#define KDMV_MAGIC          0x564d444bu
 #define COWD_MAGIC          0x44574f43u
 #define COWD_HEADER_BYTES   2048u
 #define KDMV_TABLE_ENTRIES  512u
 #define INCOMPATIBLE_FLAGS  0xffff0000u
-#define GD_AT_END           UINT64_MAX
 #define CHUNK_BYTES         65536u
 /* A guest byte position fits a signed 64-bit file offset. */
 #define CAPACITY_MAX        ((uint64_t) INT64_MAX / RP_SECTOR_BYTES)
@@ -42,10 +42,9 @@ check_area (struct rp_file *file, const struct rp_sparse_layout *layout,
                   sectors, file_sectors);
 }
 
-/* Capacity, grain and table size; what follows from them. */
-static int
-derive (struct rp_file *file, struct rp_sparse_layout *layout,
-        struct rp_fault *fault)
+int
+rp_sparse_derive (struct rp_file *file, struct rp_sparse_layout *layout,
+                  struct rp_fault *fault)
 {
   const struct rp_sparse_info *info = &layout->info;
   uint64_t count;
@@ -83,6 +82,18 @@ derive (struct rp_file *file, struct rp_sparse_layout *layout,
   return RP_OK;
 }
 
+int
+rp_kdmv_check_newlines (struct rp_file *file, const uint8_t *header,
+                        struct rp_fault *fault)
+{
+  if (!(rp_load32 (header + 8) & RP_KDMV_NEWLINE_TEST)
+      || memcmp (header + 73, newline_test, sizeof newline_test) == 0)
+    return RP_OK;
+  return rp_fail (fault, RP_CORRUPT, 73,
+                  "%s: line ends in the header were changed, as by a copy "
+                  "in text mode", file->name);
+}
+
 static int
 check_kdmv_version (struct rp_file *file, const uint8_t *header,
                     const struct rp_sparse_info *info, struct rp_fault *fault)
@@ -96,16 +107,11 @@ check_kdmv_version (struct rp_file *file, const uint8_t *header,
     return rp_fail (fault, RP_UNSUPPORTED, 8,
                     "%s: flags 0x%" PRIx32 " (compressed grains or markers)",
                     file->name, info->flags);
-  if (info->directory_sector == GD_AT_END)
+  if (info->directory_sector == RP_KDMV_AT_END)
     return rp_fail (fault, RP_UNSUPPORTED, 56,
                     "%s: the grain directory is found through a footer",
                     file->name);
-  if ((info->flags & RP_KDMV_NEWLINE_TEST)
-      && memcmp (header + 73, newline_test, sizeof newline_test) != 0)
-    return rp_fail (fault, RP_CORRUPT, 73,
-                    "%s: line ends in the header were changed, as by a copy "
-                    "in text mode", file->name);
-  return RP_OK;
+  return rp_kdmv_check_newlines (file, header, fault);
 }
 
 static int
@@ -137,14 +143,9 @@ check_kdmv_areas (struct rp_file *file, const struct rp_sparse_layout *layout,
   return status;
 }
 
-static int
-read_kdmv (struct rp_file *file, const uint8_t *header,
-           struct rp_sparse_layout *layout, struct rp_fault *fault)
+void
+rp_kdmv_load (const uint8_t *header, struct rp_sparse_info *info)
 {
-  struct rp_sparse_info *info = &layout->info;
-  int status;
-
-  layout->kind = RP_EXTENT_SPARSE;
   info->version = rp_load32 (header + 4);
   info->flags = rp_load32 (header + 8);
   info->capacity_sectors = rp_load64 (header + 12);
@@ -157,12 +158,23 @@ read_kdmv (struct rp_file *file, const uint8_t *header,
   info->overhead_sectors = rp_load64 (header + 64);
   info->unclean_shutdown = header[RP_KDMV_UNCLEAN_OFFSET] != 0;
   info->compress_algorithm = rp_load16 (header + 77);
+}
+
+static int
+read_kdmv (struct rp_file *file, const uint8_t *header,
+           struct rp_sparse_layout *layout, struct rp_fault *fault)
+{
+  struct rp_sparse_info *info = &layout->info;
+  int status;
+
+  layout->kind = RP_EXTENT_SPARSE;
+  rp_kdmv_load (header, info);
   layout->redundant = info->flags & RP_KDMV_REDUNDANT;
   layout->zero_grains = info->flags & RP_KDMV_ZERO_GRAINS;
 
   status = check_kdmv_version (file, header, info, fault);
   if (status == RP_OK)
-    status = derive (file, layout, fault);
+    status = rp_sparse_derive (file, layout, fault);
   if (status == RP_OK)
     status = check_kdmv_areas (file, layout, fault);
   return status;
@@ -191,7 +203,7 @@ read_cowd (struct rp_file *file, const uint8_t *header,
                     "%s: COWD version %" PRIu32
                     " (1 is supported; 3 is a disk of Workstation 3)",
                     file->name, info->version);
-  status = derive (file, layout, fault);
+  status = rp_sparse_derive (file, layout, fault);
   if (status != RP_OK)
     return status;
   if (directory_count < layout->directory_count)
@@ -223,7 +235,7 @@ rp_sparse_read_layout (struct rp_file *file, struct rp_sparse_layout *out,
     status = rp_file_pread (file, header, sizeof header, 0, &done, fault);
   if (status != RP_OK)
     return status;
-  if (done >= RP_SECTOR_BYTES && rp_load32 (header) == KDMV_MAGIC)
+  if (done >= RP_SECTOR_BYTES && rp_load32 (header) == RP_KDMV_MAGIC)
     return read_kdmv (file, header, out, fault);
   if (done >= sizeof header && rp_load32 (header) == COWD_MAGIC)
     return read_cowd (file, header, out, fault);
@@ -236,9 +248,23 @@ int
 rp_sparse_read_header (struct rp_file *file, enum rp_extent_kind *kind_out,
                        struct rp_sparse_info *out, struct rp_fault *fault)
 {
+  uint8_t head[12] = { 0 };
   struct rp_sparse_layout layout;
-  const int status = rp_sparse_read_layout (file, &layout, fault);
+  size_t done;
+  int status = rp_file_pread (file, head, sizeof head, 0, &done, fault);
 
+  if (status != RP_OK)
+    return status;
+  if (rp_load32 (head) == RP_KDMV_MAGIC
+      && (rp_load32 (head + 8) & RP_KDMV_COMPRESSED)) {
+    *kind_out = RP_EXTENT_STREAM;
+    return rp_stream_read_header (file, out, fault);
+  }
+  if (rp_load64 (head) == RP_SESPARSE_MAGIC) {
+    *kind_out = RP_EXTENT_SESPARSE;
+    return rp_sesparse_read_header (file, out, fault);
+  }
+  status = rp_sparse_read_layout (file, &layout, fault);
   if (status == RP_OK) {
     *kind_out = layout.kind;
     *out = layout.info;
@@ -303,7 +329,7 @@ make_plan (struct rp_file *file, const struct rp_sparse_create *how,
   layout->info.grain_sectors = grain;
   layout->info.entries_per_table = cowd ? RP_COWD_TABLE_ENTRIES
                                         : KDMV_TABLE_ENTRIES;
-  if (derive (file, layout, fault) != RP_OK
+  if (rp_sparse_derive (file, layout, fault) != RP_OK
       || (cowd && how->capacity_sectors > UINT32_MAX))
     return rp_fail (fault, RP_FULL, 0,
                     "%s: %" PRIu64 " sectors in grains of %" PRIu64
@@ -367,7 +393,7 @@ fill_kdmv (uint8_t *header, const struct rp_sparse_create *how,
     flags |= RP_KDMV_REDUNDANT;
   if (how->zero_grains)
     flags |= RP_KDMV_ZERO_GRAINS;
-  rp_store32 (header, KDMV_MAGIC);
+  rp_store32 (header, RP_KDMV_MAGIC);
   rp_store32 (header + 4, how->zero_grains ? 2 : 1);
   rp_store32 (header + 8, flags);
   rp_store64 (header + 12, how->capacity_sectors);

@@ -131,7 +131,7 @@ EXTENT_SESPARSE: Final[int]
 EXTENT_NOACCESS: Final[int]
 
 def sparse_info(file: File) -> dict[str, int]:
-    """Header fields of a KDMV or COWD extent by their names in image.h, and "kind"."""
+    """Header fields of a sparse extent of any kind by their names in image.h, and "kind"."""
 
 def sparse_create(
     file: File,
