@@ -14,7 +14,6 @@ import pytest
 from conftest import require_tool
 from rollpoint import disk as disks
 from rollpoint._native import RUN_DATA, Io
-from rollpoint.create import LAYOUTS
 from rollpoint.descriptor import Extent, parse
 from rollpoint.descriptor_write import format_descriptor, new_descriptor
 from rollpoint.disk import create_disk, open_disk
@@ -30,6 +29,7 @@ from rollpoint.errors import (
     UnsupportedError,
     UsageError,
 )
+from rollpoint.layouts import LAYOUTS
 
 MIB = 1 << 20
 # Sectors of a part. A sparse one that does not end with a grain is read wrong by
@@ -44,6 +44,8 @@ QEMU_TYPES = [
     "vmfs",
     "vmfsSparse",
 ]
+# written at random
+RANDOM = sorted(name for name, layout in LAYOUTS.items() if not layout.append_only)
 SPARSE = ["monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse"]
 IO = Io.order(Io.posix())  # stops the process when a write-ahead rule is broken
 SIZES = [512, 5 * MIB + 512, 8 * MIB]
@@ -202,7 +204,7 @@ def test_a_child_that_qemu_made_reads_through_our_base(tmp_path: Path) -> None:
     assert seen_by_us(base) == model
 
 
-@pytest.mark.parametrize("type", sorted(set(LAYOUTS) - set(QEMU_TYPES) - {"raw"}))
+@pytest.mark.parametrize("type", sorted(set(RANDOM) - set(QEMU_TYPES) - {"raw"}))
 def test_the_other_names_of_a_flat_vmfs_disk_work(type: str, tmp_path: Path) -> None:
     path, model = make(tmp_path / "a.vmdk", type, MIB), bytearray(MIB)
     scribble(path, model, random.Random(5))
@@ -532,7 +534,7 @@ def test_a_journal_is_not_opened_for_writing(tmp_path: Path) -> None:
 # --- creating ---
 
 
-@pytest.mark.parametrize("type", sorted(LAYOUTS))
+@pytest.mark.parametrize("type", RANDOM)
 def test_nothing_is_overwritten(type: str, tmp_path: Path) -> None:
     path = make(tmp_path / "a.vmdk", type, 5 * MIB)
     made = sorted(entry.name for entry in tmp_path.iterdir())
@@ -549,7 +551,7 @@ def test_nothing_is_overwritten(type: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("type", "size", "more", "says"),
     [
-        ("seSparse", MIB, {}, "take one of"),
+        ("vdi", MIB, {}, "take one of"),
         ("raw", 0, {}, "multiple of 512"),
         ("raw", 1000, {}, "multiple of 512"),
         ("vmfs", -512, {}, "multiple of 512"),

@@ -17,7 +17,7 @@ NATIVE = ROOT / "src" / "_native"
 ROWS = [
     {"errors"},
     {"units", "_native"},
-    {"descriptor", "descriptor_write", "config", "manifest", "points", "side_by_side"},
+    {"descriptor", "descriptor_write", "layouts", "config", "manifest", "points", "side_by_side"},
     {"link"},
     {"links"},
     {"create", "facts", "ranges"},

@@ -44,6 +44,7 @@ cdef extern from "io.h":
     int rp_file_pwrite(rp_file *file, const void *buffer, size_t length, uint64_t offset,
                        rp_fault *fault) nogil
     int rp_file_sync(rp_file *file, rp_fault *fault) nogil
+    int rp_file_allocate(rp_file *file, uint64_t offset, uint64_t length, rp_fault *fault) nogil
     int rp_file_truncate(rp_file *file, uint64_t size, rp_fault *fault) nogil
     int rp_file_stat(rp_file *file, rp_stat *out, rp_fault *fault) nogil
     int rp_file_size(rp_file *file, uint64_t *out, rp_fault *fault) nogil
@@ -642,6 +643,15 @@ cdef class File:
         cdef int status
         with nogil:
             status = rp_file_truncate(handle.file, size_bytes, &fault)
+        check(status, &fault)
+
+    def allocate(self, uint64_t offset, uint64_t length):
+        """Reserve space, so that ENOSPC shows now; the file grows to hold it."""
+        cdef _FileHandle handle = self.handle()
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_file_allocate(handle.file, offset, length, &fault)
         check(status, &fault)
 
     def sync(self):

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ._native import (
-    EXTENT_COWD,
     EXTENT_FLAT,
+    EXTENT_SESPARSE,
     EXTENT_SPARSE,
+    EXTENT_ZERO,
     OPEN_CREATE,
     OPEN_EXCLUSIVE,
     OPEN_WRITE,
@@ -27,11 +27,18 @@ from ._native import (
     File,
     Image,
     Io,
+    Sink,
+    copy,
+    disk_sink,
+    sesparse_sink,
     sparse_create,
+    sparse_info,
+    stream_sink,
 )
 from .descriptor import Descriptor, Extent, require_base_name
 from .descriptor_write import format_descriptor, new_descriptor
 from .errors import Error, ExistsError, StateError, UsageError
+from .layouts import COMPRESS_LEVEL, require_layout, require_level, split
 from .link import Link
 from .links import open_links, problems, split_path
 from .units import SECTOR_BYTES
@@ -39,40 +46,12 @@ from .units import SECTOR_BYTES
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-SPLIT_SPARSE_SECTORS = 4192256  # 2047 MiB, as VMware Workstation splits
-SPLIT_FLAT_SECTORS = 4193792  # 2047.75 MiB
 DESCRIPTOR_SECTORS = 20  # room of an embedded one, as VMware leaves
 PART_SUFFIX = ".part"  # of a disk of one file until it is whole
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What the files of a type are: extent type, how a part is named, how it is split."""
-
-    extent_type: str
-    kind: int
-    suffix: str  # behind the stem; "{}" takes the number of the part
-    split_sectors: int = 0
-    grain_bytes: int = 0  # 0: not sparse
-
-
-_VMFS = Layout("VMFS", EXTENT_FLAT, "-flat.vmdk")
-LAYOUTS = {
-    "monolithicFlat": Layout("FLAT", EXTENT_FLAT, "-flat.vmdk"),
-    "twoGbMaxExtentFlat": Layout("FLAT", EXTENT_FLAT, "-f{:03}.vmdk", SPLIT_FLAT_SECTORS),
-    "monolithicSparse": Layout("SPARSE", EXTENT_SPARSE, "", 0, 65536),
-    "twoGbMaxExtentSparse": Layout(
-        "SPARSE", EXTENT_SPARSE, "-s{:03}.vmdk", SPLIT_SPARSE_SECTORS, 65536
-    ),
-    "vmfs": _VMFS,
-    "vmfsPreallocated": _VMFS,
-    "vmfsEagerZeroedThick": _VMFS,
-    "vmfsThin": _VMFS,
-    "vmfsThick": _VMFS,
-    "vmfsSparse": Layout("VMFSSPARSE", EXTENT_COWD, "-delta.vmdk", 0, SECTOR_BYTES),
-    "raw": Layout("FLAT", EXTENT_FLAT, ""),
-}
-TYPES = tuple(LAYOUTS)
+FLAT_UNIT_BYTES = 4096  # of a flat target: what a copy leaves out when it is zeros
+_ONE_FILE = ("raw", "monolithicSparse", "streamOptimized")
+_EMBEDDED = ("monolithicSparse", "streamOptimized")  # their descriptor lies inside
+_STREAM_DDB = [("toolsVersion", "2147483647")]  # unknown, as VMware's own exports say
 
 
 def _stem(name: str) -> str:
@@ -80,8 +59,10 @@ def _stem(name: str) -> str:
 
 
 class NewDisk:
-    """A disk in the making: written through ``chain``, seen by nobody until ``publish``.
+    """A disk in the making: seen by nobody until ``publish``.
 
+    It is filled through ``chain`` at random, or by one copy into ``sink``; a type
+    that is written only once (streamOptimized, seSparse) has the sink alone.
     Leaving it as a context manager without publishing removes its files.
     """
 
@@ -100,16 +81,18 @@ class NewDisk:
         redundant: bool = True,
         file_names: Sequence[str] | None = None,
     ) -> None:
-        self._layout = _require(type, size_bytes, grain_bytes, parent is not None)
+        self._layout = require_layout(type, size_bytes, grain_bytes, parent is not None)
         self._dir, self._name, self._type = dir, require_base_name(name, dir.path, "disk"), type
         self._grain_bytes = grain_bytes or self._layout.grain_bytes
         self._zero_grains, self._redundant = zero_grains, redundant
         self._files: list[File] = []
         self._chain: Chain | None = None
+        self._sink_taken = False
         self._made: list[str] = []
+        self._sectors = size_bytes // SECTOR_BYTES
         self.published = False
         most = self._layout.split_sectors and (split_sectors or self._layout.split_sectors)
-        sizes = _split(size_bytes // SECTOR_BYTES, most)
+        sizes = split(self._sectors, most)
         names = list(file_names or self._part_names(len(sizes)))
         self.descriptor: Descriptor | None = None
         self._text = b""
@@ -126,9 +109,10 @@ class NewDisk:
             for part, sectors in zip(names, sizes, strict=True):
                 self._make(part + PART_SUFFIX if self._one_file else part, sectors)
             dir.sync()  # what is flushed from here on is nothing without the names
-            kind = self._layout.kind
-            specs = [(kind, count, file, 0) for file, count in zip(self._files, sizes, strict=True)]
-            self._chain = Chain([Image(specs, True)])
+            if not self._layout.append_only:
+                kind, parts = self._layout.kind, zip(self._files, sizes, strict=True)
+                specs = [(kind, count, file, 0) for file, count in parts]
+                self._chain = Chain([Image(specs, True)])
         except BaseException:
             self.abandon()
             raise
@@ -137,6 +121,10 @@ class NewDisk:
     def chain(self) -> Chain:
         """The disk, to be written; StateError once it is published or abandoned."""
         if self._chain is None:
+            if self._files:
+                raise StateError(
+                    f"{self._name} is {self._type}, which is written once", "copy a disk into it"
+                )
             raise StateError(f"{self._name} is finished", "open it as a disk")
         return self._chain
 
@@ -144,9 +132,32 @@ class NewDisk:
         """Write a bytes-like object at offset."""
         self.chain.pwrite(data, offset)
 
+    def sink(self, compress_level: int | None = None) -> Sink:
+        """What one native copy of a whole disk writes to, before ``publish``.
+
+        Args:
+            compress_level: 0 (stored), 1 (fastest) to 12 (smallest); streamOptimized only.
+        """
+        require_level(self._type, compress_level)
+        if not self._layout.append_only:
+            return disk_sink(self.chain, self._grain_bytes or FLAT_UNIT_BYTES)
+        if self._sink_taken or not self._files:
+            raise StateError(f"{self._name} has been written", "make another disk")
+        self._sink_taken = True
+        if self._layout.kind == EXTENT_SESPARSE:
+            return sesparse_sink(self._files[0], self._sectors)
+        return stream_sink(
+            self._files[0],
+            capacity_sectors=self._sectors,
+            grain_sectors=self._grain_bytes // SECTOR_BYTES,
+            descriptor=self._text,
+            descriptor_sectors=DESCRIPTOR_SECTORS,
+            level=COMPRESS_LEVEL if compress_level is None else compress_level,
+        )
+
     @property
     def _one_file(self) -> bool:
-        return self._type in ("raw", "monolithicSparse")
+        return self._type in _ONE_FILE
 
     def _part_names(self, count: int) -> list[str]:
         if self._one_file:
@@ -163,13 +174,15 @@ class NewDisk:
     ) -> Descriptor:
         kind = self._layout.extent_type
         offset = 0 if kind == "FLAT" else None
+        access = "RDONLY" if self._type == "streamOptimized" else "RW"  # as ovftool
+        ddb = {"vmfsThin": [("thinProvisioned", "1")], "streamOptimized": _STREAM_DDB}
         parts = zip(sizes, names, strict=True)
         return new_descriptor(
             self._type,
-            [Extent("RW", size, kind, name, offset) for size, name in parts],
+            [Extent(access, size, kind, name, offset) for size, name in parts],
             parent=parent,
             adapter=adapter,
-            ddb=[("thinProvisioned", "1")] if self._type == "vmfsThin" else [],
+            ddb=ddb.get(self._type, []),
         )
 
     def _make(self, name: str, sectors: int) -> None:
@@ -177,11 +190,16 @@ class NewDisk:
         self._made.append(name)
         self._files.append(file)
         file.lock(exclusive=True)
+        if self._layout.append_only:
+            return
         if self._layout.kind == EXTENT_FLAT:
-            file.truncate(sectors * SECTOR_BYTES)
+            if self._layout.thick:
+                file.allocate(0, sectors * SECTOR_BYTES)
+            else:
+                file.truncate(sectors * SECTOR_BYTES)
             file.sync()
             return
-        embedded = self._type == "monolithicSparse"
+        embedded = self._type in _EMBEDDED
         hosted = self._layout.kind == EXTENT_SPARSE
         sparse_create(
             file,
@@ -196,7 +214,10 @@ class NewDisk:
 
     def publish(self) -> None:
         """Make everything durable, then let the disk be seen; nothing may be written after."""
-        self.chain.close_clean()
+        if self._layout.append_only:
+            self._finish_stream()
+        else:
+            self.chain.close_clean()
         self._made.insert(0, self._name)  # from here on it may be there
         if self._one_file:
             self._dir.rename(self._name + PART_SUFFIX, self._name)
@@ -205,6 +226,15 @@ class NewDisk:
             self._dir.replace(self._name, self._text)
         self.published = True
         self._close()
+
+    def _finish_stream(self) -> None:
+        """What nobody copied into is an empty disk; what was written can be read."""
+        if not self._files:
+            raise StateError(f"{self._name} is finished", "open it as a disk")
+        if not self._sink_taken:
+            zeros = Chain([Image([(EXTENT_ZERO, self._sectors, None, 0)])])
+            copy(zeros, self.sink(), workers=1)
+        sparse_info(self._files[0])
 
     def abandon(self) -> None:
         """Take the files away again, as far as the storage allows."""
@@ -235,43 +265,6 @@ class NewDisk:
     ) -> None:
         if not self.published:
             self.abandon()
-
-
-def _require(type: str, size_bytes: int, grain_bytes: int | None, child: bool) -> Layout:
-    """The layout of a type, if a disk like this can be made."""
-    layout = LAYOUTS.get(type)
-    if layout is None:
-        raise UsageError(f"disks of type {type!r} are not made", f"take one of {', '.join(TYPES)}")
-    if size_bytes < SECTOR_BYTES or size_bytes % SECTOR_BYTES:
-        raise UsageError(
-            f"a disk cannot have {size_bytes} bytes", "give a multiple of 512 above 0"
-        )
-    if size_bytes >= 1 << 62:
-        raise UsageError(f"a disk cannot have {size_bytes} bytes", "give a smaller size")
-    if layout.kind == EXTENT_COWD and size_bytes // SECTOR_BYTES >= 1 << 32:
-        raise UsageError("a vmfsSparse disk is smaller than 2 TiB", "take twoGbMaxExtentSparse")
-    if not layout.grain_bytes:
-        if child:
-            raise UsageError(f"a {type} disk cannot have a parent", "take a sparse type")
-        if grain_bytes is not None:
-            raise UsageError(f"a {type} disk has no grains", "leave the grain size out")
-    elif grain_bytes is not None:
-        power = grain_bytes & (grain_bytes - 1) == 0
-        if not (power and SECTOR_BYTES <= grain_bytes <= 2048 * SECTOR_BYTES):
-            raise UsageError(
-                f"a grain cannot have {grain_bytes} bytes",
-                "give a power of two from 512 bytes to 1 MiB",
-            )
-    return layout
-
-
-def _split(sectors: int, most: int) -> list[int]:
-    if most == 0:
-        return [sectors]
-    whole, rest = divmod(sectors, most)
-    if whole >= 9999:
-        raise UsageError("the disk would have more than 9999 parts", "take a type of one file")
-    return [most] * whole + ([rest] if rest else [])
 
 
 def create_disk(

@@ -24,10 +24,11 @@ from ._native import (
     Io,
     sparse_create,
 )
-from .create import TYPES, create_disk
+from .create import create_disk
 from .descriptor_write import new_cid
 from .errors import StateError
 from .facts import Info, check, describe
+from .layouts import TYPES
 from .link import Link
 from .links import open_links, problems
 from .ranges import MapEntry, Run, map_runs
