@@ -223,6 +223,13 @@ rp_chain_create (struct rp_image *const *links, uint32_t link_count,
     if (file && file->io->functions->file_note)
       chain->serial = true;
   }
+  for (uint32_t k = 0; k < link_count; k++)
+    for (uint32_t i = 0; i < links[k]->extent_count; i++) {
+      const struct rp_file *file = links[k]->extents[i].file;
+
+      if (file && rp_file_is_watched (file))
+        chain->disk.serial = true;
+    }
   atomic_init (&chain->failed, false);
   atomic_init (&chain->tickets, 0);
   pthread_rwlock_init (&chain->order, NULL);

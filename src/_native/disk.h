@@ -63,6 +63,9 @@ struct rp_disk {
   uint64_t size_bytes;           /* a multiple of 512 */
   bool     read_only;
   bool     fast_zero;            /* zeroing never costs as much as writing */
+  bool     serial;               /* its storage is watched or broken by a test
+                                    (rp_file_is_watched): a copy then keeps to
+                                    one thread and one order */
 };
 
 /* Check the range and read_only, then call the implementation.  A length of 0

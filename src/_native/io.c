@@ -409,3 +409,9 @@ rp_file_note (struct rp_file *file, enum rp_note note, uint64_t offset,
   if (file->io->functions->file_note)
     file->io->functions->file_note (file, note, offset, length);
 }
+
+bool
+rp_file_is_watched (const struct rp_file *file)
+{
+  return strcmp (file->io->functions->name, "posix") != 0;
+}

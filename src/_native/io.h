@@ -227,6 +227,10 @@ int  rp_file_lock (struct rp_file *file, bool exclusive,
 void rp_file_note (struct rp_file *file, enum rp_note note, uint64_t offset,
                    uint64_t length);
 
+/* Storage of a test, which counts calls, checks their order or fails some: not
+ * the posix backend.  Work that could be spread over threads is done in one. */
+bool rp_file_is_watched (const struct rp_file *file);
+
 /* ---- backends ---- */
 
 int rp_io_posix_create (struct rp_io **out, struct rp_fault *fault);

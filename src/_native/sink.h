@@ -25,7 +25,7 @@ struct rp_chunk {
   uint8_t  *data;                /* page aligned; zeros where not marked */
   uint8_t  *marked;              /* one byte for each unit: 1 where it has
                                     something else than zeros */
-  void     *scratch;             /* of this worker, made by the sink */
+  void     *scratch;             /* for this chunk alone, made by the sink */
   uint64_t  place;               /* for the sink, from place to write */
 };
 
@@ -34,7 +34,7 @@ struct rp_sink;
 struct rp_sink_functions {
   const char *name;
   void (*destroy) (struct rp_sink *sink);
-  /* memory that one worker needs; NULL functions where it needs none */
+  /* memory for one chunk on its way; NULL functions where it needs none */
   int  (*scratch_create) (struct rp_sink *sink, void **out,
                           struct rp_fault *fault);
   void (*scratch_destroy) (struct rp_sink *sink, void *scratch);
@@ -54,6 +54,7 @@ struct rp_sink {
   uint32_t unit_bytes;           /* power of two >= 512: marked counts these */
   uint32_t chunk_bytes;          /* wanted; a multiple of unit_bytes; 0: any */
   uint64_t scratch_bytes;        /* about what scratch_create takes */
+  bool     serial;               /* as in struct rp_disk */
 };
 
 #endif /* RP_SINK_H */

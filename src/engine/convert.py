@@ -9,20 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
-from ._native import RUN_DATA, Chain, Io
-from .create import NewDisk
+from ._native import RUN_DATA, Chain, Disk, Io, copy, disk_sink
+from .create import LAYOUTS, NewDisk
 from .descriptor_write import new_cid, noted_commit
 from .disk import OpenDisk, Run, open_disk
 from .errors import UsageError
 from .links import open_links, problems, split_path
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
 CHUNK_BYTES = 4 << 20
-_ZEROS = bytes(65536)  # also the unit in which zeros are left out
+# Zeros are left out in units of a grain, or of these where that is smaller or none.
+_SPARSE_UNIT_BYTES = 4096
+_FLAT_UNIT_BYTES = 65536
 
 # called with bytes done and bytes in all
 Progress = Callable[[int, int], None]
@@ -38,6 +36,9 @@ def convert(
     adapter: str = "lsilogic",
     allow_root: str | None = None,
     io: Io | None = None,
+    compress_level: int | None = None,
+    workers: int = 0,
+    memory_bytes: int = 0,
     progress: Progress | None = None,
 ) -> None:
     """Write what a disk shows, its parents included, as a new disk of another type.
@@ -49,6 +50,10 @@ def convert(
         to: One of ``disk.TYPES``.
         source_format: "raw" where the source is a raw disk.
         grain_bytes: Of a sparse target.
+        compress_level: Of a streamOptimized target: 0 stores, 1 is the fastest and
+            12 the smallest.
+        workers: Threads; as many as the machine has cores by default.
+        memory_bytes: Most for what is on its way; 64 MiB by default.
 
     Raises:
         ExistsError: The target exists. Nothing was changed.
@@ -67,47 +72,38 @@ def convert(
             adapter=adapter,
         ) as new,
     ):
-        copy_data(disk, new, progress)
+        copy(
+            disk.reading,
+            disk_sink(new.chain, _unit_bytes(to, grain_bytes)),
+            workers=workers,
+            memory_bytes=memory_bytes,
+            progress=_teller(progress, disk.size_bytes),
+        )
         new.publish()
 
 
-class Target(Protocol):
-    """What can be written: an open disk, one in the making, or a native one."""
-
-    def pwrite(self, data: Buffer, offset: int) -> None:
-        """Write a bytes-like object at offset."""
-
-
-def copy_data(source: OpenDisk, target: Target, progress: Progress | None = None) -> None:
-    """Write the data of one disk into another of its size that reads as zeros."""
-    total = source.size_bytes
-    for run in source.runs():
-        stop = run.offset_bytes + run.length_bytes
-        if run.kind == RUN_DATA:
-            for at in range(run.offset_bytes, stop, CHUNK_BYTES):
-                _write_nonzero(target, source.pread(min(CHUNK_BYTES, stop - at), at), at)
-                if progress is not None:
-                    progress(at, total)
-        if progress is not None:
-            progress(stop, total)
+def _unit_bytes(to: str, grain_bytes: int | None) -> int:
+    """In what units zeros are left out of a new disk."""
+    usual = LAYOUTS[to].grain_bytes
+    return max(grain_bytes or usual, _SPARSE_UNIT_BYTES) if usual else _FLAT_UNIT_BYTES
 
 
-def _write_nonzero(target: Target, data: bytes, offset: int) -> None:
-    """Write data at offset, without the 64 KiB blocks that are zeros."""
-    unit = len(_ZEROS)
-    start: int | None = None  # of the piece to write
-    at = 0
-    while at < len(data):
-        end = min(len(data), (offset + at) // unit * unit + unit - offset)
-        if data[at:end] == _ZEROS[: end - at]:
-            if start is not None:
-                target.pwrite(memoryview(data)[start:at], offset + start)
-                start = None
-        elif start is None:
-            start = at
-        at = end
-    if start is not None:
-        target.pwrite(memoryview(data)[start:], offset + start)
+def _teller(progress: Progress | None, total: int) -> Callable[[int], bool] | None:
+    """What the native side calls; it stops by an exception alone."""
+    if progress is None:
+        return None
+
+    def told(done: int) -> bool:
+        progress(done, total)
+        return True
+
+    return told
+
+
+def copy_data(source: OpenDisk, target: Disk, progress: Progress | None = None) -> None:
+    """Write the data of one disk into another of its size that reads as zeros, and flush it."""
+    sink = disk_sink(target, _FLAT_UNIT_BYTES)
+    copy(source.reading, sink, progress=_teller(progress, source.size_bytes))
 
 
 @dataclass(frozen=True, slots=True)
