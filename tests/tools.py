@@ -30,6 +30,7 @@ PACKAGES = {
     "setpriv": "util-linux",
     "vmdkinfo": "libvmdk-utils",
     "gcc": "gcc",
+    "clang-14": "clang-14 libclang-rt-14-dev",
 }
 
 
