@@ -6,15 +6,28 @@ Nothing here reads or writes the disk's data.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 
 from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, Io
+from .descriptor import require_base_name
 from .descriptor_write import noted_commit
-from .errors import DamagedError, Error, FormatError, LockedError, UsageError
-from .link import Identity, Link, is_flat, open_extents, place, read_link, text_now
+from .dialects import is_flat
+from .errors import (
+    DamagedError,
+    Error,
+    FormatError,
+    LockedError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
+from .extents import open_extents
+from .link import Identity, Link, place, read_link, text_now
 
 LINKS_MAX = 64  # VMware documents 32 snapshots
+_PARENT = OPEN_READ | OPEN_BENEATH
 
 
 def split_path(path: str) -> tuple[str, str]:
@@ -55,20 +68,7 @@ def open_links(
     links: list[Link] = []
     try:
         links.append(_open_top(dir, name, writable, format == "raw", allow_root))
-        while (parent := _parent_place(links[-1], allow_root)) is not None:
-            if len(links) == LINKS_MAX:
-                raise FormatError(
-                    f"{path}: the chain has more than {LINKS_MAX} links",
-                    "consolidate the snapshots, or look whether the parents go in a circle",
-                )
-            link = read_link(*parent, flags=OPEN_READ | OPEN_BENEATH, raw=False)
-            for seen in links:
-                if seen.identity == link.identity:
-                    link.close()
-                    raise FormatError(
-                        f"{links[-1].path}: its parent {link.name} is {seen.path} again",
-                        "correct parentFileNameHint: the chain goes in a circle",
-                    )
+        while (link := _open_parent(links, allow_root)) is not None:
             links.append(link)
             open_extents(link, False, allow_root)
         _require_distinct(links)
@@ -98,16 +98,66 @@ def _open_top(dir: Dir, name: str, writable: bool, raw: bool, allow_root: str | 
     raise LockedError(f"{link.path} keeps changing", "stop the process that writes it")
 
 
-def _parent_place(link: Link, allow_root: str | None) -> tuple[Dir, str] | None:
-    if link.descriptor is None or link.descriptor.parent_hint is None:
+def _open_parent(links: list[Link], allow_root: str | None) -> Link | None:
+    """The descriptor of the last link's parent, or None where there is none."""
+    child = links[-1]
+    if child.descriptor is None or child.descriptor.parent_hint is None:
         return None
-    return place(link, link.descriptor.parent_hint, "parent", allow_root)
+    if len(links) == LINKS_MAX:
+        raise FormatError(
+            f"{links[0].path}: the chain has more than {LINKS_MAX} links",
+            "consolidate the snapshots, or look whether the parents go in a circle",
+        )
+    hint = child.descriptor.parent_hint
+    try:
+        link = read_link(*place(child, hint, "parent", allow_root), flags=_PARENT, raw=False)
+    except (UnsupportedError, NotFoundError):
+        beside = _parent_beside(links, hint)
+        if beside is None:
+            raise
+        return beside
+    for seen in links:
+        if seen.identity == link.identity:
+            link.close()
+            raise FormatError(
+                f"{child.path}: its parent {link.name} is {seen.path} again",
+                "correct parentFileNameHint: the chain goes in a circle",
+            )
+    return link
+
+
+def _parent_beside(links: list[Link], hint: str) -> Link | None:
+    """The file beside the child that has the last name of the hint, if it is the parent.
+
+    Hints name directories of the host that made the child, which say nothing here.
+    A file of that name is taken only where it has the content id that the child
+    wants, which no other disk has: a hint alone opens nothing outside.
+    """
+    child = links[-1]
+    name = re.split(r"[/\\]", hint)[-1]
+    if name == hint:
+        return None
+    try:
+        link = read_link(
+            child.dir, require_base_name(name, child.path, "parent"), flags=_PARENT, raw=False
+        )
+    except Error:
+        return None
+    assert child.descriptor is not None
+    assert link.descriptor is not None
+    known = any(seen.identity == link.identity for seen in links)
+    if known or link.descriptor.cid != child.descriptor.parent_cid:
+        link.close()
+        return None
+    return link
 
 
 def _require_distinct(links: list[Link]) -> None:
     """No two extents may lie on the same bytes: a write to one would change the other."""
-    taken: dict[Identity, list[tuple[int, int, str]]] = {}
+    taken: dict[Identity, list[tuple[int, int, str, str]]] = {}
     for link in links:
+        if link.room is None and link.descriptor is not None:
+            taken.setdefault(link.identity, []).append((0, 1 << 63, link.path, link.name))
         for extent, file in link.extents:
             if file is None:
                 continue
@@ -117,13 +167,14 @@ def _require_distinct(links: list[Link]) -> None:
                 start = extent.offset_sectors or 0
                 stop = start + extent.sectors
             spans = taken.setdefault((stat.device, stat.inode), [])
-            for other_start, other_stop, other in spans:
-                if start < other_stop and other_start < stop:
-                    raise FormatError(
-                        f"{link.path}: its extent {extent.file} is also an extent of {other}",
-                        "correct the extent lines: two extents lie on the same bytes",
-                    )
-            spans.append((start, stop, link.path))
+            spans.append((start, stop, link.path, extent.file or link.name))
+    for spans in taken.values():
+        for (_, stop, other, _), (start, _, path, name) in pairwise(sorted(spans)):
+            if start < stop:
+                raise FormatError(
+                    f"{path}: its extent {name} is also an extent of {other}",
+                    "correct the extent lines: two extents lie on the same bytes",
+                )
 
 
 def problems(links: list[Link], *, expect_cid: int | None = None) -> Iterator[Error]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, NotRequired, TypedDict
 
 from ._native import RUN_DATA, RUN_HOLE
-from .link import Link, is_flat
+from .dialects import is_flat
+from .link import Link
 from .units import SECTOR_BYTES
 
 

@@ -1,0 +1,118 @@
+"""The extents of a link: opened beneath its directory, and checked against the descriptor.
+
+Names in a descriptor are untrusted: see ``place``. Nothing here reads or writes
+the disk's data.
+"""
+
+from __future__ import annotations
+
+from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, File, sparse_info
+from .descriptor import Extent, short
+from .dialects import EMBEDDED, WRITTEN_ONCE, is_flat, kind_of, require_readable
+from .errors import DamagedError, FormatError, ReadOnlyError, StateError
+from .link import Identity, Link, place
+from .units import SECTOR_BYTES
+
+_JOURNAL = b"RPJOURN1"  # superblock of our journal, at 4 KiB and at 8 KiB of its log
+
+
+def open_extents(link: Link, writable: bool, allow_root: str | None) -> None:
+    """Open what the descriptor names, and check it against what it says.
+
+    Raises:
+        FormatError, DamagedError: A file is not what its extent line says.
+        UnsupportedError: The disk is of a kind that is not read.
+        ReadOnlyError: It is to be written, and is of a kind that is only read.
+        StateError: It is to be written, and is a replica's journal.
+    """
+    descriptor, file = link.descriptor, link.file
+    assert file is not None
+    link.file = None
+    if descriptor is None:
+        return
+    if link.room is not None:
+        link.extents.append((descriptor.extents[0], file))
+    else:
+        file.close()
+    require_readable(descriptor, link.path, link.room is not None)
+    opened: dict[Identity, File] = {}
+    names: dict[str, File] = {}
+    for extent in descriptor.extents:
+        if link.room is None:
+            link.extents.append((extent, None))
+            if extent.file is not None and extent.access != "NOACCESS":
+                part = names.get(extent.file)
+                part = part or _open_extent(link, extent.file, writable, allow_root, opened)
+                link.extents[-1], names[extent.file] = (extent, part), part
+        _, part = link.extents[-1]
+        header = _check_extent(link, extent, part)
+        link.headers.append(header)
+        link.kinds.append(kind_of(extent, header, link.path, "" if part is None else part.path))
+        if writable:
+            _require_writable(link, extent, part)
+
+
+def _open_extent(
+    link: Link, name: str, writable: bool, allow_root: str | None, opened: dict[Identity, File]
+) -> File:
+    folder, base = place(link, name, "extent", allow_root)
+    file = folder.open(base, (OPEN_WRITE if writable else OPEN_READ) | OPEN_BENEATH)
+    stat = file.stat()
+    identity = (stat.device, stat.inode)
+    if identity == link.identity:
+        file.close()
+        raise FormatError(f"{link.path}: it names itself as an extent", "correct the extent line")
+    if identity in opened:  # parts of one flat file: one handle, so one lock
+        file.close()
+    return opened.setdefault(identity, file)
+
+
+def _check_extent(link: Link, extent: Extent, file: File | None) -> dict[str, int] | None:
+    """The size a file must have, and the header of a sparse one."""
+    if file is None or extent.access == "NOACCESS":
+        return None
+    if is_flat(extent):
+        need = ((extent.offset_sectors or 0) + extent.sectors) * SECTOR_BYTES
+        if file.size_bytes < need:
+            raise DamagedError(
+                f"{file.path} has {file.size_bytes} bytes; {link.path} says {need}",
+                "the file was cut short: take another copy",
+            )
+        return None
+    header = sparse_info(file)
+    grain = header["grain_sectors"]
+    if not extent.sectors <= header["capacity_sectors"] < extent.sectors + grain:
+        raise DamagedError(
+            f"{link.path} says that {file.path} has {extent.sectors} sectors;"
+            f" its header says {header['capacity_sectors']}",
+            "the files do not belong together: take another copy",
+        )
+    return header
+
+
+def _require_writable(link: Link, extent: Extent, file: File | None) -> None:
+    """The last extent that was opened may be written."""
+    what = f"the extent of {link.path}" if file is None else file.path
+    written_once = WRITTEN_ONCE.get(link.kinds[-1])
+    if written_once is not None:
+        raise ReadOnlyError(
+            f"{what} is {written_once}, and such files are written only once",
+            "convert the disk to another type, or put a child above it, and write that",
+        )
+    if extent.access != "RW":
+        raise ReadOnlyError(
+            f"{link.path}: its extent {short(extent.file or extent.type)} is {extent.access}",
+            "change the extent line to RW if the data may be used",
+        )
+    if link.room is None and link.type in EMBEDDED:
+        raise ReadOnlyError(
+            f"{link.path} says {link.type}, and such a disk has its descriptor in its extent",
+            f"open {what} for writing",
+        )
+    if file is None or link.headers[-1] is None:
+        return
+    if any(file.pread(8, at) == _JOURNAL for at in (4096, 8192)):
+        raise StateError(
+            f"{file.path} is a replica's journal, which only the ingest writes",
+            "open it read-only, or write an interim overlay above it",
+        )
