@@ -11,16 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._native import RUN_DATA, Chain, Disk, Io, copy, disk_sink
-from .create import LAYOUTS, NewDisk
+from .create import UNIT_BYTES_MIN, NewDisk
 from .descriptor_write import new_cid, noted_commit
 from .disk import OpenDisk, Run, open_disk
 from .errors import UsageError
+from .layouts import require_level
 from .links import open_links, problems, split_path
 
 CHUNK_BYTES = 4 << 20
-# Zeros are left out in units of a grain, or of these where that is smaller or none.
-_SPARSE_UNIT_BYTES = 4096
-_FLAT_UNIT_BYTES = 65536
 
 # called with bytes done and bytes in all
 Progress = Callable[[int, int], None]
@@ -59,6 +57,7 @@ def convert(
         ExistsError: The target exists. Nothing was changed.
         Error: As ``open_disk`` for the source, ``create_disk`` for the target.
     """
+    require_level(to, compress_level)
     folder, name = split_path(os.fspath(target))
     io = io or Io.posix()
     with (
@@ -74,18 +73,12 @@ def convert(
     ):
         copy(
             disk.reading,
-            disk_sink(new.chain, _unit_bytes(to, grain_bytes)),
+            new.sink(compress_level),
             workers=workers,
             memory_bytes=memory_bytes,
             progress=_teller(progress, disk.size_bytes),
         )
         new.publish()
-
-
-def _unit_bytes(to: str, grain_bytes: int | None) -> int:
-    """In what units zeros are left out of a new disk."""
-    usual = LAYOUTS[to].grain_bytes
-    return max(grain_bytes or usual, _SPARSE_UNIT_BYTES) if usual else _FLAT_UNIT_BYTES
 
 
 def _teller(progress: Progress | None, total: int) -> Callable[[int], bool] | None:
@@ -102,7 +95,7 @@ def _teller(progress: Progress | None, total: int) -> Callable[[int], bool] | No
 
 def copy_data(source: OpenDisk, target: Disk, progress: Progress | None = None) -> None:
     """Write the data of one disk into another of its size that reads as zeros, and flush it."""
-    sink = disk_sink(target, _FLAT_UNIT_BYTES)
+    sink = disk_sink(target, UNIT_BYTES_MIN)
     copy(source.reading, sink, progress=_teller(progress, source.size_bytes))
 
 

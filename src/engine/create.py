@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 DESCRIPTOR_SECTORS = 20  # room of an embedded one, as VMware leaves
 PART_SUFFIX = ".part"  # of a disk of one file until it is whole
-FLAT_UNIT_BYTES = 4096  # of a flat target: what a copy leaves out when it is zeros
+UNIT_BYTES_MIN = 4096  # a copy leaves out zeros in units of a grain, but not of less
 _ONE_FILE = ("raw", "monolithicSparse", "streamOptimized")
 _EMBEDDED = ("monolithicSparse", "streamOptimized")  # their descriptor lies inside
 _STREAM_DDB = [("toolsVersion", "2147483647")]  # unknown, as VMware's own exports say
@@ -140,7 +140,7 @@ class NewDisk:
         """
         require_level(self._type, compress_level)
         if not self._layout.append_only:
-            return disk_sink(self.chain, self._grain_bytes or FLAT_UNIT_BYTES)
+            return disk_sink(self.chain, max(self._grain_bytes, UNIT_BYTES_MIN))
         if self._sink_taken or not self._files:
             raise StateError(f"{self._name} has been written", "make another disk")
         self._sink_taken = True

@@ -171,6 +171,12 @@ def run_convert(
     format: Format = None,
     grain: Grain = None,
     adapter: Adapter = "lsilogic",
+    compress_level: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of streamOptimized: 0 stored, 1 fastest, 12 smallest; else 6."
+        ),
+    ] = None,
     allow_root: AllowRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -184,6 +190,7 @@ def run_convert(
             grain_bytes=None if grain is None else parse_size(grain),
             adapter=adapter,
             allow_root=allow_root,
+            compress_level=compress_level,
             progress=progress,
         )
     found = disks.info(target, format="raw" if to == "raw" else None)
