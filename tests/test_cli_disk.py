@@ -69,6 +69,8 @@ def test_a_disk_goes_through_all_commands(run, tmp_path: Path) -> None:  # type:
     made = run("convert", "a.raw", "base.vmdk", "--to", "vmfs", "--format", "raw")
     assert (made.code, made.err) == (0, "")
     assert run("compare", "base.vmdk", "a.raw", "--b-format", "raw").out == "equal\n"
+    assert run("convert", "base.vmdk", "b.raw", "--to", "raw", "--no-sync").code == 0
+    assert (tmp_path / "b.raw").read_bytes() == data
     assert run("create", "child.vmdk", "--type", "vmfsSparse", "--parent", "base.vmdk").code == 0
     with open_disk(tmp_path / "child.vmdk", writable=True) as disk:
         disk.pwrite(b"new", 70_000)

@@ -104,6 +104,17 @@ def test_zeros_take_no_space_in_the_target(tmp_path: Path) -> None:
         assert found["allocated_bytes"] <= 300_000, to
 
 
+@pytest.mark.parametrize("to", ["raw", "twoGbMaxExtentSparse", "vmfs"])
+def test_a_target_that_is_left_to_the_kernel_holds_the_same(to: str, tmp_path: Path) -> None:
+    source = chain(tmp_path)[-1]
+    convert(source, tmp_path / "a.vmdk", to, sync=False)
+    raw = {"format": "raw"} if to == "raw" else {}
+    assert seen(tmp_path / "a.vmdk", **raw) == seen(source)
+    assert disks.check(tmp_path / "a.vmdk", **raw)["clean"]
+    with pytest.raises(ExistsError):
+        convert(source, tmp_path / "a.vmdk", to, sync=False)
+
+
 def test_a_target_that_exists_is_kept(tmp_path: Path) -> None:
     source = chain(tmp_path)[0]
     (tmp_path / "target.vmdk").write_bytes(b"precious")

@@ -235,6 +235,11 @@ bool rp_file_is_watched (const struct rp_file *file);
 
 int rp_io_posix_create (struct rp_io **out, struct rp_fault *fault);
 
+/* The same, whose syncs do nothing: for what can be made again, such as the
+ * target of a conversion.  A machine that crashes may leave any of its files
+ * torn, under their final names. */
+int rp_io_posix_create_unsynced (struct rp_io **out, struct rp_fault *fault);
+
 /* For tests: a kernel that does less than ours. */
 struct rp_posix_limits {
   size_t call_bytes;             /* most bytes in one call, and every other call

@@ -50,6 +50,7 @@ cdef extern from "io.h":
     int rp_file_size(rp_file *file, uint64_t *out, rp_fault *fault) nogil
     int rp_file_lock(rp_file *file, bint exclusive, rp_fault *fault) nogil
     int rp_io_posix_create(rp_io **out, rp_fault *fault) nogil
+    int rp_io_posix_create_unsynced(rp_io **out, rp_fault *fault) nogil
     int rp_io_record_create(rp_io *inner, rp_io **out, rp_fault *fault) nogil
     uint64_t rp_io_record_count(rp_io *io) nogil
     void rp_io_record_text(rp_io *io, uint64_t index, char *buffer,
@@ -180,6 +181,14 @@ cdef class Io:
         cdef Io made = Io.__new__(Io)
         cdef rp_fault fault
         check(rp_io_posix_create(&made._io, &fault), &fault)
+        return made
+
+    @staticmethod
+    def posix_unsynced():
+        """The real one, whose syncs do nothing: for what can be made again."""
+        cdef Io made = Io.__new__(Io)
+        cdef rp_fault fault
+        check(rp_io_posix_create_unsynced(&made._io, &fault), &fault)
         return made
 
     @staticmethod

@@ -20,6 +20,7 @@
 struct posix_io {
   struct rp_io           io;
   struct rp_posix_limits limits; /* of the tests; all zero otherwise */
+  bool                   unsynced;
   atomic_bool            no_openat2; /* the kernel said so */
   atomic_uint            calls;  /* limited: every other one is interrupted */
 };
@@ -145,6 +146,8 @@ posix_dir_sync (struct rp_dir *dir, struct rp_fault *fault)
 {
   int result;
 
+  if (io_of (dir->io)->unsynced)
+    return RP_OK;
   do
     result = fsync (dir_of (dir)->fd);
   while (result != 0 && errno == EINTR);
@@ -416,6 +419,8 @@ posix_file_sync (struct rp_file *file, struct rp_fault *fault)
 {
   int result;
 
+  if (io_of (file->io)->unsynced)
+    return RP_OK;
   do
     result = fdatasync (file_of (file)->fd);
   while (result != 0 && errno == EINTR);
@@ -614,4 +619,14 @@ rp_io_posix_create (struct rp_io **out, struct rp_fault *fault)
   const struct rp_posix_limits none = { .call_bytes = 0 };
 
   return rp_io_posix_create_limited (&none, out, fault);
+}
+
+int
+rp_io_posix_create_unsynced (struct rp_io **out, struct rp_fault *fault)
+{
+  const int status = rp_io_posix_create (out, fault);
+
+  if (status == RP_OK)
+    io_of (*out)->unsynced = true;
+  return status;
 }

@@ -178,6 +178,12 @@ def run_convert(
         ),
     ] = None,
     allow_root: AllowRoot = None,
+    no_sync: Annotated[
+        bool,
+        typer.Option(
+            "--no-sync", help="Return before the target is durable, as cp and qemu-img do."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a disk as a new one of another type, leaving out zeros."""
@@ -191,6 +197,7 @@ def run_convert(
             adapter=adapter,
             allow_root=allow_root,
             compress_level=compress_level,
+            sync=not no_sync,
             progress=progress,
         )
     found = disks.info(target, format="raw" if to == "raw" else None)
