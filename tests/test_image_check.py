@@ -22,7 +22,7 @@ from extents import (
     write_at_random,
 )
 from rollpoint import _native, errors
-from rollpoint._native import Dir, File
+from rollpoint._native import Dir, File, merge
 
 __all__ = ["folder"]
 
@@ -49,11 +49,11 @@ def test_merging_twice_is_merging_once(folder: Dir) -> None:
     chain = open_chain(folder, *links)
     target = open_chain(folder, links[-1], writable=True)
     told: list[int] = []
-    chain.merge(2, target, lambda done: told.append(done) is None)
+    merge(chain, 2, target, progress=lambda done: told.append(done) is None)
     target.flush()
     assert content(target) == model
     assert told[-1] == len(model)
-    chain.merge(2, target)
+    merge(chain, 2, target)
     assert content(target) == model
 
 
@@ -61,15 +61,15 @@ def test_a_merge_that_is_stopped_can_be_asked_again(folder: Dir) -> None:
     links, _base, model = merge_case(folder)
     chain = open_chain(folder, *links)
     target = open_chain(folder, links[-1], writable=True)
-    with pytest.raises(errors.StateError):
-        chain.merge(2, target, lambda _done: False)
+    with pytest.raises(errors.CancelledError):
+        merge(chain, 2, target, progress=lambda _done: False)
 
     def interrupt(_done: int) -> bool:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        chain.merge(2, target, interrupt)
-    chain.merge(2, target)
+        merge(chain, 2, target, progress=interrupt)
+    merge(chain, 2, target)
     assert content(target) == model
 
 
@@ -77,7 +77,7 @@ def test_one_link_is_merged_into_the_next(folder: Dir) -> None:
     links, _base, model = merge_case(folder)
     chain = open_chain(folder, *links)
     target = open_chain(folder, *links[1:], writable=True)
-    chain.merge(1, target)
+    merge(chain, 1, target)
     target.close_clean()
     assert content(open_chain(folder, *links[1:])) == model
 
@@ -85,9 +85,9 @@ def test_one_link_is_merged_into_the_next(folder: Dir) -> None:
 def test_disks_of_two_sizes_are_not_merged(folder: Dir) -> None:
     a, b = make(folder, "a", SPARSE, 100, 8), make(folder, "b", SPARSE, 108, 8)
     with pytest.raises(errors.UsageError):
-        open_chain(folder, [a]).merge(1, open_chain(folder, [b], writable=True))
+        merge(open_chain(folder, [a]), 1, open_chain(folder, [b], writable=True))
     with pytest.raises(errors.UsageError):
-        open_chain(folder, [a]).merge(2, open_chain(folder, [a], writable=True))
+        merge(open_chain(folder, [a]), 2, open_chain(folder, [a], writable=True))
 
 
 # ---- check ----

@@ -304,20 +304,3 @@ rp_sink_destroy (struct rp_sink *sink)
   if (sink)
     sink->functions->destroy (sink);
 }
-
-int
-rp_compare (struct rp_disk *a, struct rp_disk *b, uint64_t length,
-            const struct rp_copy_options *options, uint64_t *offset_out,
-            struct rp_fault *fault)
-{
-  (void) a; (void) b; (void) length; (void) options; (void) offset_out;
-  return rp_fail (fault, RP_UNSUPPORTED, 0, "comparing");
-}
-
-int
-rp_merge (struct rp_disk *chain, uint32_t links, struct rp_disk *target,
-          const struct rp_copy_options *options, struct rp_fault *fault)
-{
-  (void) chain; (void) links; (void) target; (void) options;
-  return rp_fail (fault, RP_UNSUPPORTED, 0, "merging");
-}

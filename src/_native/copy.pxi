@@ -145,3 +145,21 @@ def compare(Disk a not None, Disk b not None, uint64_t length, *, uint32_t worke
         raise state.error
     check(status, &fault)
     return offset
+
+
+def merge(Chain chain not None, uint32_t links, Disk target not None, *, uint32_t workers=0,
+          uint64_t memory_bytes=0, progress=None):
+    """Copy what the topmost links of a chain hold into target, which has the rest; no flush."""
+    cdef rp_disk *source = chain.pointer()
+    cdef rp_disk *to = target.pointer()
+    cdef _Progress state = _Progress.__new__(_Progress)
+    cdef rp_copy_options options
+    cdef rp_fault fault
+    cdef int status
+    state.callback = progress if progress is not None else _always
+    _fill_options(&options, workers, memory_bytes, state)
+    with nogil:
+        status = rp_merge(source, links, to, &options, &fault)
+    if state.error is not None:
+        raise state.error
+    check(status, &fault)

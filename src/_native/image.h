@@ -117,18 +117,6 @@ int rp_chain_create (struct rp_image *const *links, uint32_t link_count,
 /* Flush, then clear uncleanShutdown and sync: the last act of a writer. */
 int rp_chain_close_clean (struct rp_disk *chain, struct rp_fault *fault);
 
-/* Copy into target every byte range that the `links` topmost links of chain
- * hold themselves (data and zero grains), in disk order; target is a plain
- * disk that holds the rest already (the chain's base, opened apart for
- * writing).  Asked twice it happens once.  Does not flush target.
- * progress (may be NULL) is called now and then, and stops the copy with
- * RP_STATE when it returns false.
- */
-int rp_chain_merge (struct rp_disk *chain, uint32_t links,
-                    struct rp_disk *target,
-                    bool (*progress) (void *context, uint64_t done_bytes),
-                    void *context, struct rp_fault *fault);
-
 /* One finding of rp_image_check. */
 struct rp_finding {
   const char *kind;              /* "leak", "overlap", "outside", "redundant",

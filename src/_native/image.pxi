@@ -55,9 +55,6 @@ cdef extern from "image.h":
     int rp_chain_create(rp_image *const *links, uint32_t link_count, rp_disk **out,
                         rp_fault *fault) nogil
     int rp_chain_close_clean(rp_disk *chain, rp_fault *fault) nogil
-    int rp_chain_merge(rp_disk *chain, uint32_t links, rp_disk *target,
-                       rp_bool (*progress)(void *context, uint64_t done_bytes) noexcept nogil,
-                       void *context, rp_fault *fault) nogil
     int rp_image_check(rp_image *image,
                        void (*each)(void *context, const rp_finding *finding) noexcept nogil,
                        void *context, rp_fault *fault) nogil
@@ -238,24 +235,6 @@ cdef class Chain(Disk):
         cdef int status
         with nogil:
             status = rp_chain_close_clean(disk, &fault)
-        check(status, &fault)
-
-    def merge(self, uint32_t links, Disk target not None, progress=None):
-        """Copy what the topmost links hold into target, which has the rest; no flush.
-
-        progress(done_bytes) is called now and then; False stops (StateError).
-        """
-        cdef rp_disk *disk = self.pointer()
-        cdef rp_disk *to = target.pointer()
-        cdef _Progress state = _Progress.__new__(_Progress)
-        cdef void *context = <void *>state
-        cdef rp_fault fault
-        cdef int status
-        state.callback = progress if progress is not None else _always
-        with nogil:
-            status = rp_chain_merge(disk, links, to, _tell, context, &fault)
-        if state.error is not None:
-            raise state.error
         check(status, &fault)
 
 

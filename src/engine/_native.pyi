@@ -161,9 +161,6 @@ class Chain(Disk):
 
     def __new__(cls, links: Sequence[Image]) -> Chain: ...
     def close_clean(self) -> None: ...
-    def merge(
-        self, links: int, target: Disk, progress: Callable[[int], bool] | None = None
-    ) -> None: ...
 
 # --- copy.h, stream.h, sesparse.h ---
 class Sink:
@@ -197,6 +194,15 @@ def compare(
     memory_bytes: int = 0,
     progress: Callable[[int], bool] | None = None,
 ) -> int: ...
+def merge(
+    chain: Chain,
+    links: int,
+    target: Disk,
+    *,
+    workers: int = 0,
+    memory_bytes: int = 0,
+    progress: Callable[[int], bool] | None = None,
+) -> None: ...
 
 # --- journal.h ---
 POINT_LATEST: Final[int]

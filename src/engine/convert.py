@@ -10,15 +10,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ._native import RUN_DATA, Chain, Disk, Io, copy, disk_sink
+from ._native import Chain, Disk, Io, copy, disk_sink
+from ._native import compare as native_compare
 from .create import UNIT_BYTES_MIN, NewDisk
 from .descriptor_write import new_cid, noted_commit
-from .disk import OpenDisk, Run, open_disk
+from .disk import OpenDisk, open_disk
 from .errors import UsageError
 from .layouts import require_level
 from .links import open_links, problems, split_path
-
-CHUNK_BYTES = 4 << 20
 
 # called with bytes done and bytes in all
 Progress = Callable[[int, int], None]
@@ -118,6 +117,8 @@ def compare(
     a_format: str | None = None,
     b_format: str | None = None,
     allow_root: str | None = None,
+    workers: int = 0,
+    memory_bytes: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare what two disks show. Holes are zeros, and common holes are not read."""
@@ -126,61 +127,19 @@ def compare(
         open_disk(b, format=b_format, allow_root=allow_root) as right,
     ):
         common = min(left.size_bytes, right.size_bytes)
-        at = _first_difference(left, right, common, progress)
-        if at is not None:
+        at = native_compare(
+            left.reading,
+            right.reading,
+            common,
+            workers=workers,
+            memory_bytes=memory_bytes,
+            progress=_teller(progress, common),
+        )
+        if at < common:
             return Comparison(False, at, "data")
         if left.size_bytes != right.size_bytes:
             return Comparison(False, common, "size")
         return Comparison(True, None, "")
-
-
-def _first_difference(
-    left: OpenDisk, right: OpenDisk, stop: int, progress: Progress | None
-) -> int | None:
-    """First byte below stop that differs, or None."""
-    at = 0
-    a = b = Run(0, 0, 0, 0, None, 0)
-    while at < stop:
-        if at >= a.offset_bytes + a.length_bytes:
-            a = left.run(at, stop - at)
-        if at >= b.offset_bytes + b.length_bytes:
-            b = right.run(at, stop - at)
-        end = min(a.offset_bytes + a.length_bytes, b.offset_bytes + b.length_bytes)
-        if _may_differ(a, b):
-            end = min(end, at + CHUNK_BYTES)
-            difference = _difference(_data(left, a, at, end), _data(right, b, at, end))
-            if difference is not None:
-                return at + difference
-        at = end
-        if progress is not None:
-            progress(at, stop)
-    return None
-
-
-def _may_differ(a: Run, b: Run) -> bool:
-    if a.kind != RUN_DATA and b.kind != RUN_DATA:
-        return False
-    same_file = a.file is not None and a.file == b.file
-    shift = a.file_offset_bytes - a.offset_bytes
-    return not (same_file and shift == b.file_offset_bytes - b.offset_bytes)
-
-
-def _data(disk: OpenDisk, run: Run, start: int, stop: int) -> bytes:
-    return disk.pread(stop - start, start) if run.kind == RUN_DATA else bytes(stop - start)
-
-
-def _difference(a: bytes, b: bytes) -> int | None:
-    """Index of the first byte that differs, found by halving."""
-    if a == b:
-        return None
-    low, high = 0, len(a)  # equal before low, different somewhere before high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def commit(

@@ -22,6 +22,7 @@ from ._native import (
     File,
     Image,
     Io,
+    merge,
     sparse_create,
 )
 from .create import create_disk
@@ -179,7 +180,7 @@ class OpenDisk:
 
         # nothing native is left in a variable: an exception that somebody keeps
         # would keep it too, and with it the locks of its files
-        self._open_chain().merge(count, target.writing(), told)
+        merge(self._open_chain(), count, target.writing(), progress=told)
 
     def info(self) -> Info:
         """What the disk is, as ``info`` says."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import control, interim
-from ._native import Chain, Dir
+from ._native import Chain, Dir, merge
 from .disk import open_disk
 from .errors import DamagedError, StateError
 from .links import open_links, problems
@@ -82,7 +82,7 @@ def _merge(
             def tell(done: int) -> bool:
                 return progress is None or progress(disk.name, done, total)
 
-            chain.merge(2, base.writing(), tell)
+            merge(chain, 2, base.writing(), progress=tell)
             base.flush()
             return total
     finally:

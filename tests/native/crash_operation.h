@@ -8,6 +8,7 @@
 #define RP_TEST_CRASH_OPERATION_H
 
 #include "bytes.h"
+#include "copy.h"
 #include "image.h"
 #include "journal_format.h"
 #include "journal_model.h"
@@ -421,7 +422,7 @@ do_merge (struct rp_io *io, struct rp_fault *fault)
 
     TRY (open_rig (io, d, WITH_CHAIN, 0, &from, fault));
     TRY (open_rig (io, d, WRITABLE, 0, &to, fault));
-    TRY (rp_chain_merge (from.chain, 2, to.base_disk, NULL, NULL, fault));
+    TRY (rp_merge (from.chain, 2, to.base_disk, NULL, fault));
     TRY (rp_chain_close_clean (to.base_disk, fault));
     close_rig (&to);
     close_rig (&from);
