@@ -120,7 +120,8 @@ int rp_chain_close_clean (struct rp_disk *chain, struct rp_fault *fault);
 /* One finding of rp_image_check. */
 struct rp_finding {
   const char *kind;              /* "leak", "overlap", "outside", "redundant",
-                                    "unclean", "freesector", "table" : static */
+                                    "unclean", "freesector", "table" : static;
+                                    of seSparse see sesparse.h, too */
   uint32_t extent;               /* index */
   uint64_t position;             /* byte in the extent's file */
   uint64_t guest_offset_bytes;   /* UINT64_MAX where it does not apply */
