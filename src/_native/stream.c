@@ -1,63 +1,288 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading compressed sparse extents. */
-#include "stream.h"
+/* Compressed sparse extents: opening, tables and the map. */
+#include <endian.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "bytes.h"
+#include "stream_inside.h"
+
+/* One map call looks at no more grains than this. */
+#define SCAN_GRAINS  (UINT64_C (1) << 20)
+#define CACHE_BYTES  (UINT64_C (2) << 20)
+
+static int
+read_directory (struct rp_stream *stream, struct rp_fault *fault)
+{
+  const struct rp_sparse_layout *layout = &stream->layout;
+  const size_t count = layout->directory_count;
+  int status;
+
+  stream->directory = malloc (count * sizeof *stream->directory);
+  stream->tables = calloc (count, sizeof *stream->tables);
+  stream->empty = calloc ((size_t) 1 << layout->table_shift,
+                          sizeof *stream->empty);
+  if (!stream->directory || !stream->tables || !stream->empty)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "opening %s", stream->file->name);
+  status = rp_file_pread_all (stream->file, stream->directory,
+                              count * sizeof *stream->directory,
+                              layout->info.directory_sector * RP_SECTOR_BYTES,
+                              fault);
+  if (status == RP_OK)
+    for (size_t i = 0; i < count; i++)
+      stream->directory[i] = le32toh (stream->directory[i]);
+  return status;
+}
+
+static void
+set_up (struct rp_stream *stream)
+{
+  const struct rp_sparse_layout *layout = &stream->layout;
+  const uint64_t grain_bytes = rp_stream_grain_bytes (stream);
+  uint64_t cached = CACHE_BYTES / grain_bytes;
+
+  stream->file_sectors = layout->file_bytes / RP_SECTOR_BYTES;
+  stream->marker_bytes = layout->info.flags & RP_KDMV_MARKERS
+                         ? RP_STREAM_MARKER_BYTES : 4;
+  /* Data that cannot be compressed grows a little; others, too, take all up
+   * to twice the grain for possible. */
+  stream->record_bytes = stream->marker_bytes + 2 * grain_bytes;
+  stream->window_room = RP_STREAM_WINDOW_BYTES + stream->record_bytes
+                        + 2 * RP_SECTOR_BYTES;
+  if (cached < 2)
+    cached = 2;
+  stream->cache_count = cached < RP_STREAM_CACHE_GRAINS
+                        ? (uint32_t) cached : RP_STREAM_CACHE_GRAINS;
+  pthread_mutex_init (&stream->pooling, NULL);
+  pthread_mutex_init (&stream->caching, NULL);
+}
 
 int
 rp_stream_open (struct rp_file *file, uint64_t sectors,
                 struct rp_stream **out, struct rp_fault *fault)
 {
-  (void) sectors;
+  struct rp_stream *stream = calloc (1, sizeof *stream);
+  int status;
+
   *out = NULL;
-  return rp_fail (fault, RP_UNSUPPORTED, 0, "%s is compressed", file->name);
+  if (!stream)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "opening %s", file->name);
+  status = rp_stream_read_layout (file, &stream->layout, fault);
+  if (status != RP_OK) {
+    free (stream);
+    return status;
+  }
+  stream->file = file;
+  stream->size_bytes = sectors * RP_SECTOR_BYTES;
+  set_up (stream);
+  if (stream->layout.info.capacity_sectors < sectors)
+    status = rp_fail (fault, RP_CORRUPT, 12,
+                      "%s: the descriptor gives it %" PRIu64
+                      " sectors, its header %" PRIu64, file->name, sectors,
+                      stream->layout.info.capacity_sectors);
+  else
+    status = read_directory (stream, fault);
+  if (status != RP_OK) {
+    rp_stream_close (stream);
+    return status;
+  }
+  *out = stream;
+  return RP_OK;
 }
 
 void
 rp_stream_close (struct rp_stream *stream)
 {
-  (void) stream;
+  struct rp_stream_worker *worker, *next;
+
+  if (!stream)
+    return;
+  for (worker = stream->idle; worker; worker = next) {
+    next = worker->next;
+    rp_stream_free_worker (worker);
+  }
+  for (uint32_t i = 0; i < stream->cache_count; i++)
+    free (stream->cache[i].bytes);
+  if (stream->tables)
+    for (uint32_t i = 0; i < stream->layout.directory_count; i++) {
+      uint32_t *table = atomic_load (&stream->tables[i]);
+      if (table != stream->empty)
+        free (table);
+    }
+  pthread_mutex_destroy (&stream->caching);
+  pthread_mutex_destroy (&stream->pooling);
+  free (stream->empty);
+  free (stream->tables);
+  free (stream->directory);
+  free (stream);
+}
+
+int
+rp_stream_read_table (struct rp_stream *stream, uint32_t sector,
+                      uint32_t *out, struct rp_fault *fault)
+{
+  const size_t count = (size_t) 1 << stream->layout.table_shift;
+  const uint64_t offset = (uint64_t) sector * RP_SECTOR_BYTES;
+  int status;
+
+  if (sector < 2
+      || !rp_inside (sector, stream->layout.table_sectors,
+                     stream->file_sectors))
+    return rp_fail (fault, RP_CORRUPT, offset,
+                    "%s: a grain table should be at sector %" PRIu32
+                    ", which is %s", stream->file->name, sector,
+                    sector < 2 ? "the header's place"
+                               : "past the end of the file: it is damaged or "
+                                 "was cut short");
+  status = rp_file_pread_all (stream->file, out, count * sizeof *out, offset,
+                              fault);
+  if (status == RP_OK)
+    for (size_t i = 0; i < count; i++)
+      out[i] = le32toh (out[i]);
+  return status;
+}
+
+static bool
+all_zero (const uint32_t *entries, size_t count)
+{
+  for (size_t i = 0; i < count; i++)
+    if (entries[i])
+      return false;
+  return true;
+}
+
+static int
+load_table (struct rp_stream *stream, uint32_t index, uint32_t **out,
+            struct rp_fault *fault)
+{
+  const size_t count = (size_t) 1 << stream->layout.table_shift;
+  uint32_t *table = stream->empty, *there = NULL;
+
+  if (stream->directory[index] != 0) {
+    int status;
+
+    table = malloc (count * sizeof *table);
+    if (!table)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "reading a grain table of %s",
+                      stream->file->name);
+    status = rp_stream_read_table (stream, stream->directory[index], table,
+                                   fault);
+    if (status != RP_OK) {
+      free (table);
+      return status;
+    }
+    if (all_zero (table, count)) {
+      free (table);
+      table = stream->empty;
+    }
+  }
+  if (atomic_compare_exchange_strong (&stream->tables[index], &there, table)) {
+    *out = table;
+    return RP_OK;
+  }
+  if (table != stream->empty)
+    free (table);
+  *out = there;
+  return RP_OK;
+}
+
+int
+rp_stream_lookup (struct rp_stream *stream, uint64_t grain, uint32_t *out,
+                  struct rp_fault *fault)
+{
+  const uint32_t index = (uint32_t) (grain >> stream->layout.table_shift);
+  const uint64_t mask = (UINT64_C (1) << stream->layout.table_shift) - 1;
+  uint32_t *table = atomic_load_explicit (&stream->tables[index],
+                                          memory_order_acquire);
+
+  if (!table) {
+    const int status = load_table (stream, index, &table, fault);
+    if (status != RP_OK)
+      return status;
+  }
+  *out = table[grain & mask];
+  return RP_OK;
+}
+
+int
+rp_stream_classify (struct rp_stream *stream, uint64_t grain, uint32_t entry,
+                    enum rp_segment_kind *out, struct rp_fault *fault)
+{
+  const struct rp_sparse_info *info = &stream->layout.info;
+
+  if (entry == 0)
+    *out = RP_SEGMENT_ABSENT;
+  else if (entry == 1 && stream->layout.zero_grains)
+    *out = RP_SEGMENT_ZERO;
+  else if (entry >= stream->file_sectors)
+    return rp_fail (fault, RP_CORRUPT, (uint64_t) entry * RP_SECTOR_BYTES,
+                    "%s: grain %" PRIu64 " should be at sector %" PRIu32
+                    " and the file has %" PRIu64
+                    ": it is damaged or was cut short", stream->file->name,
+                    grain, entry, stream->file_sectors);
+  else if (entry >= info->descriptor_offset_sectors
+           && entry - info->descriptor_offset_sectors
+              < info->descriptor_sectors)
+    return rp_fail (fault, RP_CORRUPT, (uint64_t) entry * RP_SECTOR_BYTES,
+                    "%s: grain %" PRIu64 " should be at sector %" PRIu32
+                    ", inside the descriptor", stream->file->name, grain,
+                    entry);
+  else
+    *out = RP_SEGMENT_DATA;
+  return RP_OK;
+}
+
+/* How many grains from `grain` on share kind, up to limit or to an error,
+ * which the next call reports. */
+static uint64_t
+count_alike (struct rp_stream *stream, uint64_t grain, uint64_t limit,
+             enum rp_segment_kind kind)
+{
+  const uint64_t span = UINT64_C (1) << stream->layout.table_shift;
+  struct rp_fault fault;
+  uint64_t count = 1;
+
+  while (count < limit) {
+    const uint64_t at = grain + count;
+    enum rp_segment_kind next;
+    uint32_t entry;
+
+    if (rp_stream_lookup (stream, at, &entry, &fault) != RP_OK
+        || rp_stream_classify (stream, at, entry, &next, &fault) != RP_OK
+        || next != kind)
+      break;
+    if (kind == RP_SEGMENT_ABSENT && at % span == 0
+        && atomic_load_explicit (&stream->tables[at / span],
+                                 memory_order_relaxed) == stream->empty)
+      count += span;
+    else
+      count++;
+  }
+  return count < limit ? count : limit;
 }
 
 int
 rp_stream_map (struct rp_stream *stream, uint64_t offset, uint64_t length,
                struct rp_segment *out, struct rp_fault *fault)
 {
-  (void) stream; (void) length; (void) out;
-  return rp_fail (fault, RP_UNSUPPORTED, offset, "compressed");
-}
+  const uint32_t shift = stream->layout.grain_shift;
+  const uint64_t grain = offset >> shift;
+  const uint64_t within = offset & (rp_stream_grain_bytes (stream) - 1);
+  uint64_t limit = ((within + length - 1) >> shift) + 1, bytes;
+  uint32_t entry;
+  int status;
 
-int
-rp_stream_read (struct rp_stream *stream, void *buffer, size_t length,
-                uint64_t offset, struct rp_fault *fault)
-{
-  (void) stream; (void) length; (void) buffer;
-  return rp_fail (fault, RP_UNSUPPORTED, offset, "compressed");
-}
-
-int
-rp_stream_check (struct rp_stream *stream, uint32_t extent,
-                 uint64_t start_bytes, bool deep,
-                 void (*each) (void *context, const struct rp_finding *),
-                 void *context, struct rp_fault *fault)
-{
-  (void) stream; (void) extent; (void) start_bytes; (void) deep; (void) each;
-  (void) context;
-  return rp_fail (fault, RP_UNSUPPORTED, 0, "compressed");
-}
-
-int
-rp_stream_read_header (struct rp_file *file, struct rp_sparse_info *out,
-                       struct rp_fault *fault)
-{
-  (void) out;
-  return rp_fail (fault, RP_UNSUPPORTED, 0, "%s is compressed", file->name);
-}
-
-int
-rp_stream_sink_create (struct rp_file *file,
-                       const struct rp_stream_create *how,
-                       struct rp_sink **out, struct rp_fault *fault)
-{
-  (void) how;
-  *out = NULL;
-  return rp_fail (fault, RP_UNSUPPORTED, 0, "%s is compressed", file->name);
+  status = rp_stream_lookup (stream, grain, &entry, fault);
+  if (status == RP_OK)
+    status = rp_stream_classify (stream, grain, entry, &out->kind, fault);
+  if (status != RP_OK)
+    return status;
+  if (limit > SCAN_GRAINS)
+    limit = SCAN_GRAINS;
+  bytes = (count_alike (stream, grain, limit, out->kind) << shift) - within;
+  out->length_bytes = bytes < length ? bytes : length;
+  out->packed = out->kind == RP_SEGMENT_DATA;
+  out->file = NULL;
+  out->file_offset_bytes = 0;
+  return RP_OK;
 }
