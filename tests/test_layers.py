@@ -18,7 +18,7 @@ ROWS = [
     {"errors"},
     {"units", "_native"},
     {"descriptor", "descriptor_write", "layouts", "config", "manifest", "points", "side_by_side"},
-    {"dialects"},
+    {"dialects", "ova"},
     {"link"},
     {"extents"},
     {"links"},

@@ -220,6 +220,16 @@ int  rp_file_seek (struct rp_file *file, uint64_t offset, bool want_data,
 int  rp_file_lock (struct rp_file *file, bool exclusive,
                    struct rp_fault *fault);
 
+/* A window on an open file, as a file for reading: bytes [offset, offset +
+ * length) are its bytes from 0 on.  label: what it is called in messages,
+ * behind the name of the file.  The file is borrowed, outlives the window, and
+ * is not closed with it.  Writes are RP_READ_ONLY.
+ * Returns RP_OK, RP_CORRUPT (it ends behind the file), RP_NO_MEMORY, RP_IO.
+ */
+int  rp_file_slice (struct rp_file *file, const char *label, uint64_t offset,
+                    uint64_t length, struct rp_file **out,
+                    struct rp_fault *fault);
+
 /* Say what is being promised about a range, so that the order backend can stop
  * the process when it does not hold: every write to the range must be covered
  * by a sync that began after the write returned.  One branch elsewhere.

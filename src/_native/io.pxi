@@ -45,6 +45,8 @@ cdef extern from "io.h":
                        rp_fault *fault) nogil
     int rp_file_sync(rp_file *file, rp_fault *fault) nogil
     int rp_file_allocate(rp_file *file, uint64_t offset, uint64_t length, rp_fault *fault) nogil
+    int rp_file_slice(rp_file *file, const char *label, uint64_t offset, uint64_t length,
+                      rp_file **out, rp_fault *fault) nogil
     int rp_file_truncate(rp_file *file, uint64_t size, rp_fault *fault) nogil
     int rp_file_stat(rp_file *file, rp_stat *out, rp_fault *fault) nogil
     int rp_file_size(rp_file *file, uint64_t *out, rp_fault *fault) nogil
@@ -424,6 +426,7 @@ cdef class _DirHandle:
 cdef class _FileHandle:
     cdef rp_file *file
     cdef _DirHandle dir
+    cdef _FileHandle whole           # what a slice is a window on
 
     def __dealloc__(self):
         rp_file_close(self.file)
@@ -671,6 +674,28 @@ cdef class File:
         with nogil:
             status = rp_file_sync(handle.file, &fault)
         check(status, &fault)
+
+    def slice(self, str label, uint64_t offset, uint64_t length):
+        """A window on this file, as a file for reading; this one may be closed before it.
+
+        Raises DamagedError where it ends behind the file, StorageError.
+        """
+        cdef _FileHandle handle = self.handle()
+        cdef bytes encoded = _system_name(label)
+        cdef const char *at = encoded
+        cdef _FileHandle opened = _FileHandle.__new__(_FileHandle)
+        cdef File made = File.__new__(File)
+        cdef rp_fault fault
+        cdef int status
+        opened.whole = handle
+        opened.dir = handle.dir
+        with nogil:
+            status = rp_file_slice(handle.file, at, offset, length, &opened.file, &fault)
+        check(status, &fault)
+        made._handle = opened
+        made.name = label
+        made.path = os.fsdecode(<bytes>opened.file.name)
+        return made
 
     def lock(self, bint exclusive=True):
         """Take the lock of the file until it is closed; LockedError where held."""

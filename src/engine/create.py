@@ -41,6 +41,7 @@ from .errors import Error, ExistsError, StateError, UsageError
 from .layouts import COMPRESS_LEVEL, require_layout, require_level, split
 from .link import Link
 from .links import open_links, problems, split_path
+from .ova import split_ova
 from .units import SECTOR_BYTES
 
 if TYPE_CHECKING:
@@ -326,6 +327,10 @@ def create_disk(
 
 def _parent(dir: Dir, parent: str) -> tuple[tuple[str, int], int]:
     """Name, content id and size of a chain that gets a child in dir."""
+    if split_ova(parent) is not None:
+        raise UsageError(
+            f"{parent} is a disk in an OVA, which cannot be a parent", "convert the disk first"
+        )
     _, name = split_path(parent)
     links: list[Link] = open_links(parent, io=dir.io)
     try:

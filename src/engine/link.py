@@ -153,7 +153,11 @@ def text_now(link: Link) -> bytes:
 
 def read_link(dir: Dir, name: str, *, flags: int, raw: bool) -> Link:
     """Open the file that holds the descriptor, and read it."""
-    file = dir.open(name, flags)
+    return link_of(dir, name, dir.open(name, flags), raw=raw)
+
+
+def link_of(dir: Dir, name: str, file: File, *, raw: bool) -> Link:
+    """Read the descriptor in a file, which the link closes at its end."""
     try:
         stat = file.stat()
         link = Link(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, Io
-from .descriptor import require_base_name
+from .descriptor import require_base_name, short
 from .descriptor_write import noted_commit
 from .dialects import is_flat
 from .errors import (
@@ -20,11 +20,13 @@ from .errors import (
     FormatError,
     LockedError,
     NotFoundError,
+    ReadOnlyError,
     UnsupportedError,
     UsageError,
 )
 from .extents import open_extents
-from .link import Identity, Link, place, read_link, text_now
+from .link import Identity, Link, link_of, place, read_link, text_now
+from .ova import open_member, split_ova
 
 LINKS_MAX = 64  # VMware documents 32 snapshots
 _PARENT = OPEN_READ | OPEN_BENEATH
@@ -63,6 +65,9 @@ def open_links(
     """
     if format not in (None, "raw", "vmdk"):
         raise UsageError(f"format {format!r} is not known", "take raw or vmdk")
+    ova = split_ova(path) if format != "raw" else None
+    if ova is not None:
+        return [_open_member(path, *ova, writable, io or Io.posix())]
     folder, name = split_path(path)
     dir = (io or Io.posix()).open_dir(folder)
     links: list[Link] = []
@@ -77,6 +82,37 @@ def open_links(
             link.close()
         raise
     return links
+
+
+def _open_member(path: str, archive: str, member: str | None, writable: bool, io: Io) -> Link:
+    """A disk in an OVA: one file, for reading."""
+    if writable:
+        raise ReadOnlyError(f"{path} is a disk in an OVA, which is only read", "convert the disk")
+    folder, name = split_path(archive)
+    dir = io.open_dir(folder)
+    whole = dir.open(name)
+    try:
+        file = open_member(whole, member)
+    finally:
+        whole.close()
+    link = link_of(dir, f"{name}:{file.name}", file, raw=False)
+    try:
+        if link.room is None:
+            raise UnsupportedError(
+                f"{link.path} is a descriptor, whose disk has further files",
+                "unpack the OVA with tar -xf, and open the descriptor",
+            )
+        assert link.descriptor is not None
+        if link.descriptor.parent_hint is not None:
+            raise UnsupportedError(
+                f"{link.path} is a child of {short(link.descriptor.parent_hint)}",
+                "unpack the OVA with tar -xf, and open the child",
+            )
+        open_extents(link, False, None)
+        return link
+    except BaseException:
+        link.close()
+        raise
 
 
 def _open_top(dir: Dir, name: str, writable: bool, raw: bool, allow_root: str | None) -> Link:
