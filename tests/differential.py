@@ -204,7 +204,7 @@ def require_equal_for_qemu(path: Path, raw: Path, content: Content, grain: int =
 def require_same_map(path: Path, content: Content, grain: int = BLOCK) -> None:
     """Our map is that of qemu-img, in every window."""
     with disks.open_disk(path) as disk:
-        ours = disks.map_ranges(disk)
+        ours = list(disks.map_ranges(disk))
     for offset, length in windows(content, grain):
         said = qemu(
             "qemu-img", "map", "--output=json", "-f", "vmdk", f"--start-offset={offset}",

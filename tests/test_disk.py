@@ -306,7 +306,7 @@ def test_the_map_is_that_of_qemu_img(type: str, tmp_path: Path) -> None:
         format = "raw" if raw else "vmdk"
         theirs = json.loads(qemu("qemu-img", "map", "--output=json", "-f", format, path))
         with open_disk(path, **raw) as disk:
-            assert joined(disks.map_ranges(disk)) == joined(theirs)
+            assert joined(list(disks.map_ranges(disk))) == joined(theirs)
 
 
 def test_runs_cover_the_disk_without_gap_and_say_where_data_lies(tmp_path: Path) -> None:

@@ -318,6 +318,6 @@ def info(
             link.close()
 
 
-def map_ranges(disk: OpenDisk) -> list[MapEntry]:
-    """The allocated ranges, as ``qemu-img map --output=json`` says them."""
+def map_ranges(disk: OpenDisk) -> Iterator[MapEntry]:
+    """The allocated ranges, as ``qemu-img map --output=json`` says them, one by one."""
     return map_runs(disk.runs(), disk.links[-1])

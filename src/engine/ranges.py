@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -38,21 +39,32 @@ class MapEntry(TypedDict):
     offset: NotRequired[int]
 
 
-def map_runs(runs: Iterable[Run], base: Link) -> list[MapEntry]:
+def map_runs(runs: Iterable[Run], base: Link) -> Iterator[MapEntry]:
     """Entries in the words of ``qemu-img map --output=json``, neighbours joined.
+
+    One after the other: a large disk has more than memory should hold.
 
     Args:
         base: The last link. Of a flat one QEMU says that its holes are present,
             and lie in the file; of a flat VMDK also that they are data.
     """
-    entries: list[MapEntry] = []
+    starts: list[int] = []  # byte of the disk at which each extent of the base begins
+    at = 0
+    for extent, _ in base.extents:
+        starts.append(at)
+        at += extent.sectors * SECTOR_BYTES
+    last: MapEntry | None = None
     for run in runs:
-        for entry in _entries(run, base):
-            if entries and _continues(entries[-1], entry):
-                entries[-1]["length"] += entry["length"]
+        for entry in _entries(run, base, starts):
+            if last is None:
+                last = entry
+            elif _continues(last, entry):
+                last["length"] += entry["length"]
             else:
-                entries.append(entry)
-    return entries
+                yield last
+                last = entry
+    if last is not None:
+        yield last
 
 
 def _continues(a: MapEntry, b: MapEntry) -> bool:
@@ -64,9 +76,9 @@ def _continues(a: MapEntry, b: MapEntry) -> bool:
     return "offset" not in a or a["offset"] + a["length"] == b["offset"]
 
 
-def _entries(run: Run, base: Link) -> Iterator[MapEntry]:
+def _entries(run: Run, base: Link, starts: list[int]) -> Iterator[MapEntry]:
     if run.kind == RUN_HOLE:
-        yield from _hole_entries(run, base)
+        yield from _hole_entries(run, base, starts)
         return
     entry: MapEntry = {
         "start": run.offset_bytes,
@@ -81,24 +93,23 @@ def _entries(run: Run, base: Link) -> Iterator[MapEntry]:
     yield entry
 
 
-def _hole_entries(run: Run, base: Link) -> Iterator[MapEntry]:
+def _hole_entries(run: Run, base: Link, starts: list[int]) -> Iterator[MapEntry]:
     """A hole lies in the extents of the base, each of which says of it what it can."""
-    start, stop = run.offset_bytes, run.offset_bytes + run.length_bytes
-    first = 0  # byte of the disk at which the extent begins
-    for extent, file in base.extents:
-        last = first + extent.sectors * SECTOR_BYTES
-        at, end = max(start, first), min(stop, last)
-        if at < end:
-            flat = file is not None and is_flat(extent)
-            entry: MapEntry = {
-                "start": at,
-                "length": end - at,
-                "depth": run.depth,
-                "present": flat,
-                "zero": True,
-                "data": flat and base.descriptor is not None,
-            }
-            if flat:
-                entry["offset"] = (extent.offset_sectors or 0) * SECTOR_BYTES + at - first
-            yield entry
-        first = last
+    at, stop = run.offset_bytes, run.offset_bytes + run.length_bytes
+    index = bisect_right(starts, at) - 1
+    while at < stop:
+        extent, file = base.extents[index]
+        end = min(stop, starts[index] + extent.sectors * SECTOR_BYTES)
+        flat = file is not None and is_flat(extent)
+        entry: MapEntry = {
+            "start": at,
+            "length": end - at,
+            "depth": run.depth,
+            "present": flat,
+            "zero": True,
+            "data": flat and base.descriptor is not None,
+        }
+        if flat:
+            entry["offset"] = (extent.offset_sectors or 0) * SECTOR_BYTES + at - starts[index]
+        yield entry
+        at, index = end, index + 1

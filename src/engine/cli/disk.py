@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from .. import convert as copies
 from .. import disk as disks
 from ..errors import UsageError
 from ..units import format_size, parse_size
-from .output import print_json, print_table
+from .output import print_json, print_json_list, print_table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Format = Annotated[
@@ -94,17 +95,24 @@ def show_map(
 ) -> None:
     """List the allocated ranges, as qemu-img map does."""
     with disks.open_disk(file, format=format, allow_root=allow_root) as disk:
-        entries = disks.map_ranges(disk)
-    if as_json:
-        print_json(entries)
-        return
-    rows = [
-        [str(entry["start"]), str(entry["length"]), str(entry["depth"]),
-         "data" if entry["data"] else "zero" if entry["present"] else "hole",
-         str(entry.get("offset", "-"))]
-        for entry in entries
-    ]  # fmt: skip
-    print_table(["start", "length", "depth", "kind", "offset"], rows)
+        batches = _batches(disks.map_ranges(disk))
+        if as_json:
+            print_json_list(batches)
+            return
+        for batch in batches:
+            rows = [
+                [str(entry["start"]), str(entry["length"]), str(entry["depth"]),
+                 "data" if entry["data"] else "zero" if entry["present"] else "hole",
+                 str(entry.get("offset", "-"))]
+                for entry in batch
+            ]  # fmt: skip
+            print_table(["start", "length", "depth", "kind", "offset"], rows)
+
+
+def _batches(entries: Iterator[disks.MapEntry]) -> Iterator[list[disks.MapEntry]]:
+    """A thousand at a time: a large disk has more than memory should hold."""
+    while batch := list(islice(entries, 1000)):
+        yield batch
 
 
 @_disk.command("check")

@@ -37,6 +37,16 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
+def print_json_list(batches: Iterable[Sequence[object]]) -> None:
+    """Print one JSON array to standard output, a batch at a time."""
+    before = "["
+    for batch in batches:
+        for item in batch:
+            print(before, json.dumps(item), sep="", end="")
+            before = ",\n"
+    print("[]" if before == "[" else "]")
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """Print a table: with rich on a terminal, tab separated in a pipe."""
     if not sys.stdout.isatty():
