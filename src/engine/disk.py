@@ -28,7 +28,7 @@ from ._native import (
 from .create import create_disk
 from .descriptor_write import new_cid
 from .errors import StateError
-from .facts import Info, check, describe
+from .facts import Info, OvaInfo, check, describe, describe_ova
 from .layouts import TYPES
 from .link import Link
 from .links import open_links, problems
@@ -43,9 +43,11 @@ __all__ = [
     "Info",
     "MapEntry",
     "OpenDisk",
+    "OvaInfo",
     "Run",
     "check",
     "create_disk",
+    "describe_ova",
     "info",
     "map_ranges",
     "open_disk",
@@ -226,7 +228,8 @@ def open_disk(
     """Open a VMDK chain, or a raw disk where the caller says that it is one.
 
     Args:
-        path: Of the descriptor, or of the one file of a monolithicSparse disk.
+        path: Of the descriptor, or of the one file of a disk that has it inside; or of
+            a disk in an OVA: ``vm.ova:disk1.vmdk``, or ``vm.ova`` where it has only one.
         writable: The top link may be written. It is locked until close.
         format: "raw" for a raw disk. Nothing is ever guessed to be raw: its first
             bytes belong to a guest, who could make them say anything.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, Io
@@ -211,6 +211,18 @@ def _require_distinct(links: list[Link]) -> None:
                     f"{path}: its extent {name} is also an extent of {other}",
                     "correct the extent lines: two extents lie on the same bytes",
                 )
+
+
+def ddb_text(links: Sequence[Link], key: str) -> str | None:
+    """Value of ``ddb.<key>`` of a disk: what its own descriptor leaves out its parents' say.
+
+    Source: "VMware Virtual Disk Format 5.0", "The Disk Database".
+    """
+    for link in links:
+        found = None if link.descriptor is None else link.descriptor.ddb_text(key)
+        if found is not None:
+            return found
+    return None
 
 
 def problems(links: list[Link], *, expect_cid: int | None = None) -> Iterator[Error]:

@@ -15,6 +15,7 @@ import typer
 from .. import convert as copies
 from .. import disk as disks
 from ..errors import UsageError
+from ..ova import split_ova
 from ..units import format_size, parse_size
 from .output import print_json, print_json_list, print_table
 
@@ -33,7 +34,12 @@ AllowRoot = Annotated[
         help="A directory in which extents and parents may lie, other than the disk's own.",
     ),
 ]
-File = Annotated[str, typer.Argument(metavar="FILE", help="The descriptor, or the one file.")]
+File = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="The descriptor, or the one file; a disk in an OVA: vm.ova:disk1.vmdk."
+    ),
+]
 Grain = Annotated[
     str | None, typer.Option("--grain", metavar="SIZE", help="Grain of a sparse type, as in 64K.")
 ]
@@ -69,7 +75,10 @@ def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | 
 def show_info(
     file: File, format: Format = None, allow_root: AllowRoot = None, as_json: AsJson = False
 ) -> None:
-    """Say what a disk is: its type and size, and the files of its chain."""
+    """Say what a disk is: its type and size, and the files of its chain; of an OVA its disks."""
+    if format != "raw" and split_ova(file) == (file, None):
+        _show_ova(disks.describe_ova(file), as_json)
+        return
     found = disks.info(file, format=format, allow_root=allow_root)
     if as_json:
         print_json(found)
@@ -80,13 +89,28 @@ def show_info(
     if found["cid"] is not None:
         typer.echo(f"cid        {found['cid']}  parent {found['parent_cid'] or '-'}")
     rows = [
-        [str(depth), extent["file"] or "-", extent["type"], link["cid"] or "-",
+        [str(depth), extent["file"] or extent["name"] or "-", extent["type"], extent["format"],
+         link["cid"] or "-",
          format_size(extent["grain_bytes"]) if "grain_bytes" in extent else "-",
          format_size(extent["allocated_bytes"])]
         for depth, link in enumerate(found["chain"])
         for extent in link["extents"]
     ]  # fmt: skip
-    print_table(["depth", "extent", "type", "cid", "grain", "allocated"], rows)
+    print_table(["depth", "extent", "type", "format", "cid", "grain", "allocated"], rows)
+
+
+def _show_ova(found: disks.OvaInfo, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"machine    {found['ovf'] or '-'}")
+    rows = [
+        [f"{found['path']}:{disk['name']}", disk["error"] or disk["type"] or "-",
+         "-" if disk["size_bytes"] is None else format_size(disk["size_bytes"]),
+         format_size(disk["length_bytes"])]
+        for disk in found["disks"]
+    ]  # fmt: skip
+    print_table(["disk", "type", "size", "in the archive"], rows)
 
 
 @_disk.command("map")
