@@ -120,9 +120,9 @@ def test_check_finds_grains_outside_the_file_and_in_the_metadata(folder: Dir) ->
         file.pwrite(struct.pack("<II", 1 << 30, 2), table * 512 + 64)
 
     found, extent = planted(folder, change)
-    assert sorted(found) == ["outside", "overlap", "redundant"]
-    checked = open_image(folder, [extent]).check()
-    assert ("outside", 0, 1 << 39, 16 * 4096) in checked
+    assert sorted(found) == ["outside", "redundant"]
+    checked = open_image(folder, [extent]).check()  # two neighbours are one finding
+    assert ("outside", 0, 1 << 39, 16 * 4096, 2 * 4096, None) in checked
 
 
 def test_check_finds_a_table_outside_and_one_shared(folder: Dir) -> None:
@@ -161,5 +161,5 @@ def test_check_copes_with_a_file_beyond_the_reach_of_its_entries(folder: Dir) ->
         file.pwrite(struct.pack("<Q", at // 512), 56)
 
     found, extent = planted(folder, change)
-    assert "leak" in found
+    assert found == []
     assert open_chain(folder, [extent]).pread(4, 0) == b"xxxx"

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Checking the tables of sparse extents against each other and the file. */
+#include "extent.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,173 +9,114 @@
 #include "bytes.h"
 #include "chain.h"
 
-/* Which parts of the file something points at.  Metadata in front (tables of
- * 4 sectors at any sector) is kept by the sector, grains by what they are all
- * aligned to. */
 struct check {
-  struct rp_sparse *sparse;
-  struct rp_extent *extent;
-  struct rp_sparse_layout layout;    /* as the file has it now */
+  struct rp_survey  survey;
   uint32_t          index;       /* of the extent */
-  void            (*each) (void *context, const struct rp_finding *);
+  rp_finding_each  *each;
   void             *context;
-  uint32_t         *table, *other;   /* one table each */
-  uint64_t          overhead;    /* sectors, at most those of the file */
-  uint64_t          unit;        /* sectors */
-  uint64_t          used_end;    /* sector behind all that is pointed at */
-  uint8_t          *head;        /* one bit a sector of [0, overhead) */
-  uint8_t          *body;        /* one bit a unit of the file */
+  struct rp_finding pending;     /* kind NULL: none */
 };
 
 static void
+flush (struct check *check)
+{
+  if (check->pending.kind)
+    check->each (check->context, &check->pending);
+  check->pending.kind = NULL;
+}
+
+/* Findings that follow each other on the disk are one. */
+static void
 report (struct check *check, const char *kind, uint64_t position,
-        uint64_t guest_offset)
+        uint64_t guest_offset, uint64_t length)
 {
-  const struct rp_finding finding = {
+  struct rp_finding *pending = &check->pending;
+
+  if (pending->kind == kind && guest_offset != UINT64_MAX && length != 0
+      && pending->guest_offset_bytes != UINT64_MAX
+      && pending->guest_offset_bytes + pending->length_bytes == guest_offset) {
+    pending->length_bytes += length;
+    return;
+  }
+  flush (check);
+  *pending = (struct rp_finding) {
     .kind = kind, .extent = check->index, .position = position,
-    .guest_offset_bytes = guest_offset,
+    .guest_offset_bytes = guest_offset, .length_bytes = length,
   };
-
-  check->each (check->context, &finding);
 }
 
-/* Those that an entry can point at. */
-static uint64_t
-file_sectors (const struct check *check)
+static const char outside[] = "outside", overlapping[] = "overlap",
+                  wrong_table[] = "table", redundant_differs[] = "redundant";
+
+/* Of the disk, that a table covers; cut at its end. */
+static void
+report_table (struct check *check, const char *kind, uint64_t position,
+              uint32_t index)
 {
-  const uint64_t sectors = rp_divide_up (check->layout.file_bytes,
-                                         RP_SECTOR_BYTES);
+  const struct rp_survey *survey = &check->survey;
+  const uint64_t span = UINT64_C (1) << (survey->layout.table_shift
+                                         + survey->layout.grain_shift);
+  const uint64_t at = rp_survey_table_guest (survey, index);
+  const uint64_t left = survey->start_bytes + survey->size_bytes > at
+                        ? survey->start_bytes + survey->size_bytes - at : 0;
 
-  return sectors < RP_SPARSE_SECTORS_MAX ? sectors : RP_SPARSE_SECTORS_MAX;
-}
-
-/* Set bits [first, stop); false when one of them was set. */
-static bool
-set_bits (uint8_t *bits, uint64_t first, uint64_t stop)
-{
-  bool fresh = true;
-
-  for (; first < stop; first++) {
-    if (bits[first / 8] & (1u << (first % 8)))
-      fresh = false;
-    bits[first / 8] |= (uint8_t) (1u << (first % 8));
-  }
-  return fresh;
-}
-
-/* Note that something lies at [sector, sector + sectors), inside the file. */
-static bool
-mark (struct check *check, uint64_t sector, uint64_t sectors)
-{
-  const uint64_t limit = file_sectors (check);
-  uint64_t stop = sector + sectors;
-  bool fresh = true;
-
-  if (check->used_end < stop)
-    check->used_end = stop;
-  if (stop > limit)
-    stop = limit;                /* out of reach of entries: no overlap */
-  if (sector >= stop)
-    return true;
-  if (sector < check->overhead)
-    fresh = set_bits (check->head, sector,
-                      stop < check->overhead ? stop : check->overhead);
-  if (stop > check->overhead) {
-    const uint64_t first = sector > check->overhead ? sector : check->overhead;
-    fresh &= set_bits (check->body, first / check->unit,
-                       rp_divide_up (stop, check->unit));
-  }
-  return fresh;
-}
-
-static uint64_t
-table_guest_offset (const struct check *check, uint32_t index)
-{
-  return check->extent->start_bytes
-         + ((uint64_t) index << (check->layout.table_shift
-                                 + check->layout.grain_shift));
-}
-
-static bool
-table_is_inside (const struct check *check, uint64_t sector)
-{
-  return rp_inside (sector, check->layout.table_sectors,
-                    check->layout.file_bytes / RP_SECTOR_BYTES);
-}
-
-/* The lowest bit of any position is what all are aligned to. */
-static int
-find_unit (struct check *check, struct rp_fault *fault)
-{
-  const struct rp_sparse_layout *layout = &check->layout;
-  const size_t count = (size_t) 1 << layout->table_shift;
-  uint64_t seen = layout->info.grain_sectors;
-  int status = RP_OK;
-
-  for (uint32_t i = 0; status == RP_OK && i < layout->directory_count; i++) {
-    const uint32_t sector = atomic_load (&check->sparse->directory[i]);
-
-    if (sector == 0 || !table_is_inside (check, sector))
-      continue;
-    if (sector >= check->overhead)
-      seen |= sector | layout->table_sectors;
-    status = rp_sparse_read_table (check->sparse, sector, check->table, fault);
-    for (size_t k = 0; status == RP_OK && k < count; k++)
-      if (check->table[k] >= check->overhead)
-        seen |= check->table[k];
-  }
-  check->unit = seen & -seen;
-  return status;
+  report (check, kind, position, at, span < left ? span : left);
 }
 
 static void
 check_table_place (struct check *check, uint32_t index, uint64_t sector)
 {
-  if (!table_is_inside (check, sector))
-    report (check, "table", sector * RP_SECTOR_BYTES,
-            table_guest_offset (check, index));
-  else if (!mark (check, sector, check->layout.table_sectors))
-    report (check, "overlap", sector * RP_SECTOR_BYTES,
-            table_guest_offset (check, index));
+  struct rp_survey *survey = &check->survey;
+
+  if (!rp_survey_table_inside (survey, sector))
+    report_table (check, wrong_table, sector * RP_SECTOR_BYTES, index);
+  else if (!rp_survey_claim (survey, sector, survey->layout.table_sectors,
+                             true))
+    report_table (check, overlapping, sector * RP_SECTOR_BYTES, index);
 }
 
-/* The redundant directory, read here: an image that is open for reading has
- * not loaded it. */
+static int
+compare_tables (struct check *check, uint32_t index, struct rp_fault *fault)
+{
+  struct rp_survey *survey = &check->survey;
+  const uint32_t primary = survey->primary[index];
+  const uint32_t redundant = survey->redundant[index];
+  bool empty, other_empty;
+  int status;
+
+  if (!rp_survey_table_inside (survey, primary)
+      || !rp_survey_table_inside (survey, redundant))
+    return RP_OK;
+  status = rp_survey_read_table (survey, primary, survey->table, &empty,
+                                 fault);
+  if (status == RP_OK)
+    status = rp_survey_read_table (survey, redundant, survey->other,
+                                   &other_empty, fault);
+  if (status == RP_OK && !(empty && other_empty)
+      && memcmp (survey->table, survey->other,
+                 sizeof (uint32_t) << survey->layout.table_shift) != 0)
+    report_table (check, redundant_differs,
+                  (uint64_t) redundant * RP_SECTOR_BYTES, index);
+  return status;
+}
+
 static int
 check_redundant (struct check *check, struct rp_fault *fault)
 {
-  const struct rp_sparse_layout *layout = &check->layout;
-  const size_t table_bytes = sizeof (uint32_t) << layout->table_shift;
-  const uint64_t at = layout->info.redundant_directory_sector
+  struct rp_survey *survey = &check->survey;
+  const uint64_t at = survey->layout.info.redundant_directory_sector
                       * RP_SECTOR_BYTES;
-  uint8_t field[4];
   int status = RP_OK;
 
-  for (uint32_t i = 0; status == RP_OK && i < layout->directory_count; i++) {
-    const uint32_t primary = atomic_load (&check->sparse->directory[i]);
-    uint32_t redundant;
+  for (uint32_t i = 0; status == RP_OK && i < survey->layout.directory_count;
+       i++) {
+    const uint32_t primary = survey->primary[i];
+    const uint32_t redundant = survey->redundant[i];
 
-    status = rp_file_pread_all (check->sparse->file, field, sizeof field,
-                                at + 4 * (uint64_t) i, fault);
-    if (status != RP_OK)
-      break;
-    redundant = rp_load32 (field);
-    if (redundant)
-      check_table_place (check, i, redundant);
     if (!redundant != !primary)
-      report (check, "redundant", at + 4 * (uint64_t) i,
-              table_guest_offset (check, i));
-    if (!redundant || !primary || !table_is_inside (check, primary)
-        || !table_is_inside (check, redundant))
-      continue;
-    status = rp_sparse_read_table (check->sparse, primary, check->table,
-                                   fault);
-    if (status == RP_OK)
-      status = rp_sparse_read_table (check->sparse, redundant, check->other,
-                                     fault);
-    if (status == RP_OK && memcmp (check->table, check->other, table_bytes))
-      report (check, "redundant", (uint64_t) redundant * RP_SECTOR_BYTES,
-              table_guest_offset (check, i));
+      report_table (check, redundant_differs, at + 4 * (uint64_t) i, i);
+    else if (redundant)
+      status = compare_tables (check, i, fault);
   }
   return status;
 }
@@ -181,135 +124,82 @@ check_redundant (struct check *check, struct rp_fault *fault)
 static void
 check_entry (struct check *check, uint64_t grain, uint32_t entry)
 {
-  const struct rp_sparse_layout *layout = &check->layout;
-  const uint64_t start = grain << layout->grain_shift;
-  const uint64_t capacity = layout->info.capacity_sectors * RP_SECTOR_BYTES;
+  struct rp_survey *survey = &check->survey;
+  const uint32_t shift = survey->layout.grain_shift;
+  const uint64_t start = grain << shift;
   const uint64_t position = (uint64_t) entry * RP_SECTOR_BYTES;
-  const uint64_t guest = check->extent->start_bytes + start;
-  uint64_t needed = rp_sparse_grain_bytes (check->sparse), sectors;
+  const uint64_t guest = survey->start_bytes + start;
+  const uint64_t left = survey->size_bytes > start
+                        ? survey->size_bytes - start : 0;
+  const uint64_t length = left < UINT64_C (1) << shift
+                          ? left : UINT64_C (1) << shift;
+  const enum rp_entry means = rp_survey_entry (survey, grain, entry);
+  uint64_t sectors;
 
-  if (entry == 0 || (entry == 1 && layout->zero_grains) || start >= capacity)
+  if (means == RP_ENTRY_NONE)
     return;
-  if (needed > capacity - start)
-    needed = capacity - start;
-  if (!rp_inside (position, needed, layout->file_bytes)) {
-    report (check, "outside", position, guest);
+  if (means == RP_ENTRY_WRONG) {
+    report (check, outside, position, guest, length);
     return;
   }
-  sectors = file_sectors (check) - entry;
-  if (sectors > layout->info.grain_sectors)
-    sectors = layout->info.grain_sectors;
-  /* never short: mark both, so that a second finding is seen, too */
-  if (!mark (check, entry, sectors) || entry < check->overhead)
-    report (check, "overlap", position, guest);
+  sectors = rp_survey_grain_sectors (survey, entry);
+  if (rp_survey_is_claimed (survey, entry, sectors, true))
+    report (check, outside, position, guest, length);
+  else if (!rp_survey_claim (survey, entry, sectors, false))
+    report (check, overlapping, position, guest, length);
 }
 
 static int
 check_entries (struct check *check, struct rp_fault *fault)
 {
-  const struct rp_sparse_layout *layout = &check->layout;
-  const size_t count = (size_t) 1 << layout->table_shift;
+  struct rp_survey *survey = &check->survey;
+  const size_t count = (size_t) 1 << survey->layout.table_shift;
   int status = RP_OK;
 
-  for (uint32_t i = 0; status == RP_OK && i < layout->directory_count; i++) {
-    const uint32_t sector = atomic_load (&check->sparse->directory[i]);
+  for (uint32_t i = 0; status == RP_OK && i < survey->layout.directory_count;
+       i++) {
+    const uint32_t sector = survey->primary[i];
+    bool empty = true;
 
-    if (sector == 0 || !table_is_inside (check, sector))
+    if (sector == 0 || !rp_survey_table_inside (survey, sector))
       continue;
-    status = rp_sparse_read_table (check->sparse, sector, check->table, fault);
-    for (size_t k = 0; status == RP_OK && k < count; k++)
-      check_entry (check, ((uint64_t) i << layout->table_shift) + k,
-                   check->table[k]);
+    status = rp_survey_read_table (survey, sector, survey->table, &empty,
+                                   fault);
+    for (size_t k = 0; status == RP_OK && !empty && k < count; k++)
+      check_entry (check, ((uint64_t) i << survey->layout.table_shift) + k,
+                   survey->table[k]);
   }
   return status;
 }
 
-static bool
-is_marked (const struct check *check, uint64_t unit)
+static int
+report_leak (void *context, uint64_t first, uint64_t stop, bool at_end,
+             struct rp_fault *fault)
 {
-  return check->body[unit / 8] & (1u << (unit % 8));
-}
-
-/* The next unit from `unit` on that is marked or not, or stop. */
-static uint64_t
-find_unit_marked (const struct check *check, uint64_t unit, uint64_t stop,
-                  bool marked)
-{
-  const uint8_t skip = marked ? 0 : 0xff;    /* bytes without one */
-
-  while (unit < stop && is_marked (check, unit) != marked)
-    if (unit % 8 == 0 && check->body[unit / 8] == skip)
-      unit += 8;
-    else
-      unit++;
-  return unit < stop ? unit : stop;
-}
-
-/* One finding for each run; what is shorter than a grain is alignment. */
-static void
-report_leaks (struct check *check)
-{
-  const struct rp_sparse_layout *layout = &check->layout;
-  uint64_t stop = file_sectors (check);
-  uint64_t unit = rp_divide_up (check->overhead, check->unit), first;
-
-  if (layout->kind == RP_EXTENT_COWD && stop > layout->info.free_sector)
-    stop = layout->info.free_sector;     /* ESX grows the file ahead */
-  stop /= check->unit;
-  while (unit < stop) {
-    first = unit;
-    unit = find_unit_marked (check, unit, stop, true);
-    if ((unit - first) * check->unit >= layout->info.grain_sectors)
-      report (check, "leak", first * check->unit * RP_SECTOR_BYTES,
-              UINT64_MAX);
-    unit = find_unit_marked (check, unit, stop, false);
-  }
-}
-
-static void
-mark_fixed (struct check *check)
-{
-  const struct rp_sparse_layout *layout = &check->layout;
-  const struct rp_sparse_info *info = &layout->info;
-  const uint64_t sectors = rp_sparse_directory_sectors (layout);
-
-  mark (check, 0, layout->kind == RP_EXTENT_COWD ? RP_COWD_HEADER_SECTORS : 1);
-  if (info->descriptor_offset_sectors
-      && !mark (check, info->descriptor_offset_sectors,
-                info->descriptor_sectors))
-    report (check, "overlap",
-            info->descriptor_offset_sectors * RP_SECTOR_BYTES, UINT64_MAX);
-  if (layout->redundant
-      && !mark (check, info->redundant_directory_sector, sectors))
-    report (check, "overlap",
-            info->redundant_directory_sector * RP_SECTOR_BYTES, UINT64_MAX);
-  if (!mark (check, info->directory_sector, sectors))
-    report (check, "overlap", info->directory_sector * RP_SECTOR_BYTES,
-            UINT64_MAX);
+  (void) at_end; (void) fault;
+  report (context, "leak", first * RP_SECTOR_BYTES, UINT64_MAX,
+          (stop - first) * RP_SECTOR_BYTES);
+  return RP_OK;
 }
 
 static int
-run_check (struct check *check, struct rp_fault *fault)
+check_tables (struct check *check, struct rp_fault *fault)
 {
-  const struct rp_sparse_layout *layout = &check->layout;
+  struct rp_survey *survey = &check->survey;
+  const struct rp_sparse_layout *layout = &survey->layout;
   const bool cowd = layout->kind == RP_EXTENT_COWD;
-  int status;
+  uint64_t overlap;
+  int status = RP_OK;
 
-  status = find_unit (check, fault);
-  if (status != RP_OK)
-    return status;
-  check->head = calloc (1, check->overhead / 8 + 1);
-  check->body = calloc (1, file_sectors (check) / check->unit / 8 + 2);
-  if (!check->head || !check->body)
-    return rp_fail (fault, RP_NO_MEMORY, 0, "checking %s",
-                    check->sparse->file->name);
-  mark_fixed (check);
-  for (uint32_t i = 0; i < layout->directory_count; i++) {
-    const uint32_t sector = atomic_load (&check->sparse->directory[i]);
-    if (sector)
-      check_table_place (check, i, sector);
-  }
-  if (layout->redundant)
+  if (!rp_survey_claim_fixed (survey, &overlap))
+    report (check, overlapping, overlap * RP_SECTOR_BYTES, UINT64_MAX, 0);
+  for (uint32_t i = 0; i < layout->directory_count; i++)
+    if (survey->primary[i])
+      check_table_place (check, i, survey->primary[i]);
+  for (uint32_t i = 0; survey->redundant && i < layout->directory_count; i++)
+    if (survey->redundant[i])
+      check_table_place (check, i, survey->redundant[i]);
+  if (survey->redundant)
     status = check_redundant (check, fault);
   if (status == RP_OK)
     status = check_entries (check, fault);
@@ -318,38 +208,134 @@ run_check (struct check *check, struct rp_fault *fault)
   if (layout->info.unclean_shutdown)
     report (check, "unclean",
             cowd ? RP_COWD_UNCLEAN_OFFSET : RP_KDMV_UNCLEAN_OFFSET,
-            UINT64_MAX);
-  if (cowd && layout->info.free_sector < check->used_end)
-    report (check, "freesector", RP_COWD_FREE_OFFSET, UINT64_MAX);
-  report_leaks (check);
+            UINT64_MAX, 0);
+  if (cowd && layout->info.free_sector < survey->used_end)
+    report (check, "freesector", RP_COWD_FREE_OFFSET, UINT64_MAX, 0);
+  return rp_survey_leaks (survey, report_leak, check, fault);
+}
+
+/* ---- extents ---- */
+
+/* What the header says is a finding; what the system says is a failure. */
+static int
+judge_header (const struct rp_extent_place *place, int status,
+              rp_finding_each *each, void *context, struct rp_fault *fault)
+{
+  const struct rp_finding finding = {
+    .kind = status == RP_UNSUPPORTED ? "unsupported" : "header",
+    .extent = place->index, .position = fault->position,
+    .guest_offset_bytes = place->start_bytes,
+    .length_bytes = place->sectors * RP_SECTOR_BYTES,
+    .detail = fault->message,
+  };
+
+  if (status != RP_CORRUPT && status != RP_FORMAT && status != RP_UNSUPPORTED)
+    return status;
+  each (context, &finding);
   return RP_OK;
 }
 
 static int
-check_extent (struct check *check, struct rp_fault *fault)
+check_sparse (const struct rp_extent_place *place, rp_finding_each *each,
+              void *context, struct rp_fault *fault)
 {
-  uint64_t sectors;
+  struct check check = {
+    .index = place->index, .each = each, .context = context,
+  };
+  uint64_t capacity;
   int status;
 
-  status = rp_sparse_read_layout (check->sparse->file, &check->layout, fault);
+  status = rp_survey_open (&check.survey, place->file, place->sectors,
+                           place->start_bytes, fault);
+  capacity = check.survey.layout.info.capacity_sectors;
+  if (status == RP_OK && check.survey.layout.kind != place->kind)
+    status = rp_fail (fault, RP_FORMAT, 0,
+                      "%s is another kind of sparse extent than the "
+                      "descriptor says", place->file->name);
+  if (status == RP_OK && capacity < place->sectors)
+    status = rp_fail (fault, RP_CORRUPT, 0,
+                      "%s: the descriptor gives it %" PRIu64
+                      " sectors, its header %" PRIu64, place->file->name,
+                      place->sectors, capacity);
   if (status != RP_OK)
-    return status;
-  sectors = file_sectors (check);
-  check->overhead = check->layout.info.overhead_sectors;
-  if (check->overhead > sectors)
-    check->overhead = sectors;
-  check->table = malloc (sizeof (uint32_t) << check->layout.table_shift);
-  check->other = malloc (sizeof (uint32_t) << check->layout.table_shift);
-  if (!check->table || !check->other)
-    status = rp_fail (fault, RP_NO_MEMORY, 0, "checking %s",
-                      check->sparse->file->name);
+    status = judge_header (place, status, each, context, fault);
   else
-    status = run_check (check, fault);
-  free (check->body);
-  free (check->head);
-  free (check->other);
-  free (check->table);
+    status = check_tables (&check, fault);
+  flush (&check);
+  rp_survey_close (&check.survey);
   return status;
+}
+
+static int
+check_flat (const struct rp_extent_place *place, rp_finding_each *each,
+            void *context, struct rp_fault *fault)
+{
+  const uint64_t start = place->offset_sectors * RP_SECTOR_BYTES;
+  const uint64_t length = place->sectors * RP_SECTOR_BYTES;
+  uint64_t file_bytes, there;
+  int status = rp_file_size (place->file, &file_bytes, fault);
+
+  if (status != RP_OK || rp_inside (start, length, file_bytes))
+    return status;
+  there = file_bytes > start ? file_bytes - start : 0;
+  each (context, &(struct rp_finding) {
+    .kind = "short", .extent = place->index, .position = file_bytes,
+    .guest_offset_bytes = place->start_bytes + there,
+    .length_bytes = length - there,
+  });
+  return RP_OK;
+}
+
+static int
+check_stream (const struct rp_extent_place *place, bool deep,
+              rp_finding_each *each, void *context, struct rp_fault *fault)
+{
+  struct rp_stream *stream = NULL;
+  int status = rp_stream_open (place->file, place->sectors, &stream, fault);
+
+  if (status == RP_OK)
+    status = rp_stream_check (stream, place->index, place->start_bytes, deep,
+                              each, context, fault);
+  rp_stream_close (stream);
+  return status == RP_OK
+         ? status : judge_header (place, status, each, context, fault);
+}
+
+static int
+check_sesparse (const struct rp_extent_place *place, rp_finding_each *each,
+                void *context, struct rp_fault *fault)
+{
+  struct rp_sesparse *sesparse = NULL;
+  int status = rp_sesparse_open (place->file, place->sectors, &sesparse,
+                                 fault);
+
+  if (status == RP_OK)
+    status = rp_sesparse_check (sesparse, place->index, place->start_bytes,
+                                each, context, fault);
+  rp_sesparse_close (sesparse);
+  return status == RP_OK
+         ? status : judge_header (place, status, each, context, fault);
+}
+
+int
+rp_extent_check (const struct rp_extent_place *place, bool deep,
+                 rp_finding_each *each, void *context, struct rp_fault *fault)
+{
+  switch (place->kind) {
+  case RP_EXTENT_FLAT:
+    return check_flat (place, each, context, fault);
+  case RP_EXTENT_SPARSE:
+  case RP_EXTENT_COWD:
+    return check_sparse (place, each, context, fault);
+  case RP_EXTENT_STREAM:
+    return check_stream (place, deep, each, context, fault);
+  case RP_EXTENT_SESPARSE:
+    return check_sesparse (place, each, context, fault);
+  case RP_EXTENT_ZERO:
+  case RP_EXTENT_NOACCESS:
+    break;
+  }
+  return RP_OK;
 }
 
 int
@@ -360,13 +346,15 @@ rp_image_check (struct rp_image *image,
   int status = RP_OK;
 
   for (uint32_t i = 0; status == RP_OK && i < image->extent_count; i++) {
-    struct check check = {
-      .sparse = image->extents[i].sparse, .extent = &image->extents[i],
-      .index = i, .each = each, .context = context,
+    const struct rp_extent *extent = &image->extents[i];
+    const struct rp_extent_place place = {
+      .file = extent->file, .kind = extent->kind, .index = i,
+      .sectors = extent->size_bytes / RP_SECTOR_BYTES,
+      .offset_sectors = extent->file_offset_bytes / RP_SECTOR_BYTES,
+      .start_bytes = extent->start_bytes,
     };
 
-    if (check.sparse)
-      status = check_extent (&check, fault);
+    status = rp_extent_check (&place, false, each, context, fault);
   }
   return status;
 }

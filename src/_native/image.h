@@ -120,18 +120,24 @@ int rp_chain_close_clean (struct rp_disk *chain, struct rp_fault *fault);
 /* One finding of rp_image_check. */
 struct rp_finding {
   const char *kind;              /* "leak", "overlap", "outside", "redundant",
-                                    "unclean", "freesector", "table" : static;
-                                    of seSparse see sesparse.h, too */
+                                    "unclean", "freesector", "table", "short",
+                                    "header", ... : static; of seSparse see
+                                    sesparse.h, too */
   uint32_t extent;               /* index */
   uint64_t position;             /* byte in the extent's file */
   uint64_t guest_offset_bytes;   /* UINT64_MAX where it does not apply */
+  uint64_t length_bytes;         /* of the disk from guest_offset_bytes on; of
+                                    the file where that does not apply; 0 where
+                                    neither does */
+  const char *detail;            /* NULL, or a sentence, for this call only */
 };
 
-/* Check tables of every sparse extent: pointers outside the file or into the
- * metadata, two entries for one grain, redundant tables that differ, the
- * unclean flag, COWD's freeSector, grains that nothing points to (leaks).
- * each is called once per finding.  Returns RP_OK when the check ran, whatever
- * it found.
+/* Check every extent: pointers outside the file or into the metadata, two
+ * entries for one grain, redundant tables that differ, the unclean flag,
+ * COWD's freeSector, space that nothing points to and that holds something or
+ * makes the file longer (leaks), flat files that are too short.
+ * each is called once per finding; neighbours of one kind are one finding.
+ * Returns RP_OK when the check ran, whatever it found.
  */
 int rp_image_check (struct rp_image *image,
                     void (*each) (void *context, const struct rp_finding *),

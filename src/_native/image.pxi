@@ -43,6 +43,8 @@ cdef extern from "image.h":
         uint32_t extent
         uint64_t position
         uint64_t guest_offset_bytes
+        uint64_t length_bytes
+        const char *detail
     int rp_sparse_read_header(rp_file *file, rp_extent_kind *kind_out, rp_sparse_info *out,
                               rp_fault *fault) nogil
     # a struct has the name, too
@@ -123,9 +125,15 @@ def sparse_create(File file not None, *, int kind, uint64_t capacity_sectors,
 
 cdef void _collect_finding(void *context, const rp_finding *finding) noexcept nogil:
     with gil:
-        (<list>context).append((
-            finding.kind.decode("ascii"), finding.extent, finding.position,
-            None if finding.guest_offset_bytes == <uint64_t>-1 else finding.guest_offset_bytes))
+        (<list>context).append(_finding(finding))
+
+
+cdef tuple _finding(const rp_finding *finding):
+    return (
+        finding.kind.decode("ascii"), finding.extent, finding.position,
+        None if finding.guest_offset_bytes == <uint64_t>-1 else finding.guest_offset_bytes,
+        finding.length_bytes,
+        None if finding.detail is NULL else finding.detail.decode("utf-8", "replace"))
 
 
 cdef class Image:
@@ -174,10 +182,10 @@ cdef class Image:
         return rp_image_size_bytes(self._image)
 
     def check(self):
-        """What is wrong with its sparse extents: (kind, extent, position, guest offset or None).
+        """What is wrong with its extents, as rp_image_check says.
 
-        The files are read: flush before. kind is "leak", "overlap", "outside",
-        "redundant", "unclean", "freesector" or "table".
+        (kind, extent, position, guest offset or None, length, detail or None)
+        each; the files are read: flush before.
         """
         cdef list found = []
         cdef void *context = <void *>found

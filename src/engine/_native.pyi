@@ -149,19 +149,58 @@ def sparse_create(
     zero_grains: bool = False,
 ) -> None: ...
 
+# kind, extent, position in the file, offset on the disk, length, detail
+Finding = tuple[str, int, int, int | None, int, str | None]
+
 class Image:
     def __new__(
         cls, extents: Sequence[tuple[int, int, File | None, int]], writable: bool = False
     ) -> Image: ...
     @property
     def size_bytes(self) -> int: ...
-    def check(self) -> list[tuple[str, int, int, int | None]]: ...
+    def check(self) -> list[Finding]: ...
 
 class Chain(Disk):
     """Links, top first."""
 
     def __new__(cls, links: Sequence[Image]) -> Chain: ...
     def close_clean(self) -> None: ...
+
+# --- extent.h ---
+def extent_check(
+    file: File,
+    *,
+    kind: int,
+    sectors: int,
+    offset_sectors: int = 0,
+    start_bytes: int = 0,
+    deep: bool = False,
+) -> list[Finding]: ...
+
+class Repair:
+    """A planned repair of one sparse extent; nothing is written before ``run``."""
+
+    def __new__(
+        cls,
+        file: File,
+        *,
+        kind: int,
+        sectors: int,
+        start_bytes: int = 0,
+        trust_primary: bool = False,
+    ) -> Repair: ...
+    @property
+    def before(self) -> list[Finding]: ...
+    @property
+    def after(self) -> list[Finding]: ...
+    @property
+    def counts(self) -> dict[str, int]: ...
+    def run(
+        self, dir: Dir, name: str, file: File, tag: int, keep_name: str | None = None
+    ) -> None: ...
+
+def repair_recover(dir: Dir, name: str, file: File, tag: int, stale_name: str) -> str:
+    """Take a repair back that was cut short: "none", "undone", "unused" or "stale"."""
 
 # --- copy.h, stream.h, sesparse.h ---
 class Sink:

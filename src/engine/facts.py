@@ -288,7 +288,7 @@ def check(
         for link in links:
             if link.descriptor is not None and noted_commit(link.descriptor) is not None:
                 found("commit", link.path, "a commit was interrupted", None, None)
-            for kind, extent, position, guest in link.image(False).check():
+            for kind, extent, position, guest, *_ in link.image(False).check():
                 file = link.extents[extent][1]
                 where = link.path if file is None else file.path
                 found(kind, where, _FINDINGS.get(kind, kind), position, guest)
