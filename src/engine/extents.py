@@ -42,17 +42,17 @@ def open_extents(link: Link, writable: bool, allow_root: str | None) -> None:
             link.extents.append((extent, None))
             if extent.file is not None and extent.access != "NOACCESS":
                 part = names.get(extent.file)
-                part = part or _open_extent(link, extent.file, writable, allow_root, opened)
+                part = part or open_extent(link, extent.file, writable, allow_root, opened)
                 link.extents[-1], names[extent.file] = (extent, part), part
         _, part = link.extents[-1]
-        header = _check_extent(link, extent, part)
+        header = check_extent(link, extent, part)
         link.headers.append(header)
         link.kinds.append(kind_of(extent, header, link.path, "" if part is None else part.path))
         if writable:
-            _require_writable(link, extent, part)
+            require_writable(link, extent, part)
 
 
-def _open_extent(
+def open_extent(
     link: Link, name: str, writable: bool, allow_root: str | None, opened: dict[Identity, File]
 ) -> File:
     folder, base = place(link, name, "extent", allow_root)
@@ -67,7 +67,7 @@ def _open_extent(
     return opened.setdefault(identity, file)
 
 
-def _check_extent(link: Link, extent: Extent, file: File | None) -> dict[str, int] | None:
+def check_extent(link: Link, extent: Extent, file: File | None) -> dict[str, int] | None:
     """The size a file must have, and the header of a sparse one."""
     if file is None or extent.access == "NOACCESS":
         return None
@@ -90,7 +90,7 @@ def _check_extent(link: Link, extent: Extent, file: File | None) -> dict[str, in
     return header
 
 
-def _require_writable(link: Link, extent: Extent, file: File | None) -> None:
+def require_writable(link: Link, extent: Extent, file: File | None) -> None:
     """The last extent that was opened may be written."""
     what = f"the extent of {link.path}" if file is None else file.path
     written_once = WRITTEN_ONCE.get(link.kinds[-1])

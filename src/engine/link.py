@@ -80,6 +80,7 @@ class Link:
         parent_cid: int | None = None,
         commit: int | None = None,
         end_commit: bool = False,
+        drop_tracking: bool = False,
     ) -> None:
         """Change the descriptor, durably; the old or the new one is there at any crash.
 
@@ -93,7 +94,7 @@ class Link:
             parent_cid=parent_cid,
             commit=commit,
             end_commit=end_commit,
-            drop_tracking=cid is not None,
+            drop_tracking=drop_tracking or cid is not None,
         )
         descriptor = parse(text, self.path)
         if self.room is None:

@@ -73,10 +73,10 @@ def open_links(
     links: list[Link] = []
     try:
         links.append(_open_top(dir, name, writable, format == "raw", allow_root))
-        while (link := _open_parent(links, allow_root)) is not None:
+        while (link := open_parent(links, allow_root)) is not None:
             links.append(link)
             open_extents(link, False, allow_root)
-        _require_distinct(links)
+        require_distinct(links)
     except BaseException:
         for link in links:
             link.close()
@@ -134,7 +134,7 @@ def _open_top(dir: Dir, name: str, writable: bool, raw: bool, allow_root: str | 
     raise LockedError(f"{link.path} keeps changing", "stop the process that writes it")
 
 
-def _open_parent(links: list[Link], allow_root: str | None) -> Link | None:
+def open_parent(links: list[Link], allow_root: str | None) -> Link | None:
     """The descriptor of the last link's parent, or None where there is none."""
     child = links[-1]
     if child.descriptor is None or child.descriptor.parent_hint is None:
@@ -188,7 +188,7 @@ def _parent_beside(links: list[Link], hint: str) -> Link | None:
     return link
 
 
-def _require_distinct(links: list[Link]) -> None:
+def require_distinct(links: list[Link]) -> None:
     """No two extents may lie on the same bytes: a write to one would change the other."""
     taken: dict[Identity, list[tuple[int, int, str, str]]] = {}
     for link in links:
