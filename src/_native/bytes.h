@@ -87,6 +87,13 @@ rp_inside (uint64_t offset, uint64_t length, uint64_t size)
   return offset <= size && length <= size - offset;
 }
 
+/* [a, a + a_length) and [b, b + b_length), whose ends do not wrap, share some */
+static inline bool
+rp_overlap (uint64_t a, uint64_t a_length, uint64_t b, uint64_t b_length)
+{
+  return a_length && b_length && a < b + b_length && b < a + a_length;
+}
+
 static inline bool
 rp_is_power_of_two (uint64_t value)
 {

@@ -64,13 +64,6 @@ check_constants (struct rp_file *file, const uint8_t *header,
   return RP_OK;
 }
 
-static bool
-overlap (const struct rp_se_region *a, const struct rp_se_region *b)
-{
-  return a->sector < b->sector + b->sectors
-         && b->sector < a->sector + a->sectors;
-}
-
 /* All lie apart and, but for the grains, whole in the file. */
 static int
 check_regions (struct rp_file *file, const struct rp_se_layout *layout,
@@ -97,7 +90,8 @@ check_regions (struct rp_file *file, const struct rp_se_layout *layout,
     for (int k = -1; k < i; k++) {
       const struct rp_se_region *other = k < 0 ? &header : &layout->regions[k];
 
-      if (other->sectors && overlap (region, other))
+      if (rp_overlap (region->sector, region->sectors, other->sector,
+                      other->sectors))
         return rp_fail (fault, RP_CORRUPT, RP_SE_REGIONS_OFFSET + 16u * i,
                         "%s: %s and %s lie over each other", file->name,
                         region_names[i],

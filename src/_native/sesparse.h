@@ -35,8 +35,8 @@ void rp_sesparse_close (struct rp_sesparse *sesparse);   /* NULL is allowed */
 int  rp_sesparse_map (struct rp_sesparse *sesparse, uint64_t offset,
                       uint64_t length, struct rp_segment *out,
                       struct rp_fault *fault);
-/* Part of rp_image_check.  Kinds of findings: "table" (an entry of the directory
- * or of a table that is no valid one), "outside", "overlap" (two entries for
+/* Part of rp_image_check.  Kinds of findings: "table" (an entry of directory
+ * or table that is no valid one), "outside", "overlap" (two entries for
  * one grain, or one table), "leak" (in use by the bitmap, or a table below
  * freeGTNumber, and nothing points to it), "bitmap" (a grain that is pointed
  * to is free in it), "backmap", "freetable" (freeGTNumber lies inside used

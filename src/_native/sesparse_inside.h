@@ -95,7 +95,7 @@ static inline uint64_t
 rp_se_decode (uint64_t entry)
 {
   switch (entry >> 60) {
-  case 1:                        /* unmapped by the guest, names its old grain */
+  case 1:                        /* unmapped; still names its old grain */
   case 2:
     return RP_SE_ZERO;
   case 3:

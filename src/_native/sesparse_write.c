@@ -305,7 +305,7 @@ se_finish (struct rp_sink *sink, struct rp_fault *fault)
     status = write_headers (se, fault);
   if (status == RP_OK)
     status = set_size (se, &size, fault);
-  if (status == RP_OK && !RP_SABOTAGED (22))   /* a header before its data */
+  if (status == RP_OK)
     status = rp_file_sync (se->file, fault);
   if (status != RP_OK)
     return status;

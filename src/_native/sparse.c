@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opening and reading sparse extents; sparse_write.c changes them. */
+/* Opening and mapping sparse extents; sparse_tables.c keeps their tables,
+ * sparse_write.c changes them. */
 #include "sparse.h"
 
 #include <endian.h>
@@ -9,22 +10,12 @@
 
 #include "bytes.h"
 
-/* One map call looks at no more grains than this: it holds no lock, but its
- * caller may have a client waiting. */
-#define SCAN_GRAINS (UINT64_C (1) << 20)
-
 int
 rp_sparse_compare32 (const void *a, const void *b)
 {
   const uint32_t left = *(const uint32_t *) a, right = *(const uint32_t *) b;
 
   return (left > right) - (left < right);
-}
-
-static bool
-overlap (uint64_t a, uint64_t a_length, uint64_t b, uint64_t b_length)
-{
-  return a < b + b_length && b < a + a_length;
 }
 
 /* Starts of all tables, sorted, lie apart from each other, from the
@@ -37,11 +28,6 @@ check_starts (struct rp_sparse *sparse, uint32_t *starts, uint64_t count,
   const struct rp_sparse_info *info = &layout->info;
   const uint64_t directory_sectors = rp_sparse_directory_sectors (layout);
   const uint64_t size = layout->table_sectors;
-  const uint64_t header = layout->kind == RP_EXTENT_COWD
-                          ? RP_COWD_HEADER_SECTORS
-                          : info->descriptor_offset_sectors == 0 ? 1
-                          : info->descriptor_offset_sectors
-                            + info->descriptor_sectors;
 
   for (uint64_t i = 1; i < count; i++)
     if (starts[i] < starts[i - 1]) {
@@ -51,13 +37,13 @@ check_starts (struct rp_sparse *sparse, uint32_t *starts, uint64_t count,
   for (uint64_t i = 0; i < count; i++) {
     const uint64_t start = starts[i];
 
-    if (start < header
+    if (rp_sparse_over_header (layout, start, size)
         || !rp_inside (start, size, layout->file_bytes / RP_SECTOR_BYTES)
         || (i > 0 && start - starts[i - 1] < size)
-        || overlap (start, size, info->directory_sector, directory_sectors)
+        || rp_overlap (start, size, info->directory_sector, directory_sectors)
         || (layout->redundant
-            && overlap (start, size, info->redundant_directory_sector,
-                        directory_sectors)))
+            && rp_overlap (start, size, info->redundant_directory_sector,
+                           directory_sectors)))
       return rp_fail (fault, RP_CORRUPT, start * RP_SECTOR_BYTES,
                       "%s: the grain table at sector %" PRIu64 " lies over "
                       "other metadata or outside the file; it can be opened "
@@ -197,6 +183,11 @@ rp_sparse_open (struct rp_file *file, enum rp_extent_kind kind,
                       "%s: the descriptor gives it %" PRIu64
                       " sectors, its header %" PRIu64, file->name, sectors,
                       sparse->layout.info.capacity_sectors);
+  else if (writable && sparse->layout.info.version == 3)
+    status = rp_fail (fault, RP_READ_ONLY, 4,
+                      "%s is hosted sparse of version 3 without compression, "
+                      "which is read only; convert it to write to it",
+                      file->name);
   else
     status = load_directories (sparse, fault);
   if (status != RP_OK) {
@@ -214,9 +205,11 @@ rp_sparse_close (struct rp_sparse *sparse)
     return;
   if (sparse->tables)
     for (uint32_t i = 0; i < sparse->layout.directory_count; i++) {
-      struct rp_sparse_table *table = atomic_load (&sparse->tables[i]);
-      if (table != sparse->empty)
-        free (table);
+      const uintptr_t table
+        = (uintptr_t) atomic_load_explicit (&sparse->tables[i],
+                                            memory_order_relaxed);
+      if (table != (uintptr_t) sparse->empty)
+        free ((void *) (table & ~RP_SPARSE_RUNS));
     }
   for (uint32_t i = 0; i < RP_SPARSE_REGIONS; i++)
     pthread_mutex_destroy (&sparse->regions[i]);
@@ -257,53 +250,6 @@ rp_sparse_read_table (struct rp_sparse *sparse, uint32_t sector, uint32_t *out,
   return status;
 }
 
-static bool
-all_zero (const uint32_t *entries, size_t count)
-{
-  for (size_t i = 0; i < count; i++)
-    if (entries[i])
-      return false;
-  return true;
-}
-
-int
-rp_sparse_load_table (struct rp_sparse *sparse, uint32_t index,
-                      struct rp_sparse_table **out, struct rp_fault *fault)
-{
-  const size_t count = (size_t) 1 << sparse->layout.table_shift;
-  const uint32_t sector = atomic_load_explicit (&sparse->directory[index],
-                                                memory_order_relaxed);
-  struct rp_sparse_table *table = sparse->empty, *there = NULL;
-  uint32_t *entries;
-  int status;
-
-  if (sector != 0) {
-    table = malloc (sizeof *table + count * sizeof *table->entries);
-    if (!table)
-      return rp_fail (fault, RP_NO_MEMORY, 0, "reading a grain table of %s",
-                      sparse->file->name);
-    table->dirty = 0;
-    entries = (uint32_t *) (void *) table->entries;    /* not shared yet */
-    status = rp_sparse_read_table (sparse, sector, entries, fault);
-    if (status != RP_OK) {
-      free (table);
-      return status;
-    }
-    if (all_zero (entries, count)) {
-      free (table);
-      table = sparse->empty;
-    }
-  }
-  if (atomic_compare_exchange_strong (&sparse->tables[index], &there, table)) {
-    *out = table;
-    return RP_OK;
-  }
-  if (table != sparse->empty)
-    free (table);
-  *out = there;
-  return RP_OK;
-}
-
 static int
 classify (struct rp_sparse *sparse, uint64_t grain, uint32_t entry,
           enum rp_segment_kind *out, struct rp_fault *fault)
@@ -323,36 +269,6 @@ classify (struct rp_sparse *sparse, uint64_t grain, uint32_t entry,
   return RP_OK;
 }
 
-/* How many grains from `grain` on share kind; for data, one after another
- * from entry on.  Stops at limit, at the first difference or at an error (which
- * the next call reports). */
-static uint64_t
-count_alike (struct rp_sparse *sparse, uint64_t grain, uint64_t limit,
-             enum rp_segment_kind kind, uint32_t entry)
-{
-  const uint64_t span = UINT64_C (1) << sparse->layout.table_shift;
-  const uint64_t step = kind == RP_SEGMENT_DATA
-                        ? sparse->layout.info.grain_sectors : 0;
-  struct rp_fault fault;
-  uint64_t count = 1;
-  uint32_t next;
-
-  while (count < limit) {
-    const uint64_t at = grain + count;
-
-    if (rp_sparse_lookup (sparse, at, &next, &fault) != RP_OK
-        || next != (uint64_t) entry + count * step)
-      break;
-    if (kind == RP_SEGMENT_ABSENT && at % span == 0
-        && atomic_load_explicit (&sparse->tables[at / span],
-                                 memory_order_relaxed) == sparse->empty)
-      count += span;
-    else
-      count++;
-  }
-  return count < limit ? count : limit;
-}
-
 int
 rp_sparse_map (struct rp_sparse *sparse, uint64_t offset, uint64_t length,
                struct rp_segment *out, struct rp_fault *fault)
@@ -360,7 +276,8 @@ rp_sparse_map (struct rp_sparse *sparse, uint64_t offset, uint64_t length,
   const uint32_t shift = sparse->layout.grain_shift;
   const uint64_t grain = offset >> shift;
   const uint64_t within = offset & (rp_sparse_grain_bytes (sparse) - 1);
-  uint64_t limit = ((within + length - 1) >> shift) + 1, count = 1, bytes;
+  const uint64_t limit = ((within + length - 1) >> shift) + 1;
+  uint64_t count = 1, bytes;
   uint32_t entry;
   int status;
 
@@ -369,11 +286,8 @@ rp_sparse_map (struct rp_sparse *sparse, uint64_t offset, uint64_t length,
     status = classify (sparse, grain, entry, &out->kind, fault);
   if (status != RP_OK)
     return status;
-  if (limit > 1) {
-    if (limit > SCAN_GRAINS)
-      limit = SCAN_GRAINS;
-    count = count_alike (sparse, grain, limit, out->kind, entry);
-  }
+  if (limit > 1)
+    count = rp_sparse_count_alike (sparse, grain, limit, entry);
   bytes = (count << shift) - within;
   out->length_bytes = bytes < length ? bytes : length;
   out->packed = false;

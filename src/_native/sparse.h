@@ -24,9 +24,12 @@
  * An entry goes from absent or zero grain to data, or from absent to zero
  * grain, and never back: whoever saw a grain's place may use it without a lock.
  *
- * Memory: 12 bytes a table, and 4 bytes a grain of each table that was looked
- * at and is not empty (64 MiB for a full TiB of 64 KiB grains, 1 GiB of 4 KiB
- * ones); tables stay until the extent is closed.
+ * Memory: 12 bytes a table that the disk could have, and what was looked at of
+ * those that are not empty, until the extent is closed.  Open for writing: 4
+ * bytes a grain (64 MiB for a TiB of 64 KiB grains, 1 GiB of 4 KiB ones).  Open
+ * for reading: about 50 bytes a table that has few grains or was filled in
+ * order (10 bytes a run of grains, sparse_runs.h), and never more than for
+ * writing: it goes with what is allocated, not with the size of the disk.
  *
  * Threads: everything but open and close from any thread; whoever makes a
  *          grain holds its region (rp_sparse_lock_region) from the look at the
@@ -43,6 +46,7 @@
 #include <stdint.h>
 
 #include "image.h"
+#include "sparse_runs.h"
 
 #define RP_SPARSE_DIRECTORY_MAX (UINT32_C (32) << 20)  /* entries, as QEMU */
 #define RP_SPARSE_GRAIN_MAX     2048u                  /* sectors: 1 MiB */
@@ -67,6 +71,9 @@ enum {
 #define RP_KDMV_AT_END    UINT64_MAX     /* directory: ask the footer */
 #define RP_SESPARSE_MAGIC UINT64_C (0x00000000cafebabe)
 
+/* What a pointer to a table has added when it is one to runs. */
+#define RP_SPARSE_RUNS    ((uintptr_t) 1)
+
 /* What the header says and what follows from it. */
 struct rp_sparse_layout {
   enum rp_extent_kind   kind;
@@ -79,7 +86,7 @@ struct rp_sparse_layout {
   bool     zero_grains, redundant;
 };
 
-/* A loaded table.  dirty has one bit for each block of 128 entries. */
+/* A loaded table in full.  dirty has one bit for each block of 128 entries. */
 struct rp_sparse_table {
   uint64_t         dirty;        /* under publishing */
   _Atomic uint32_t entries[];
@@ -95,7 +102,8 @@ struct rp_sparse {
   _Atomic uint32_t *directory;          /* file sectors; changed under
                                            publishing, where an entry was 0 */
   uint32_t *redundant;                  /* likewise; NULL where unused */
-  struct rp_sparse_table *_Atomic *tables;
+  struct rp_sparse_table *_Atomic *tables;    /* NULL: not loaded; or runs,
+                                           where it is not writable */
   struct rp_sparse_table *empty;        /* shared by all tables of zeros */
 
   /* allocation */
@@ -132,6 +140,9 @@ int  rp_sparse_derive (struct rp_file *file, struct rp_sparse_layout *layout,
                        struct rp_fault *fault);
 uint64_t
 rp_sparse_directory_sectors (const struct rp_sparse_layout *layout);
+/* Whether sectors from `sector` on lie over the header or the descriptor. */
+bool rp_sparse_over_header (const struct rp_sparse_layout *layout,
+                            uint64_t sector, uint64_t sectors);
 
 /* sparse.c.  sectors: of guest data, at most the header's capacity. */
 int  rp_sparse_open (struct rp_file *file, enum rp_extent_kind kind,
@@ -142,9 +153,22 @@ void rp_sparse_close (struct rp_sparse *sparse);       /* NULL is allowed */
  * machine; sector 0 (no table) reads as zeros. */
 int  rp_sparse_read_table (struct rp_sparse *sparse, uint32_t sector,
                            uint32_t *out, struct rp_fault *fault);
+
+/* sparse_tables.c */
+/* Load a table that is not loaded.  *out may be one of runs, but not where the
+ * extent is writable. */
 int  rp_sparse_load_table (struct rp_sparse *sparse, uint32_t index,
                            struct rp_sparse_table **out,
                            struct rp_fault *fault);
+/* As rp_sparse_lookup, for tables not loaded and tables of runs. */
+int  rp_sparse_lookup_slow (struct rp_sparse *sparse, uint64_t grain,
+                            uint32_t *out, struct rp_fault *fault);
+/* How many grains from `grain` on, whose entry is given, go on in its way: the
+ * same entry, or data one after another in the file.  Stops at limit, after a
+ * bounded time, at the first difference, or at an error, which the next look
+ * reports.  >= 1. */
+uint64_t rp_sparse_count_alike (struct rp_sparse *sparse, uint64_t grain,
+                                uint64_t limit, uint32_t entry);
 
 /* Bytes of an extent that share one answer. */
 enum rp_segment_kind {
@@ -219,11 +243,8 @@ rp_sparse_lookup (struct rp_sparse *sparse, uint64_t grain, uint32_t *out,
   struct rp_sparse_table *table
     = atomic_load_explicit (&sparse->tables[index], memory_order_acquire);
 
-  if (__builtin_expect (!table, 0)) {
-    const int status = rp_sparse_load_table (sparse, index, &table, fault);
-    if (status != RP_OK)
-      return status;
-  }
+  if (__builtin_expect (!table || ((uintptr_t) table & RP_SPARSE_RUNS), 0))
+    return rp_sparse_lookup_slow (sparse, grain, out, fault);
   *out = atomic_load_explicit (&table->entries[grain & mask],
                                memory_order_acquire);
   return RP_OK;

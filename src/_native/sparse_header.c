@@ -26,6 +26,18 @@ rp_sparse_directory_sectors (const struct rp_sparse_layout *layout)
                        RP_SECTOR_BYTES);
 }
 
+bool
+rp_sparse_over_header (const struct rp_sparse_layout *layout, uint64_t sector,
+                       uint64_t sectors)
+{
+  const struct rp_sparse_info *info = &layout->info;
+
+  return sector < (layout->kind == RP_EXTENT_COWD ? RP_COWD_HEADER_SECTORS : 1)
+         || (info->descriptor_offset_sectors
+             && rp_overlap (sector, sectors, info->descriptor_offset_sectors,
+                            info->descriptor_sectors));
+}
+
 /* [sector, sector + sectors) lies behind the header, inside the file. */
 static int
 check_area (struct rp_file *file, const struct rp_sparse_layout *layout,
@@ -49,8 +61,12 @@ rp_sparse_derive (struct rp_file *file, struct rp_sparse_layout *layout,
   const struct rp_sparse_info *info = &layout->info;
   uint64_t count;
 
-  if (info->capacity_sectors == 0 || info->capacity_sectors > CAPACITY_MAX)
-    return rp_fail (fault, RP_CORRUPT, 0,
+  if (info->capacity_sectors == 0)
+    return rp_fail (fault, RP_CORRUPT, 12,
+                    "%s: the header gives a capacity of 0: the file has no "
+                    "data, at most a descriptor", file->name);
+  if (info->capacity_sectors > CAPACITY_MAX)
+    return rp_fail (fault, RP_CORRUPT, 12,
                     "%s: the header gives a capacity of %" PRIu64 " sectors",
                     file->name, info->capacity_sectors);
   if (!rp_is_power_of_two (info->grain_sectors))
@@ -98,15 +114,15 @@ static int
 check_kdmv_version (struct rp_file *file, const uint8_t *header,
                     const struct rp_sparse_info *info, struct rp_fault *fault)
 {
-  if (info->version != 1 && info->version != 2)
+  if (info->version < 1 || info->version > 3)
     return rp_fail (fault, RP_UNSUPPORTED, 4,
                     "%s: hosted sparse version %" PRIu32
-                    " (1 and 2 are supported; 3 is a compressed stream)",
-                    file->name, info->version);
+                    "; 1 to 3 are known", file->name, info->version);
   if (info->flags & INCOMPATIBLE_FLAGS)
     return rp_fail (fault, RP_UNSUPPORTED, 8,
-                    "%s: flags 0x%" PRIx32 " (compressed grains or markers)",
-                    file->name, info->flags);
+                    "%s: the header's flags 0x%" PRIx32 " have some that "
+                    "change the format and are not known for an extent "
+                    "without compression", file->name, info->flags);
   if (info->directory_sector == RP_KDMV_AT_END)
     return rp_fail (fault, RP_UNSUPPORTED, 56,
                     "%s: the grain directory is found through a footer",

@@ -612,9 +612,12 @@ int
 main (void)
 {
   struct place place;
+  struct rp_io *posix;
   struct rp_fault fault;
 
-  OK (rp_io_posix_create (&place.io, &fault));
+  OK (rp_io_posix_create (&posix, &fault));
+  /* which stops us where the header could be durable before the rest */
+  OK (rp_io_order_create (posix, &place.io, &fault));
   OK (rp_dir_open (place.io, ".", &place.dir, &fault));
   test_export (&place);
   test_limits (&place);
@@ -627,6 +630,7 @@ main (void)
   test_garbage (&place);
   rp_dir_close (place.dir);
   rp_io_destroy (place.io);
+  rp_io_destroy (posix);
   printf ("sesparse_test: %llu checks\n", (unsigned long long) checks);
   return EXIT_SUCCESS;
 }
