@@ -2,8 +2,9 @@
 
 Sides run in turn (ours, peer, ours, peer ...) in one process, so that a machine whose
 speed drifts slows both alike. What is kept are the figures of all rounds; what is quoted
-is the median of the ratios of neighbours, never an absolute time. Each side returns a
-figure and must have produced the same bytes: the caller verifies and says how.
+is a ratio, never an absolute time: the median of the ratios of neighbours (compare), or
+the ratio of the medians where several sides share the rounds (take_turns). Each side
+returns a figure and must have produced the same bytes: the caller verifies and says how.
 
 Sizes: ROLLPOINT_BENCH=full runs what docs/benchmarks.md quotes; anything else runs a small
 version that only shows that the benchmark still works.
@@ -15,8 +16,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,6 +113,71 @@ def compare(
         full=FULL,
     )
     return ratios
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison among the figures of take_turns: ours beside some of the others.
+
+    goals has every peer to be shown: None where nothing is aimed at.
+    """
+
+    what: str
+    ours: str
+    goals: Mapping[str, float | None]
+    unit: str = "s"
+    cache: str = "warm"
+
+
+def take_turns(
+    benchmark: Any,
+    *,
+    sides: Sequence[Callable[[], Mapping[str, float]]],
+    rows: Sequence[Row],
+    verified: str,
+    rounds: int = 5,
+) -> dict[str, float]:
+    """Run all sides, round after round, and record a row for each comparison among them.
+
+    A full run begins with a round that does not count, and every other round goes backwards.
+    All figures are better when they are smaller.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        sides: Each returns one or more figures by name, the same names every time.
+        rows: What is compared with what; the ratio is that of the medians.
+        verified: How it was checked that all sides did the same work.
+        rounds: Counted rounds in a full run; one otherwise.
+
+    Returns:
+        The median of each figure.
+    """
+    figures: dict[str, list[float]] = {}
+
+    def run() -> None:
+        for number in range(rounds + 1 if FULL else 1):
+            for side in sides if number % 2 else reversed(sides):
+                for name, figure in side().items():
+                    if number or not FULL:
+                        figures.setdefault(name, []).append(figure)
+
+    benchmark.pedantic(run, rounds=1, iterations=1)
+    medians = {name: median(values) for name, values in figures.items()}
+    benchmark.extra_info["rows"] = [
+        {
+            "what": row.what,
+            "unit": row.unit,
+            "higher_is_better": False,
+            "figures": {"ours": figures[row.ours], **{peer: figures[peer] for peer in row.goals}},
+            "ratios": {peer: medians[peer] / medians[row.ours] for peer in row.goals},
+            "goals": {peer: goal for peer, goal in row.goals.items() if goal is not None},
+            "cache": row.cache,
+            "verified": verified,
+            "full": FULL,
+        }
+        for row in rows
+    ]
+    return medians
 
 
 def single(

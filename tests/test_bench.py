@@ -25,7 +25,9 @@ def test_every_group_runs_and_leaves_its_results(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert {row["what"].split()[0] for row in rows} == {"roll", "NBD:", "ingest:", "failover:"}
+    assert {row["what"].split()[0] for row in rows} == {
+        *("roll", "NBD:", "ingest:", "failover:", "compare:", "commit:"),
+    }
     for row in rows:
         assert row["verified"], row["what"]
         assert row["full"] is False
@@ -56,6 +58,24 @@ def test_a_ratio_below_its_goal_is_shown_as_missed(tmp_path: Path) -> None:
     assert rows[0]["met"] is False
     assert rows[0]["medians"] == {"ours": 110.0, "peer": 50.0}
     assert "2.00× | 3× | **no**" in bench.table(rows)
+
+
+def test_one_benchmark_can_leave_several_rows(tmp_path: Path) -> None:
+    row = {
+        "what": "convert",
+        "unit": "s",
+        "higher_is_better": False,
+        "figures": {"ours": [1.0], "peer": [3.0]},
+        "ratios": {"peer": 3.0},
+        "goals": {"peer": 2.0},
+        "cache": "warm",
+        "verified": "by hand",
+    }
+    size = {**row, "what": "size", "unit": "MiB", "ratios": {"peer": 0.5}}
+    raw = {"benchmarks": [{"extra_info": {"rows": [row, size]}}]}
+    (tmp_path / "raw.json").write_text(json.dumps(raw))
+    rows = bench.read_rows(tmp_path / "raw.json")
+    assert [(row["what"], row["met"]) for row in rows] == [("convert", True), ("size", False)]
 
 
 def test_misuse_says_what_there_is(tmp_path: Path) -> None:

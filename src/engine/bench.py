@@ -21,6 +21,8 @@ GROUPS = {
     "interim": "bench_nbd.py",
     "ingest": "bench_ingest.py",
     "failover": "bench_failover.py",
+    "compare": "bench_compare.py",
+    "commit": "bench_commit.py",
 }
 
 
@@ -61,7 +63,8 @@ def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dic
     raw = output / "bench.json"
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir",
-        str(bench.parent), "--benchmark-disable-gc", f"--benchmark-json={raw}",
+        str(bench.parent), "-o", "tmp_path_retention_policy=none",  # gigabytes
+        "--benchmark-disable-gc", f"--benchmark-json={raw}",
         *(str(path) for path in files if path.is_file()),
     ]  # fmt: skip
     # A test run around this one must not lend its settings.
@@ -82,8 +85,8 @@ def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dic
 def read_rows(raw: Path) -> list[dict[str, Any]]:
     """The comparisons of a pytest-benchmark JSON file, in its order."""
     rows = []
-    for entry in json.loads(raw.read_text())["benchmarks"]:
-        info = entry["extra_info"]
+    entries = [entry["extra_info"] for entry in json.loads(raw.read_text())["benchmarks"]]
+    for info in (row for entry in entries for row in entry.get("rows", [entry])):
         if "what" not in info:
             continue
         medians = {side: median(values) for side, values in info["figures"].items()}
