@@ -27,12 +27,15 @@ rp_sparse_mark_unclean (struct rp_sparse *sparse, bool unclean,
                          fault);
 }
 
-/* The end of the last table or grain that anything points at. */
+/* The end of the last table or grain that anything points at; an entry behind
+ * the capacity shows nothing to anybody. */
 static int
 find_used_end (struct rp_sparse *sparse, uint64_t *out, struct rp_fault *fault)
 {
   const struct rp_sparse_layout *layout = &sparse->layout;
   const size_t count = (size_t) 1 << layout->table_shift;
+  const uint64_t grains = rp_divide_up (layout->info.capacity_sectors,
+                                        layout->info.grain_sectors);
   uint32_t *entries = malloc (count * sizeof *entries);
   uint64_t end = layout->info.overhead_sectors;
   int status = RP_OK;
@@ -47,7 +50,8 @@ find_used_end (struct rp_sparse *sparse, uint64_t *out, struct rp_fault *fault)
     if (end < sector + layout->table_sectors)
       end = sector + layout->table_sectors;
     status = rp_sparse_read_table (sparse, (uint32_t) sector, entries, fault);
-    for (size_t k = 0; status == RP_OK && k < count; k++)
+    for (size_t k = 0; status == RP_OK && k < count
+         && ((uint64_t) i << layout->table_shift) + k < grains; k++)
       if (entries[k] && end < entries[k] + layout->info.grain_sectors)
         end = entries[k] + layout->info.grain_sectors;
   }
