@@ -51,7 +51,10 @@ uint64_t rp_runs_find (const struct rp_runs *runs, struct rp_runs_rule rule,
 static inline bool
 rp_runs_add (struct rp_runs_builder *builder, uint64_t value)
 {
-  if (builder->count == 0 || value != builder->next) {
+  /* one that goes up may wrap to 0, which does not */
+  if (builder->count == 0 || value != builder->next
+      || (value < builder->rule.rising
+          && builder->values[builder->count - 1] >= builder->rule.rising)) {
     if (builder->count == builder->most)
       return false;
     builder->values[builder->count] = value;
