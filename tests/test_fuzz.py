@@ -52,9 +52,10 @@ def test_every_target_has_seeds_and_no_seed_is_large() -> None:
 
 def test_an_input_is_the_image_that_it_was_made_of() -> None:
     """Patches, repeated sectors and sizes give back what seeds.py laid out."""
-    for images in (seeds.hosted_images(), seeds.cowd_images()):
+    for images in (seeds.hosted_images(), seeds.cowd_images(), seeds.sesparse_images()):
         for name, (pieces, length) in images:
             wanted = bytearray(length)
+            assert all(offset + len(data) <= length for offset, data in pieces), name
             for offset, data in pieces:
                 wanted[offset : offset + len(data)] = data
             assert recipe.expand(recipe.of_pieces(pieces, length)) == [bytes(wanted)], name

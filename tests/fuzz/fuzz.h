@@ -5,7 +5,9 @@
  *   tag u8 | length u16 | payload            (integers little-endian)
  *
  *   F  kind u8, flags u8, sectors u64        the next file begins; what follows
- *                                            is about it (kind 0: ask the file)
+ *                                            is about it.  Kind: as in image.h, 0:
+ *                                            ask the header.  Sectors: 0: all.
+ *                                            Flags: enum fuzz_flags
  *   S  bytes u64                             its size; without one, the sector
  *                                            behind the last byte written
  *   P  offset u40, bytes                     a patch
@@ -60,6 +62,11 @@ bool fuzz_memory_ran_full (const struct rp_io *io);
 
 /* ---- input.c: from an input to files ---- */
 
+enum fuzz_flags {
+  FUZZ_SAME_LINK    = 1,         /* one more extent of the link before */
+  FUZZ_OFFSET_SHIFT = 4,         /* FLAT: begins at this sector */
+};
+
 struct fuzz_file {
   struct rp_file *file;
   uint8_t         kind, flags;   /* as the chunk F says */
@@ -89,8 +96,8 @@ bool fuzz_input_open (const uint8_t *data, size_t size,
                       struct fuzz_input *out);
 void fuzz_input_close (struct fuzz_input *input);
 
-/* What a file is, by its header, and how much of it is shown: what the chunk F
- * says, or all.  False where no reader takes the header. */
+/* What a file is, and how much of it is shown: what the chunk F says, or the
+ * header.  False where no reader takes the header. */
 bool fuzz_spec_of (const struct fuzz_file *file, struct rp_extent_spec *out);
 
 /* ---- walk.c: reading everything, with limits ---- */
@@ -118,6 +125,25 @@ enum fuzz_naive {
  * Only for FLAT, SPARSE, COWD and SESPARSE. */
 enum fuzz_naive fuzz_naive_sector (const struct rp_extent_spec *spec,
                                    uint64_t sector, uint8_t *bytes);
+
+/* ---- links.c: the files of an input as a chain, top first ---- */
+
+struct fuzz_chain {
+  struct rp_extent_spec extents[FUZZ_FILES_MAX];
+  uint32_t         first[FUZZ_FILES_MAX + 1];  /* extent of each link */
+  uint32_t         link_count;
+  uint64_t         sectors;      /* of every link: the smallest has the say */
+  struct rp_image *images[FUZZ_FILES_MAX];
+  struct rp_disk  *disk;         /* NULL while closed */
+};
+
+bool fuzz_chain_plan (const struct fuzz_input *input, struct fuzz_chain *out);
+bool fuzz_chain_open (struct fuzz_chain *chain, bool writable);
+void fuzz_chain_close (struct fuzz_chain *chain);
+/* One sector, link by link, the naive way; what is absent is zero.  *known is
+ * false where a link was asked that has no naive reader. */
+enum fuzz_naive fuzz_chain_sector (struct fuzz_chain *chain, uint64_t sector,
+                                   uint8_t *bytes, bool *known);
 
 /* ---- mutate.c ---- */
 

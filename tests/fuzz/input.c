@@ -6,8 +6,6 @@
 
 #include "bytes.h"
 #include "fuzz.h"
-#include "sesparse.h"
-#include "stream.h"
 
 /* A directory has to lie inside its file, and reading one of 128 MiB (what
  * the formats allow) for every input would leave time for little else. */
@@ -251,16 +249,26 @@ fuzz_spec_of (const struct fuzz_file *file, struct rp_extent_spec *out)
 {
   struct rp_sparse_info info = { 0 };
   struct rp_fault fault;
+  uint64_t size;
 
   *out = (struct rp_extent_spec) { .file = file->file };
-  if (rp_sparse_read_header (file->file, &out->kind, &info, &fault) == RP_OK)
-    ;
-  else if (rp_stream_read_header (file->file, &info, &fault) == RP_OK)
-    out->kind = RP_EXTENT_STREAM;
-  else if (rp_sesparse_read_header (file->file, &info, &fault) == RP_OK)
-    out->kind = RP_EXTENT_SESPARSE;
-  else
-    return false;
+  switch (file->kind) {
+  case RP_EXTENT_FLAT:
+    out->kind = RP_EXTENT_FLAT;
+    out->offset_sectors = file->flags >> FUZZ_OFFSET_SHIFT;
+    FUZZ_CHECK (rp_file_size (file->file, &size, &fault) == RP_OK);
+    info.capacity_sectors = size / RP_SECTOR_BYTES;
+    break;
+  case RP_EXTENT_ZERO:
+  case RP_EXTENT_NOACCESS:
+    out->kind = file->kind;
+    out->file = NULL;
+    info.capacity_sectors = 8;
+    break;
+  default:
+    if (rp_sparse_read_header (file->file, &out->kind, &info, &fault) != RP_OK)
+      return false;
+  }
   out->sectors = file->sectors ? file->sectors : info.capacity_sectors;
   return true;
 }

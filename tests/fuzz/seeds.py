@@ -11,11 +11,13 @@ import argparse
 import base64
 import struct
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import recipe
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import recipe  # noqa: E402
+import streams  # noqa: E402
 
 SECTOR = recipe.SECTOR
 SEED_BYTES_MAX = 8192
@@ -129,8 +131,218 @@ def cowd_images() -> Iterator[tuple[str, Image]]:
     yield "usual", cowd(1000, 128, {0: 1, 7: 2})
 
 
+def sesparse(
+    capacity: int,
+    data: Mapping[int, int | None],
+    *,
+    unmapped: tuple[int, ...] = (),
+    replay: int = 0,
+    named: int | None = None,
+) -> Image:
+    """A seSparse extent. data: grain -> what fills it, None for a zero grain.
+
+    Its parts follow one another without gaps to whole MiB, as no writer does and every
+    reader can read.
+    """
+    count = -(-capacity // 32768)
+    tables: dict[int, int] = {}
+    entries: dict[tuple[int, int], int] = {}
+    contents = []
+    for number, content in data.items():
+        index = tables.setdefault(number // 4096, len(tables))
+        entry = 2 << 60
+        if content is not None:
+            place = len(contents)
+            entry = 3 << 60 | (place & 0xFFF) << 48 | place >> 12
+            contents.append((number, content))
+        entries[index, number % 4096] = entry
+    for number in unmapped:
+        index = tables.setdefault(number // 4096, len(tables))
+        entries[index, number % 4096] = 1 << 60
+    named = len(tables) if named is None else named
+    grains = -(-capacity // 8)
+    regions, at = [], 1
+    for length in (
+        1, 2, 25, -(-count // 64), max(len(tables), 1) * 64, -(-grains // 4096),
+        -(-grains // 64), grains * 8,
+    ):  # fmt: skip
+        regions += [at, length]
+        at += length
+    header = struct.pack("<26Q", 0xCAFEBABE, 2 << 32 | 1, capacity, 8, 64, 0, 0, 0, 0, 0, *regions)
+    pieces = [
+        (0, header),
+        (regions[0] * SECTOR, struct.pack("<4Q", 0xCAFECAFE, named, 0x24, replay)),
+        (regions[2] * SECTOR, struct.pack("<3Q", 0xDEAFC0DE, 0x24, 1)),
+    ]
+    pieces += [
+        (regions[6] * SECTOR + 8 * at, struct.pack("<Q", 1 << 60 | index))
+        for at, index in tables.items()
+    ]
+    pieces += [
+        (regions[8] * SECTOR + 32768 * index + 8 * slot, struct.pack("<Q", entry))
+        for (index, slot), entry in entries.items()
+    ]
+    if contents:
+        used = (1 << len(contents)) - 1
+        pieces.append((regions[10] * SECTOR, used.to_bytes(-(-len(contents) // 8), "little")))
+    for place, (number, content) in enumerate(contents):
+        back = 1 << 60 | (number & 0xFFF) << 48 | number >> 12
+        pieces.append((regions[12] * SECTOR + 8 * place, struct.pack("<Q", back)))
+        pieces.append((regions[14] * SECTOR + 4096 * place, fill(content, 4096)))
+    return pieces, (regions[14] + 8 * len(contents)) * SECTOR
+
+
+def sesparse_images() -> Iterator[tuple[str, Image]]:
+    yield "plain", sesparse(200, {0: 1, 3: 2, 24: 3})
+    yield "zeros", sesparse(4096, {0: 1, 1: None, 511: 2}, unmapped=(2, 400))
+    yield "two-tables", sesparse(70000, {4096: 1, 0: 2, 1: 3, 8191: 4, 8749: None})
+    yield "scattered", sesparse(4096, {n: 1 for n in (9, 2, 7, 4, 500, 3, 5)})
+    yield "to-replay", sesparse(200, {0: 1}, replay=1)
+    yield "empty", sesparse(40000, {})
+    yield "table-more", sesparse(70000, {1: 1}, named=2)
+    yield "usual", usual_sesparse()
+
+
+def usual_sesparse() -> Image:
+    """As ESXi lays a small disk out: every part on a MiB."""
+    mib = 2048
+    regions = [1, 1, 2, 2]
+    for index, length in enumerate((mib, mib, mib, mib, mib, 4096)):
+        regions += [mib * (index + 1), length]
+    header = struct.pack("<26Q", 0xCAFEBABE, 2 << 32 | 1, 4096, 8, 64, 0, 0, 0, 0, 0, *regions)
+    pieces = [
+        (0, header),
+        (SECTOR, struct.pack("<4Q", 0xCAFECAFE, 1, 0x24, 0)),
+        (2 * SECTOR, struct.pack("<3Q", 0xDEAFC0DE, 0x24, 1)),
+        (2 << 20, struct.pack("<Q", 1 << 60)),
+        (3 << 20, struct.pack("<2Q", 3 << 60, 3 << 60 | 1 << 48)),
+        (4 << 20, b"\3"),
+        (5 << 20, struct.pack("<2Q", 1 << 60, 1 << 60 | 1 << 48)),
+        (6 << 20, fill(1, 4096)),
+        ((6 << 20) + 4096, fill(2, 4096)),
+    ]
+    return pieces, (6 << 20) + 8192
+
+
+def stream_seeds() -> dict[str, bytes]:
+    found = {name: recipe.of_file(data) for name, data in streams.seeds().items()}
+    return found | {"by-hand": stream_by_hand(2, False), "large": stream_by_hand(128, True)}
+
+
+def stream_by_hand(grain: int, squeezed: bool) -> bytes:
+    """Tables in front. Not squeezed: grains that mutate.c can change and that inflate still."""
+    front, apart = 1 + 1 + 4, grain + 3
+    places = {number: front + apart * number for number in (0, 1, 2, 5)}
+    header = streams.header(
+        flags=0x30001, capacity=6 * grain, grain=grain, descriptor_sectors=0, entries=512,
+        redundant_directory=0, directory=1, overhead=front,
+    )  # fmt: skip
+    table = struct.pack("<6I", *(places.get(number, 0) for number in range(6)))
+    parts = [
+        recipe.patch(0, header.rstrip(b"\0")),
+        recipe.patch(SECTOR, struct.pack("<I", 2)),
+        recipe.patch(2 * SECTOR, table),
+    ]
+    for number, place in places.items():
+        data = fill(number, grain * SECTOR)
+        if squeezed:
+            packed = zlib.compress(data, 9)
+            head = struct.pack("<QI", number * grain, len(packed))
+            parts.append(recipe.patch(place * SECTOR, head + packed))
+        else:
+            parts.append(recipe.grain(place * SECTOR, number * grain, data))
+    parts.append(recipe.size((front + 6 * apart) * SECTOR))
+    return b"".join(parts)
+
+
 def image_seeds(images: Iterator[tuple[str, Image]]) -> dict[str, bytes]:
     return {name: recipe.of_pieces(*image) for name, image in images}
+
+
+def operation(code: int, place: int = 0, length: int = 0, fill: int = 0) -> bytes:
+    """Of the target write: 0 write, 1 zero, 2 trim, 3 read, 4 flush, 5 reopen, 6 drop, 7 walk."""
+    return struct.pack("<II", code | place << 8, length | fill << 24)
+
+
+HIGH = 0x800000  # a place in the window at the disk's end
+PROGRAMS = {
+    "write": operation(0, 100, 5000, 1) + operation(4) + operation(0, HIGH + 70000, 60000, 2),
+    "mixed": b"".join(
+        (
+            operation(0, 0, 4096, 1),
+            operation(1, 4096, 8192),
+            operation(2, 1000, 3000),
+            operation(4),
+            operation(0, 3000, 100, 7),
+            operation(6),
+            operation(3, 0, 70000),
+            operation(0, HIGH + 100, 40000, 9),
+            operation(5),
+            operation(1, 0, 1 << 20),
+        )
+    ),
+    "zero": operation(1, 0, 1 << 20) + operation(1, HIGH, 1 << 20) + operation(7),
+}
+
+
+def flat(sectors: int, offset: int = 0) -> bytes:
+    data = b"".join(fill(i + 1, SECTOR) if i % 3 else bytes(SECTOR) for i in range(4))
+    parts = [recipe.repeat(offset * SECTOR, min(sectors * SECTOR // 2048, 64), data[1024:1536])]
+    return b"".join(
+        (
+            recipe.begin(FLAT, sectors, offset << 4),
+            *parts,
+            recipe.size((offset + sectors) * SECTOR),
+        )
+    )
+
+
+def parents(image: bytes, sectors: int) -> dict[str, bytes]:
+    """An image over others of the same size."""
+    top = recipe.begin(0, sectors) + image
+    base = recipe.of_pieces(*hosted(sectors, 8, {0: 61, 1: 62, 2: None, 4: 63}, version=2))
+    old = recipe.of_pieces(*cowd(sectors, 1, {0: 71, 3: 72, 9: 73, 30: 74}))
+    return {
+        "flat": top + flat(sectors),
+        "sparse": top + recipe.begin() + base,
+        "cowd": top + recipe.begin() + old,
+        "deep": top + recipe.begin() + base + recipe.begin() + old + flat(sectors, 3),
+        "split": top
+        + recipe.begin(ZERO, sectors // 2)
+        + recipe.begin(FLAT, sectors - sectors // 2, 1)
+        + recipe.repeat(512, 300, fill(9, 128)),
+    }
+
+
+def small_tops() -> Iterator[tuple[str, bytes, int]]:
+    yield "hosted", recipe.of_pieces(*hosted(200, 8, {1: 1, 24: 2})), 200
+    yield "zeros", recipe.of_pieces(*hosted(200, 16, {0: None, 3: 2}, version=2)), 200
+    yield "esx", recipe.of_pieces(*cowd(200, 1, {8: 1, 199: 2})), 200
+
+
+def chain_seeds() -> dict[str, bytes]:
+    return {
+        f"{name}-{kind}": data
+        for name, image, sectors in small_tops()
+        for kind, data in parents(image, sectors).items()
+    }
+
+
+def write_seeds() -> dict[str, bytes]:
+    alone = {
+        f"{name}-{program}": recipe.begin() + recipe.of_pieces(*image) + recipe.operations(code)
+        for images in (hosted_images(), cowd_images())
+        for name, image in images
+        for program, code in PROGRAMS.items()
+        if (len(name) + len(program)) % 2  # half of them are enough
+    }
+    over = {
+        f"{name}-{program}": data + recipe.operations(code)
+        for name, data in chain_seeds().items()
+        for program, code in PROGRAMS.items()
+        if program != "zero"
+    }
+    return alone | over
 
 
 def make() -> dict[str, dict[str, bytes]]:
@@ -138,14 +350,34 @@ def make() -> dict[str, dict[str, bytes]]:
     found = {
         "header": image_seeds(hosted_images()),
         "cowd": image_seeds(cowd_images()),
+        "sesparse": image_seeds(sesparse_images()),
+        "stream": stream_seeds(),
+        "chain": chain_seeds(),
+        "write": write_seeds(),
     }
-    for target, name, text in FINDINGS:
-        found.setdefault(target, {})[f"finding-{name}"] = base64.b64decode(text)
+    for number, (target, _, text) in enumerate(FINDINGS):
+        found[target][f"finding-{number:02}"] = base64.b64decode(text)
     return found
 
 
 # (target, what was wrong, the input): kept for ever.
-FINDINGS: tuple[tuple[str, str, str], ...] = ()
+FINDINGS: tuple[tuple[str, str, str], ...] = (
+    (
+        "write",
+        "table entries behind the capacity held the end of a COWD file, and left a leak",
+        "UCIAAAAAAABDT1dEAQAAAB0JAADIAAAAgAAAAAQAAAABAAAAKVAGAAAIAAAABVAGAAAvAAAAj1MIAAAGBgAA"
+        "AAAATwgAAQAAAAD///8=",
+    ),
+    (
+        "sesparse",
+        "an entry of all ones went on as the zeros behind it, and they read as an error",
+        "UM8AAAAAAAC+uv7KAAAAAAEAAAACAAAAABAAAAAAAAAIAAAAAAAAAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+        "AAAAAAAAAAAAAB0AAAAAAAAAAQAAAAAAAAAeAAAAAAAAAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+        "AAAAAAAAAAAAAABnAAAAAAAAAAAQUAkAAAIAAAD+yv7KUA0AADoAAAAAAAAAAAAAEFANABA8AAAA////////"
+        "//9TCAAA7gAAAAAAAA==",
+    ),
+)
 
 
 def write(folder: Path) -> None:
