@@ -6,7 +6,7 @@ the disk's data.
 
 from __future__ import annotations
 
-from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, File, sparse_info
+from ._native import EXTENT_SPARSE, OPEN_BENEATH, OPEN_READ, OPEN_WRITE, File, sparse_info
 from .descriptor import Extent, short
 from .dialects import EMBEDDED, WRITTEN_ONCE, is_flat, kind_of, require_readable
 from .errors import DamagedError, FormatError, ReadOnlyError, StateError
@@ -14,6 +14,7 @@ from .link import Identity, Link, place
 from .units import SECTOR_BYTES
 
 _JOURNAL = b"RPJOURN1"  # superblock of our journal, at 4 KiB and at 8 KiB of its log
+_COPY = "convert the disk to another type, or put a child above it, and write that"
 
 
 def open_extents(link: Link, writable: bool, allow_root: str | None) -> None:
@@ -97,7 +98,12 @@ def require_writable(link: Link, extent: Extent, file: File | None) -> None:
     if written_once is not None:
         raise ReadOnlyError(
             f"{what} is {written_once}, and such files are written only once",
-            "convert the disk to another type, or put a child above it, and write that",
+            _COPY,
+        )
+    header = link.headers[-1]
+    if header is not None and header["kind"] == EXTENT_SPARSE and header["version"] > 2:
+        raise ReadOnlyError(
+            f"{what} is hosted sparse version {header['version']}, which is only read", _COPY
         )
     if extent.access != "RW":
         raise ReadOnlyError(
@@ -109,7 +115,7 @@ def require_writable(link: Link, extent: Extent, file: File | None) -> None:
             f"{link.path} says {link.type}, and such a disk has its descriptor in its extent",
             f"open {what} for writing",
         )
-    if file is None or link.headers[-1] is None:
+    if file is None or header is None:
         return
     if any(file.pread(8, at) == _JOURNAL for at in (4096, 8192)):
         raise StateError(
