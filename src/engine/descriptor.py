@@ -63,9 +63,13 @@ _HEADER_KEYS = {
 # For lines without blanks at their ends; written so that they never backtrack far.
 _KEY_LINE = re.compile(r"([A-Za-z][\w.:-]*)[ \t]*=[ \t]*(.*)")
 _EXTENT_LINE = re.compile(r'(\S+)[ \t]+(\S+)[ \t]+([^\s"]+)(?:[ \t]+"([^"]*)"(.*))?')
-_ENCODING = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([^"\r\n]*)', re.I | re.M)
+# the header's line, or where there is none that of the ddb, as VDDK writes it
+_ENCODING = [
+    re.compile(rb'^[ \t]*%sencoding[ \t]*=[ \t]*"?([^"\r\n]*)' % room, re.I | re.M)
+    for room in (rb"", rb"ddb\.")
+]
 _CHARSETS = re.compile(
-    r"utf-8|us-ascii|windows-\d+|iso-8859-\d+|gbk|gb2312|gb18030|big5|shift_jis|euc-(jp|kr)"
+    r"utf-8|us-ascii|windows-\d+|iso-8859-\d+|gbk|gb2312|gb18030|big5|shift_jis|euc-(jp|kr)|koi8-r"
 )
 _DECIMAL = re.compile(r"[0-9]{1,19}")
 _HEX = re.compile(r"[0-9A-Fa-f]{1,8}")
@@ -97,7 +101,7 @@ class Descriptor:
     parent_cid: int = NO_PARENT
     parent_hint: str | None = None
     version: int = 1
-    encoding: str | None = "UTF-8"
+    encoding: str | None = "UTF-8"  # the header's, else the ddb's
     change_track_path: str | None = None
     ddb: tuple[tuple[str, str], ...] = ()  # ("ddb.adapterType", '"ide"'), in file order
     other: tuple[tuple[str, str], ...] = field(default=())  # further header lines
@@ -182,7 +186,7 @@ def codec_of(encoding: str | None) -> str | None:
 
 
 def _decode(data: bytes, name: str) -> str:
-    match = _ENCODING.search(data)
+    match = _ENCODING[0].search(data) or _ENCODING[1].search(data)
     encoding = match[1].decode("ascii", "replace") if match else None
     codec = codec_of(encoding)
     if codec is None:
@@ -337,7 +341,7 @@ class _Parser:
             parent_cid=parent_cid,
             parent_hint=hint,
             version=int(version),
-            encoding=self.header.get("encoding"),
+            encoding=self.header.get("encoding") or _lookup(self.ddb, "ddb.encoding"),
             change_track_path=self.header.get("changeTrackPath"),
             ddb=tuple(self.ddb),
             other=tuple(self.other),

@@ -1,0 +1,342 @@
+"""Every VMDK there is: what is read as its writer meant it, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from rollpoint import disk as disks
+from rollpoint.convert import compare, convert
+from rollpoint.disk import open_disk
+from rollpoint.errors import (
+    DamagedError,
+    ReadOnlyError,
+    UnsupportedError,
+)
+from tools import require_tool
+
+MIB = 1 << 20
+GRAIN = 65536
+
+
+def descriptor(
+    folder: Path,
+    create_type: str,
+    *lines: str,
+    more: str = "",
+    cid: int = 1,
+    parent: tuple[int, str] | None = None,
+    name: str = "disk.vmdk",
+) -> Path:
+    """A descriptor as a file of its own."""
+    cids = f"CID={cid:08x}\nparentCID={0xFFFFFFFF if parent is None else parent[0]:08x}\n"
+    hint = "" if parent is None else f'parentFileNameHint="{parent[1]}"\n'
+    path = folder / name
+    path.write_text(
+        f'# Disk DescriptorFile\nversion=1\n{cids}createType="{create_type}"\n{hint}{more}'
+        + "\n".join(lines)
+        + "\n"
+    )
+    return path
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    """A disk's content: data, holes, text, and something in the last sector."""
+    rng = random.Random(seed)
+    data = bytearray(size)
+    for _ in range(6):
+        length = min(rng.choice([512, 4096, 70_000]), size)
+        at = rng.randrange(size - length + 1)
+        data[at : at + length] = rng.randbytes(length)
+    data[-512:] = b"the end." * 64
+    return bytes(data)
+
+
+def content(path: Path, **how: str) -> bytes:
+    with open_disk(path, **how) as disk:
+        return disk.pread(disk.size_bytes, 0)
+
+
+def make(path: Path, create_type: str, data: bytes) -> Path:
+    """A disk of ours with this content."""
+    raw = path.with_suffix(".raw")
+    raw.write_bytes(data)
+    convert(raw, path, create_type, source_format="raw")
+    raw.unlink()
+    return path
+
+
+def made_by_qemu(path: Path, subformat: str, data: bytes) -> Path:
+    raw = path.with_suffix(".raw")
+    raw.write_bytes(data)
+    how = f"subformat={subformat}"
+    command = [require_tool("qemu-img"), "convert", "-f", "raw", "-O", "vmdk", "-o", how]
+    subprocess.run([*command, raw, path], check=True)
+    raw.unlink()
+    return path
+
+
+def rewrite_inside(path: Path, old: bytes, new: bytes) -> None:
+    """Change the descriptor in an extent; it has room of 20 sectors behind the header."""
+    data = bytearray(path.read_bytes())
+    text = bytes(data[512 : 512 + 20 * 512]).rstrip(b"\0")
+    assert old in text
+    data[512 : 512 + 20 * 512] = text.replace(old, new).ljust(20 * 512, b"\0")
+    path.write_bytes(data)
+
+
+# --- the word and the header ---
+
+
+@pytest.mark.parametrize("size", [512, GRAIN - 512, 3 * MIB + 512])
+def test_a_stream_is_read_by_the_flags_of_its_header(size: int, tmp_path: Path) -> None:
+    data = pattern(size)
+    path = made_by_qemu(tmp_path / "a.vmdk", "streamOptimized", data)
+    assert content(path) == data
+    found = disks.info(path)["chain"][0]
+    assert (found["type"], found["extents"][0]["format"]) == ("streamOptimized", "compressed")
+    rewrite_inside(path, b"streamOptimized", b"monolithicSparse")  # as AWS exports say
+    assert content(path) == data
+    found = disks.info(path)["chain"][0]
+    assert (found["type"], found["extents"][0]["format"]) == ("monolithicSparse", "compressed")
+
+
+def test_the_name_inside_a_stream_does_not_matter(tmp_path: Path) -> None:
+    data = pattern(MIB)
+    path = made_by_qemu(tmp_path / "a.vmdk", "streamOptimized", data)
+    for name in (b"generated-stream.vmdk", b"/mnt/export-ami-1.vmdk", b"../../etc/passwd"):
+        copied = tmp_path / "renamed.vmdk"
+        shutil.copy(path, copied)
+        rewrite_inside(copied, b'"a.vmdk"', b'"%s"' % name)
+        rewrite_inside(copied, b"RW ", b"RDONLY ")
+        assert content(copied) == data
+
+
+def test_an_uncompressed_extent_that_says_it_is_a_stream_is_read(tmp_path: Path) -> None:
+    data = pattern(MIB)
+    path = make(tmp_path / "a.vmdk", "monolithicSparse", data)
+    rewrite_inside(path, b'"monolithicSparse"', b'"streamOptimized"')
+    assert content(path) == data
+    assert disks.info(path)["chain"][0]["extents"][0]["format"] == "hosted"
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_hosted_extents_of_three_versions_are_read(version: int, tmp_path: Path) -> None:
+    data = pattern(MIB)
+    path = make(tmp_path / "a.vmdk", "monolithicSparse", data)
+    whole = bytearray(path.read_bytes())
+    whole[4:8] = version.to_bytes(4, "little")
+    path.write_bytes(whole)
+    assert content(path) == data
+    assert disks.info(path)["chain"][0]["extents"][0]["version"] == version
+    if version == 3:
+        with pytest.raises(ReadOnlyError, match=r"version 3.*only read"):
+            open_disk(path, writable=True)
+        assert path.read_bytes() == whole
+    else:
+        open_disk(path, writable=True).close()
+
+
+def test_parts_of_a_split_disk_may_be_compressed(tmp_path: Path) -> None:
+    one, two = pattern(2 * MIB, 1), pattern(MIB + 512, 2)
+    made_by_qemu(tmp_path / "disk-s001.vmdk", "streamOptimized", one)
+    make(tmp_path / "disk-s002.vmdk", "monolithicSparse", two)
+    for create_type in ("twoGbMaxExtentSparse", "streamOptimized", "monolithicSparse", "custom"):
+        path = descriptor(
+            tmp_path,
+            create_type,
+            f'RW {len(one) // 512} SPARSE "disk-s001.vmdk"',
+            f'RW {len(two) // 512} SPARSE "disk-s002.vmdk"',
+        )
+        assert content(path) == one + two
+        with pytest.raises(ReadOnlyError, match=r"disk-s001\.vmdk is compressed"):
+            open_disk(path, writable=True)
+
+
+def test_an_esx_sparse_file_behind_the_word_sparse_is_read(tmp_path: Path) -> None:
+    data = pattern(MIB)
+    make(tmp_path / "x.vmdk", "vmfsSparse", data)
+    path = descriptor(tmp_path, "custom", f'RW {MIB // 512} SPARSE "x-delta.vmdk"')
+    assert content(path) == data
+    assert disks.info(path)["chain"][0]["extents"][0]["format"] == "cowd"
+
+
+def test_the_text_of_a_disk_of_one_file_may_lie_beside_it(tmp_path: Path) -> None:
+    """As somebody takes it out to look at it. Such a disk is written through its own file."""
+    data = pattern(MIB)
+    make(tmp_path / "x.vmdk", "monolithicSparse", data)
+    path = descriptor(tmp_path, "monolithicSparse", f'RW {MIB // 512} SPARSE "x.vmdk"')
+    assert content(path) == data
+    with pytest.raises(ReadOnlyError, match="descriptor in its extent"):
+        open_disk(path, writable=True)
+
+
+# --- custom, and all kinds of extents ---
+
+
+def test_a_custom_disk_mixes_all_extents(tmp_path: Path) -> None:
+    data = [pattern(MIB, seed) for seed in range(5)]
+    (tmp_path / "flat").write_bytes(b"?" * 512 * 3 + data[0] + b"?" * 512)
+    (tmp_path / "vmfs").write_bytes(data[1])
+    make(tmp_path / "s.vmdk", "monolithicSparse", data[2])
+    make(tmp_path / "d.vmdk", "vmfsSparse", data[3])
+    make(tmp_path / "e.vmdk", "seSparse", data[4])
+    path = descriptor(
+        tmp_path,
+        "custom",
+        'RW 2048 FLAT "flat" 3',
+        "RW 7 ZERO",
+        'RDONLY 2048 VMFS "vmfs"',
+        'RW 2048 SPARSE "s.vmdk"',
+        'RW 2048 VMFSSPARSE "d-delta.vmdk"',
+        "RDONLY 1 ZERO",
+        'RW 2048 SESPARSE "e-sesparse.vmdk"',
+    )
+    expected = data[0] + bytes(7 * 512) + b"".join(data[1:4]) + bytes(512) + data[4]
+    assert content(path) == expected
+    formats = [extent["format"] for extent in disks.info(path)["chain"][0]["extents"]]
+    assert formats == ["flat", "zero", "flat", "hosted", "cowd", "zero", "sesparse"]
+    with pytest.raises(ReadOnlyError, match=r"vmfs.*RDONLY"):
+        open_disk(path, writable=True)
+    entries = list(disks.map_ranges(open_disk(path)))
+    assert sum(entry["length"] for entry in entries) == len(expected)
+    assert (tmp_path / "flat").read_bytes()[: 512 * 3] == b"?" * 512 * 3
+
+
+def test_extents_may_lie_anywhere_in_one_flat_file(tmp_path: Path) -> None:
+    data = pattern(64 * 512)
+    (tmp_path / "flat").write_bytes(data)
+    order = [33, 2, 60, 0]
+    path = descriptor(tmp_path, "custom", *(f'RW 2 FLAT "flat" {at}' for at in order))
+    expected = b"".join(data[at * 512 : at * 512 + 1024] for at in order)
+    assert content(path) == expected
+    with open_disk(path, writable=True) as disk:
+        disk.pwrite(b"new", 1024)
+    assert (tmp_path / "flat").read_bytes()[1024:1027] == b"new"
+
+
+def test_what_must_not_be_read_fails_where_it_is_read(tmp_path: Path) -> None:
+    data = pattern(MIB)
+    (tmp_path / "flat").write_bytes(data)
+    path = descriptor(
+        tmp_path,
+        "custom",
+        'RW 2048 FLAT "flat" 0',
+        'NOACCESS 128 FLAT "/dev/mem" 0',
+        'NOACCESS 8 FLAT "missing" 0',
+        "RW 8 ZERO",
+    )
+    with open_disk(path) as disk:
+        assert disk.pread(MIB, 0) == data
+        assert disk.pread(4096, MIB + 136 * 512) == bytes(4096)
+        for at, length in ((MIB, 1), (MIB + 128 * 512, 512), (MIB - 1, 2), (0, disk.size_bytes)):
+            with pytest.raises(UnsupportedError, match=r"bytes \d+ to \d+ .*NOACCESS"):
+                disk.pread(length, at)
+        entries = list(disks.map_ranges(disk))
+    assert [(entry["start"], entry["present"], entry["data"]) for entry in entries] == [
+        (0, True, True),
+        (MIB, True, True),
+        (MIB + 136 * 512, True, False),
+    ]
+    assert "offset" not in entries[1]
+    with pytest.raises(UnsupportedError, match="NOACCESS"):
+        convert(path, tmp_path / "target.raw", "raw")
+    assert not (tmp_path / "target.raw").exists()
+    with pytest.raises(UnsupportedError, match="NOACCESS"):
+        compare(path, path)
+    with pytest.raises(ReadOnlyError, match="NOACCESS"):
+        open_disk(path, writable=True)
+    described = disks.info(path)["chain"][0]["extents"]
+    assert [extent["access"] for extent in described] == ["RW", "NOACCESS", "NOACCESS", "RW"]
+    assert described[1]["name"] == "/dev/mem"
+    assert described[1]["file"] is None
+
+
+@pytest.mark.parametrize("access", ["RDONLY", "NOACCESS"])
+@pytest.mark.parametrize("create_type", ["monolithicSparse", "streamOptimized"])
+def test_access_counts_inside_an_extent_too(
+    create_type: str, access: str, tmp_path: Path
+) -> None:
+    data = pattern(MIB)
+    path = made_by_qemu(tmp_path / "a.vmdk", create_type, data)
+    rewrite_inside(path, b"RW ", access.encode() + b" ")
+    if access == "RDONLY":
+        assert content(path) == data
+    else:
+        with pytest.raises(UnsupportedError, match="NOACCESS"):
+            content(path)
+    with pytest.raises(ReadOnlyError):
+        open_disk(path, writable=True)
+
+
+# --- text as real writers leave it ---
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\n", b"\r\n"),
+        (b"\n", b" \t\n"),
+        (b"version=1\n", b"version=1 \n\n\n# more\n"),
+        (b"version=1\n", b"version=2\n"),
+        (b"version=1\n", b"version=3\n"),
+        (b"# Disk", b"#Disk"),
+        (b"CID=00000001", b"cid=1"),
+        (b'createType="custom"', b'createType = "custom" '),
+        (b"RW 1 FLAT", b"RW\t1\tFLAT"),
+        (b"RW 1 FLAT", b"  RW 1  FLAT"),
+        (b'"a" 0', b'"a"'),
+        (b"version=1\n", b'version=1\nddb.encoding = "windows-1252"\nddb.comment = "caf\xe9"\n'),
+    ],
+)
+def test_a_descriptor_is_read_as_its_writers_write_it(
+    old: bytes, new: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"a" * 512)
+    path = descriptor(tmp_path, "custom", 'RW 1 FLAT "a" 0')
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    assert content(path) == b"a" * 512
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("windows-1252", "Café-flat.vmdk"),
+        ("Shift_JIS", "表示-flat.vmdk"),
+        ("GBK", "磁盘-flat.vmdk"),
+        ("Big5", "磁碟-flat.vmdk"),
+        ("windows-1251", "диск-flat.vmdk"),
+        ("UTF-8", "диск-flat.vmdk"),
+    ],
+)
+@pytest.mark.parametrize("key", ["encoding", "ddb.encoding"])
+def test_a_name_is_found_in_the_encoding_of_its_descriptor(
+    key: str, encoding: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"x" * 512)
+    path = descriptor(tmp_path, "vmfs", f'RW 1 VMFS "{name}"', more=f'{key}="{encoding}"\n')
+    path.write_bytes(path.read_text().encode(encoding))
+    with open_disk(path, writable=True) as disk:
+        disk.pwrite(b"y", 0)
+    assert content(path) == b"y" + b"x" * 511
+    assert disks.info(path)["chain"][0]["encoding"] == encoding
+
+
+@pytest.mark.parametrize("create_type", ["twoGbMaxExtentSparse", "vmfsSparse", "seSparse"])
+def test_a_header_may_round_the_size_up_to_a_grain_and_no_more(
+    create_type: str, tmp_path: Path
+) -> None:
+    grain = {"twoGbMaxExtentSparse": 128, "vmfsSparse": 1, "seSparse": 8}[create_type]
+    path = make(tmp_path / "a.vmdk", create_type, bytes(MIB))
+    text = path.read_text()
+    for sectors in (2048, 2048 - grain + 1):
+        path.write_text(text.replace("RW 2048 ", f"RW {sectors} "))
+        assert content(path) == bytes(sectors * 512)
+    for sectors in (2048 - grain, 2049, 1 << 40):
+        path.write_text(text.replace("RW 2048 ", f"RW {sectors} "))
+        with pytest.raises(DamagedError, match="header says 2048"):
+            open_disk(path)
