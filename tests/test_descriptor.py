@@ -199,7 +199,8 @@ def test_other_files_are_no_descriptors(head: bytes) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../x", "a/b", "..", ".", "", "a\\b", "C:\\x", "x\0y", "n" * 256],
+    ["/etc/passwd", "../x", "a/b", "..", ".", "", "a\\b", "C:\\x", "x\0y", "n" * 256,
+     "x\ry", "x\x1b[2Jy", "x\x9by", "kdmv.\u202exe", "x\u2066y", "x\u2028y", "x\x7f"],
 )
 def test_only_plain_names_may_be_opened(name: str) -> None:
     with pytest.raises(UnsupportedError, match=r"x\.vmdk"):
@@ -207,7 +208,7 @@ def test_only_plain_names_may_be_opened(name: str) -> None:
 
 
 def test_a_plain_name_may_be_opened() -> None:
-    for name in ("a.vmdk", "..a", "Café 1=2-flat.vmdk", "-x"):
+    for name in ("a.vmdk", "..a", "Café 1=2-flat.vmdk", "-x", "a\u3000b", "\U0001f4be"):
         assert require_base_name(name, "x.vmdk", "extent") == name
 
 

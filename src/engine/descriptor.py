@@ -71,6 +71,8 @@ _ENCODING = [
 _CHARSETS = re.compile(
     r"utf-8|us-ascii|windows-\d+|iso-8859-\d+|gbk|gb2312|gb18030|big5|shift_jis|euc-(jp|kr)|koi8-r"
 )
+# slashes, controls, line and paragraph separators, and what turns text around
+_NOT_IN_NAMES = re.compile("[/\\\\\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _DECIMAL = re.compile(r"[0-9]{1,19}")
 _HEX = re.compile(r"[0-9A-Fa-f]{1,8}")
 
@@ -357,12 +359,13 @@ def require_base_name(name: str, where: str, what: str) -> str:
     """The name, if it is one plain component of a path.
 
     Anything else would let a descriptor reach files outside its own directory
-    (CVE-2022-47951).
+    (CVE-2022-47951), or show a person another name than it has.
 
     Raises:
-        UnsupportedError: It has a slash or backslash, or is "", "." or "..".
+        UnsupportedError: It has a slash, a backslash, or a character that controls
+            a terminal or the direction of text; or is "", "." or "..".
     """
-    plain = name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+    plain = name not in ("", ".", "..") and not _NOT_IN_NAMES.search(name)
     if plain and len(name.encode("utf-8", "surrogatepass")) < 256:
         return name
     raise UnsupportedError(
