@@ -37,7 +37,7 @@ from ._native import (
 )
 from .descriptor import Descriptor, Extent, require_base_name
 from .descriptor_write import format_descriptor, new_descriptor
-from .errors import Error, ExistsError, StateError, UsageError
+from .errors import Error, ExistsError, StateError, UnsupportedError, UsageError
 from .layouts import COMPRESS_LEVEL, require_layout, require_level, split
 from .link import Link
 from .links import open_links, problems, split_path
@@ -53,6 +53,14 @@ UNIT_BYTES_MIN = 4096  # a copy leaves out zeros in units of a grain, but not of
 _ONE_FILE = ("raw", "monolithicSparse", "streamOptimized")
 _EMBEDDED = ("monolithicSparse", "streamOptimized")  # their descriptor lies inside
 _STREAM_DDB = [("toolsVersion", "2147483647")]  # unknown, as VMware's own exports say
+
+
+def _plain(name: str, dir: Dir) -> str:
+    """A name that a descriptor may hold."""
+    try:
+        return require_base_name(name, dir.path, "new disk's name")
+    except UnsupportedError as error:
+        raise UsageError(error.message, "choose another name") from None
 
 
 def _stem(name: str) -> str:
@@ -83,7 +91,7 @@ class NewDisk:
         file_names: Sequence[str] | None = None,
     ) -> None:
         self._layout = require_layout(type, size_bytes, grain_bytes, parent is not None)
-        self._dir, self._name, self._type = dir, require_base_name(name, dir.path, "disk"), type
+        self._dir, self._name, self._type = dir, _plain(name, dir), type
         self._grain_bytes = grain_bytes or self._layout.grain_bytes
         self._zero_grains, self._redundant = zero_grains, redundant
         self._files: list[File] = []
