@@ -431,10 +431,12 @@ zero_sparse (const struct target *target, uint64_t within, uint64_t length,
 }
 
 static int
-refuse_zero_extent (uint64_t offset, struct rp_fault *fault)
+refuse_extent (const struct rp_extent *extent, uint64_t offset,
+               struct rp_fault *fault)
 {
   return rp_fail (fault, RP_READ_ONLY, offset,
-                  "a ZERO extent of the disk holds no data");
+                  "a %s extent of the disk holds no data",
+                  extent->kind == RP_EXTENT_ZERO ? "ZERO" : "NOACCESS");
 }
 
 /* data NULL: zeros. */
@@ -450,9 +452,10 @@ change_slice (struct rp_chain *chain, struct rp_extent *extent,
   if (extent->sparse)
     return data ? write_sparse (&target, data, within, length, fault)
                 : zero_sparse (&target, within, length, may_trim, fault);
-  if (extent->kind == RP_EXTENT_ZERO)
-    return data ? refuse_zero_extent (extent->start_bytes + within, fault)
-                : RP_OK;
+  if (extent->kind == RP_EXTENT_ZERO && !data)
+    return RP_OK;
+  if (!extent->file)
+    return refuse_extent (extent, extent->start_bytes + within, fault);
   status = data ? rp_file_pwrite (extent->file, data, length, at, fault)
                 : zero_data (extent->file, at, length, may_trim, fault);
   if (!atomic_load (&extent->data_dirty))
