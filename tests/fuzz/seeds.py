@@ -328,6 +328,19 @@ def chain_seeds() -> dict[str, bytes]:
     }
 
 
+def copy_seeds() -> dict[str, bytes]:
+    """Seven things to do: see targets/copy.c."""
+    sources = {**chain_seeds(), **image_seeds(sesparse_images()), **stream_seeds()}
+    return {
+        f"{name}-{number % 7}": data + recipe.operations(struct.pack("<I", number % 7 | 9000 << 8))
+        for number, (name, data) in enumerate(sources.items())
+    } | {
+        f"{name}-{choice}": data + recipe.operations(struct.pack("<I", choice))
+        for name, data in chain_seeds().items()
+        for choice in (5, 6)
+    }
+
+
 def write_seeds() -> dict[str, bytes]:
     alone = {
         f"{name}-{program}": recipe.begin() + recipe.of_pieces(*image) + recipe.operations(code)
@@ -353,6 +366,7 @@ def make() -> dict[str, dict[str, bytes]]:
         "sesparse": image_seeds(sesparse_images()),
         "stream": stream_seeds(),
         "chain": chain_seeds(),
+        "copy": copy_seeds(),
         "write": write_seeds(),
     }
     for number, (target, _, text) in enumerate(FINDINGS):
@@ -376,6 +390,12 @@ FINDINGS: tuple[tuple[str, str, str], ...] = (
         "AAAAAAAAAAAAAB0AAAAAAAAAAQAAAAAAAAAeAAAAAAAAAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
         "AAAAAAAAAAAAAABnAAAAAAAAAAAQUAkAAAIAAAD+yv7KUA0AADoAAAAAAAAAAAAAEFANABA8AAAA////////"
         "//9TCAAA7gAAAAAAAA==",
+    ),
+    (
+        "copy",
+        "a write to a NOACCESS extent went to a file that there is not",
+        "UwgAAFAAAAAAAABQPgAAAAAAAEtETVYCAAAAAAAAAMgAAAAAAAAACAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+        "AAIAAAAAAAAAAAAABlAGAAAMAAAAB1AGAAAOAAAAEEYKAAcAAAAAAAAAAABPAQAF",
     ),
 )
 
