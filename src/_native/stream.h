@@ -46,8 +46,9 @@ int  rp_stream_map (struct rp_stream *stream, uint64_t offset, uint64_t length,
  * the compressed data is wrong: position is the byte of the file. */
 int  rp_stream_read (struct rp_stream *stream, void *buffer, size_t length,
                      uint64_t offset, struct rp_fault *fault);
-/* Part of rp_image_check: pointers outside, two entries for one grain, marker
- * and entry that disagree, grains that do not inflate (deep only). */
+/* Part of rp_image_check.  Kinds: "table" (one that cannot be read), "outside",
+ * "overlap", "redundant", "unclean", and "grain": its marker and its entry
+ * disagree or, with deep, it does not inflate to a grain. */
 int  rp_stream_check (struct rp_stream *stream, uint32_t extent,
                       uint64_t start_bytes, bool deep,
                       void (*each) (void *context, const struct rp_finding *),

@@ -13,6 +13,7 @@
 
 #define RP_STREAM_CACHE_GRAINS 32u
 #define RP_STREAM_MARKER_BYTES 12u   /* in front of a grain's data */
+#define RP_KDMV_REDUNDANT_OFFSET 48u /* of the header's field */
 #define RP_STREAM_WINDOW_BYTES (UINT64_C (256) << 10)
 
 /* What follows a marker whose size is 0. */
@@ -97,11 +98,18 @@ int  rp_stream_load_record (struct rp_stream *stream,
                             uint64_t stop, uint32_t entry,
                             struct rp_stream_record *out,
                             struct rp_fault *fault);
+/* Its marker alone: data is NULL. */
+int  rp_stream_read_marker (struct rp_stream *stream, uint64_t grain,
+                            uint32_t entry, struct rp_stream_record *out,
+                            struct rp_fault *fault);
 /* Into room for one grain. */
 int  rp_stream_inflate (struct rp_stream *stream,
                         struct rp_stream_worker *worker, uint64_t grain,
                         const struct rp_stream_record *record, uint8_t *out,
                         struct rp_fault *fault);
+
+/* stream_noise.c.  Bytes that deflate will not make smaller by a sector. */
+bool rp_stream_is_noise (const uint8_t *bytes, size_t length);
 
 static inline uint64_t
 rp_stream_grain_bytes (const struct rp_stream *stream)

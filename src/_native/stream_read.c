@@ -190,6 +190,24 @@ rp_stream_load_record (struct rp_stream *stream,
 }
 
 int
+rp_stream_read_marker (struct rp_stream *stream, uint64_t grain,
+                       uint32_t entry, struct rp_stream_record *out,
+                       struct rp_fault *fault)
+{
+  uint8_t marker[RP_STREAM_MARKER_BYTES];
+  int status;
+
+  out->position = (uint64_t) entry * RP_SECTOR_BYTES;
+  out->data = NULL;
+  status = rp_file_pread_all (stream->file, marker, stream->marker_bytes,
+                              out->position, fault);
+  if (status != RP_OK)
+    return status;
+  out->size = rp_load32 (marker + stream->marker_bytes - 4);
+  return check_marker (stream, grain, marker, out, fault);
+}
+
+int
 rp_stream_inflate (struct rp_stream *stream, struct rp_stream_worker *worker,
                    uint64_t grain, const struct rp_stream_record *record,
                    uint8_t *out, struct rp_fault *fault)

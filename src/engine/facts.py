@@ -147,6 +147,7 @@ _FINDINGS = {
     "unclean": "it was not closed cleanly",
     "freesector": "the header's free sector lies inside used space",
     "table": "a grain table cannot be read",
+    "grain": "a compressed grain is not what its table entry says, or does not inflate",
     "bitmap": "a grain in use is free in the bitmap",
     "backmap": "the backmap names another place of the disk for a grain",
     "freetable": "the header's free table number lies inside used tables",
