@@ -59,7 +59,7 @@ int  rp_stream_read_header (struct rp_file *file, struct rp_sparse_info *out,
 
 struct rp_stream_create {
   uint64_t    capacity_sectors;
-  uint64_t    grain_sectors;     /* a power of two from 8 to 2048; 128 is usual */
+  uint64_t    grain_sectors;     /* power of two from 8 to 2048; 128 is usual */
   const void *descriptor;        /* embedded text */
   uint64_t    descriptor_bytes;
   uint64_t    descriptor_sectors;

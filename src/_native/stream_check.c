@@ -205,7 +205,7 @@ check_tables (struct check *check, struct rp_fault *fault)
 
 /* ---- grains ---- */
 
-/* Read the grain as far as it has to be; what is wrong with it is RP_CORRUPT. */
+/* Read it as far as is wanted; RP_CORRUPT is for what is wrong with it. */
 static int
 read_grain (struct check *check, uint64_t grain, uint32_t entry,
             struct rp_stream_record *record, struct rp_fault *fault)

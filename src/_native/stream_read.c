@@ -312,17 +312,48 @@ read_part (struct rp_stream *stream, struct rp_stream_worker *worker,
 }
 
 static int
-read_grain (struct rp_stream *stream, struct rp_stream_worker *worker,
-            uint64_t grain, uint64_t stop, uint32_t entry, uint8_t *out,
+find_entry (struct rp_stream *stream, uint64_t grain, uint32_t *out,
             struct rp_fault *fault)
 {
-  struct rp_stream_record record;
-  const int status = rp_stream_load_record (stream, worker, grain, stop, entry,
-                                            &record, fault);
+  enum rp_segment_kind kind;
+  int status = rp_stream_lookup (stream, grain, out, fault);
 
+  if (status == RP_OK)
+    status = rp_stream_classify (stream, grain, *out, &kind, fault);
+  if (status == RP_OK && kind != RP_SEGMENT_DATA)
+    status = rp_fail (fault, RP_BAD_ARGUMENT,
+                      grain << stream->layout.grain_shift,
+                      "%s: a grain that is not there is read",
+                      stream->file->name);
+  return status;
+}
+
+/* Inside one grain.  Grains up to stop are wanted next. */
+static int
+read_inside (struct rp_stream *stream, struct rp_stream_worker **worker,
+             uint64_t grain, uint64_t stop, uint64_t within, uint8_t *out,
+             size_t length, struct rp_fault *fault)
+{
+  const bool whole = length == rp_stream_grain_bytes (stream);
+  struct rp_stream_record record;
+  uint32_t entry;
+  int status;
+
+  if (!whole && read_cached (stream, grain, within, out, length))
+    return RP_OK;
+  status = find_entry (stream, grain, &entry, fault);
+  if (status == RP_OK && !*worker)
+    status = rp_stream_take_worker (stream, worker, fault);
   if (status != RP_OK)
     return status;
-  return rp_stream_inflate (stream, worker, grain, &record, out, fault);
+  if (!whole)
+    return read_part (stream, *worker, grain, entry, within, out, length,
+                      fault);
+  status = rp_stream_load_record (stream, *worker, grain, stop, entry, &record,
+                                  fault);
+  if (status == RP_OK)
+    status = rp_stream_inflate (stream, *worker, grain, &record, out, fault);
+  return status;
 }
 
 int
@@ -339,29 +370,12 @@ rp_stream_read (struct rp_stream *stream, void *buffer, size_t length,
     return rp_fail (fault, RP_OUT_OF_RANGE, offset, "reading %s",
                     stream->file->name);
   while (status == RP_OK && length > 0) {
-    const uint64_t grain = offset >> stream->layout.grain_shift;
     const uint64_t within = offset & (grain_bytes - 1);
     const size_t take = length < grain_bytes - within
                         ? length : (size_t) (grain_bytes - within);
-    enum rp_segment_kind kind = RP_SEGMENT_ABSENT;
-    uint32_t entry;
 
-    if (take == grain_bytes || !read_cached (stream, grain, within, out, take)) {
-      status = rp_stream_lookup (stream, grain, &entry, fault);
-      if (status == RP_OK)
-        status = rp_stream_classify (stream, grain, entry, &kind, fault);
-      if (status == RP_OK && kind != RP_SEGMENT_DATA)
-        status = rp_fail (fault, RP_BAD_ARGUMENT, offset,
-                          "%s: a grain that is not there is read",
-                          stream->file->name);
-      if (status == RP_OK && !worker)
-        status = rp_stream_take_worker (stream, &worker, fault);
-      if (status == RP_OK)
-        status = take == grain_bytes
-                 ? read_grain (stream, worker, grain, stop, entry, out, fault)
-                 : read_part (stream, worker, grain, entry, within, out, take,
-                              fault);
-    }
+    status = read_inside (stream, &worker, offset >> stream->layout.grain_shift,
+                          stop, within, out, take, fault);
     out += take;
     offset += take;
     length -= take;
