@@ -38,6 +38,7 @@ from patterns import (
 from rollpoint import disk as disks
 from rollpoint.convert import convert
 from rollpoint.disk import MapEntry, OpenDisk
+from second_readers import require_equal_for_others
 from tools import require_tool
 
 WHOLE_GRAINS = 1 << 17  # so many QEMU is asked about at once: it takes a quarter of a second
@@ -67,6 +68,11 @@ class Case(NamedTuple):
         """In 1076 parts: QEMU takes 12 s to make them, and 1 s for each look."""
         usual = self.way == "written" and self.pattern != "sparse"
         return self.type.startswith("twoGb") and self.size == "2.1T" and not usual
+
+    @property
+    def check_is_long(self) -> bool:
+        """QEMU walks all of 563 million grains."""
+        return self.type == "seSparse" and self.size == "2.1T"
 
     @property
     def what(self) -> Pattern:
@@ -121,7 +127,9 @@ MATRIX: dict[str, list[Case]] = {
         *cases(["theirs"], ["twoGbMaxExtentSparse"]),
         *cases(OURS, ["twoGbMaxExtentSparse"], GRAINS),
     ],
-    # QEMU reads it, and makes none
+    "stream": [*cases(["theirs", "copied"], ["streamOptimized"])],
+    # QEMU reads these, and makes none
+    "sesparse": [*cases(["copied"], ["seSparse"])],
     "cowd": [case for case in cases(OURS, ["vmfsSparse"], COWD_GRAINS) if case.size != "2.1T"],
 }
 
@@ -298,8 +306,10 @@ def compare_both(case: Case, folder: Path, raws: Path) -> None:
         assert {finding["kind"] for finding in found} <= {"leak"}
     else:
         assert found == []
-        qemu("qemu-img", "check", "-f", "vmdk", path)
+        if not case.check_is_long:
+            qemu("qemu-img", "check", "-f", "vmdk", path)
         require_equal_for_qemu(path, raw_disk(raws, case.what), content, grain)
+        require_equal_for_others(path, case.type, grain, content)
     shutil.rmtree(folder)  # hundreds of images: only those that failed are kept
 
 
