@@ -11,6 +11,7 @@
 
 #define PIECE_BYTES  64u         /* counted of each stride */
 #define STRIDE_BYTES 256u
+#define PAGE_BYTES   4096u
 /* Chi square of 256 equally likely values is 255 give or take 23.  A sector
  * less of a grain of 64 KiB would show as 1400 more. */
 #define EVEN_EXCESS  500u
@@ -73,6 +74,8 @@ has_repeats (const uint8_t *bytes, size_t length)
 bool
 rp_stream_is_noise (const uint8_t *bytes, size_t length)
 {
-  return length <= UINT32_C (1) << 20 && is_even (bytes, length)
-         && !has_repeats (bytes, length);
+  /* the first page tells most: text costs next to nothing */
+  return length <= UINT32_C (1) << 20
+         && is_even (bytes, length < PAGE_BYTES ? length : PAGE_BYTES)
+         && is_even (bytes, length) && !has_repeats (bytes, length);
 }

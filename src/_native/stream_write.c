@@ -25,7 +25,8 @@
 #define TABLE_SECTORS   4u
 #define GRAIN_MIN       8u       /* sectors */
 #define LEVEL_MAX       12u
-#define CHUNK_BYTES     (UINT32_C (1) << 20)   /* or one grain */
+/* Or one grain.  Small: who has compressed one waits for all before it. */
+#define CHUNK_BYTES     (UINT32_C (512) << 10)
 #define HEAD_SECTORS    128u     /* the first grain stands on a multiple */
 /* Behind the last grain, without the directory: a table with its marker, the
  * directory's marker, footer with marker, end. */
