@@ -9,6 +9,7 @@ Source: "VMware Virtual Disk Format 5.0" (descriptor file, content ids).
 
 from __future__ import annotations
 
+import codecs
 import re
 import secrets
 from collections.abc import Sequence
@@ -188,14 +189,16 @@ def edit(
     if parent_cid is not None:
         data = _set(data, rb"parentCID", b"%08x" % parent_cid)
     if commit is not None or end_commit:
-        data = re.sub(rb"(?m)^%s[^\n]*(?:\n|\Z)" % re.escape(COMMIT_KEY.encode()), b"", data)
+        key = re.escape(COMMIT_KEY.encode())
+        data = re.sub(rb"(?im)^[ \t]*%s[ \t]*=[^\n]*(?:\n|\Z)" % key, b"", data)
     if commit is not None:
         gap = b"" if data.endswith(b"\n") else b"\n"
         data += gap + b'%s = "%08x"\n' % (COMMIT_KEY.encode(), commit)
     if drop_tracking:
         data = re.sub(rb"(?im)^[ \t]*changeTrackPath[ \t]*=[^\n]*(?:\n|\Z)", b"", data)
         data = re.sub(rb"(?m)^# Change Tracking File[ \t\r]*(?:\n|\Z)", b"", data)
-        data = re.sub(rb"(?m)^([ \t]*version=)3", rb"\g<1>1", data)
+        bom = codecs.BOM_UTF8
+        data = re.sub(rb'(?im)^((?:%s)?[ \t]*version[ \t]*=[ \t]*"?)3' % bom, rb"\g<1>1", data)
     return data
 
 
