@@ -5,10 +5,11 @@ Longer runs: tests/fuzz/README.md.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
-from fuzz import harness, recipe, seeds
+from fuzz import descriptor, harness, recipe, seeds
 from tools import require_tool
 
 RUNS = 2000
@@ -39,6 +40,18 @@ def test_no_seed_and_no_mutation_of_one_breaks_a_promise(
     )
     assert not outcome.failed, outcome.log[-6000:]
     assert outcome.executions >= RUNS
+
+
+def test_no_descriptor_breaks_a_promise(tmp_path: Path) -> None:
+    outcome = harness.run_descriptor(tmp_path, seconds=60, runs=RUNS, seed=1)
+    assert not outcome.failed, outcome.log[-6000:]
+    assert outcome.executions >= RUNS
+
+
+def test_a_mebibyte_of_anything_is_read_in_a_moment() -> None:
+    """Where an expression went back and forth it would take days."""
+    for data in itertools.islice(descriptor.slow_inputs(), 1, 54, 5):
+        descriptor.check(data)
 
 
 def test_every_target_has_seeds_and_no_seed_is_large() -> None:

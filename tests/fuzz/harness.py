@@ -31,6 +31,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 # Without the tracing of comparisons: it takes more than half of the time, and
 # mutate.c knows the magic numbers. Not for our own code here: its paths are no news.
 COVERAGE = ["-O1", *SANITIZERS, "-fsanitize-coverage=inline-8bit-counters,pc-table"]
+DESCRIPTOR = "descriptor"
 LIMITS = ["-timeout=10", "-rss_limit_mb=1024", "-max_len=16384", "-print_final_stats=1"]
 ENVIRONMENT = {"ASAN_OPTIONS": "quarantine_size_mb=4"}
 
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
 
 
 def names() -> list[str]:
+    """The targets that are built; the descriptor's is Python."""
     return sorted(path.stem for path in (HERE / "targets").glob("*.c"))
 
 
@@ -124,6 +126,18 @@ def run(
         command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, errors="replace"
     )
     return _outcome(program.name, done, tuple(sorted(set(findings.iterdir()) - before)))
+
+
+def run_descriptor(
+    findings: Path, *, seconds: int = 0, runs: int = -1, seed: int = 0
+) -> Outcome:
+    """The same for the descriptor parser."""
+    findings.mkdir(parents=True, exist_ok=True)
+    before = set(findings.glob("*crash*"))
+    command = [sys.executable, str(HERE / f"{DESCRIPTOR}.py"), "--findings", str(findings)]
+    command += ["--seconds", str(seconds), "--runs", str(runs), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    return _outcome(DESCRIPTOR, done, tuple(sorted(set(findings.glob("*crash*")) - before)))
 
 
 def _outcome(
