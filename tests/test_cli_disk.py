@@ -15,7 +15,7 @@ import pytest
 from conftest import require_tool
 from rollpoint.cli import main
 from rollpoint.disk import open_disk
-from rollpoint.layouts import LAYOUTS
+from rollpoint.layouts import TYPES
 
 MIB = 1 << 20
 
@@ -48,7 +48,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return call
 
 
-@pytest.mark.parametrize("type", [name for name in LAYOUTS if not LAYOUTS[name].append_only])
+@pytest.mark.parametrize("type", TYPES)
 def test_create_makes_each_type_and_info_knows_it(type: str, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     made = run("create", "a.vmdk", "3M", "--type", type, "--json")
     assert made.code == 0

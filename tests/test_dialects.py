@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from rollpoint import disk as disks
-from rollpoint.convert import compare, convert
-from rollpoint.disk import open_disk
+from rollpoint.convert import commit, compare, convert
+from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import (
     DamagedError,
     ReadOnlyError,
@@ -340,3 +340,214 @@ def test_a_header_may_round_the_size_up_to_a_grain_and_no_more(
         path.write_text(text.replace("RW 2048 ", f"RW {sectors} "))
         with pytest.raises(DamagedError, match="header says 2048"):
             open_disk(path)
+
+
+# --- chains ---
+
+
+def chain_of(folder: Path, hint: str, cid: int = 7, parent_cid: int = 7) -> tuple[Path, bytes]:
+    """A child with this hint beside base.vmdk, and what both show together."""
+    base, own = pattern(MIB, 1), bytearray(pattern(MIB, 2))
+    (folder / "base-flat.vmdk").write_bytes(base)
+    descriptor(folder, "vmfs", 'RW 2048 VMFS "base-flat.vmdk"', cid=cid, name="base.vmdk")
+    created = folder / "made.vmdk"
+    create_disk(str(created), "vmfsSparse", MIB)
+    child = descriptor(
+        folder,
+        "vmfsSparse",
+        'RW 2048 VMFSSPARSE "made-delta.vmdk"',
+        parent=(cid, "base.vmdk"),
+        name="child.vmdk",
+    )
+    with open_disk(child, writable=True) as disk:
+        disk.pwrite(own[:70_000], 0)
+    created.unlink()
+    child.write_text(
+        child.read_text()
+        .replace('"base.vmdk"', f'"{hint}"')
+        .replace(f"parentCID={cid:08x}", f"parentCID={parent_cid:08x}")
+    )
+    return child, bytes(own[:70_000]) + base[70_000:]
+
+
+HINTS = [
+    "/vmfs/volumes/5c5d0000-0000/vm/base.vmdk",
+    "/vmfs/volumes/datastore1/vm one/base.vmdk",
+    "C:\\Virtual Machines\\vm\\base.vmdk",
+    "\\\\server\\share\\base.vmdk",
+    "..\\bases\\base.vmdk",
+    "../bases/base.vmdk",
+    "bases/base.vmdk",
+    "./base.vmdk",
+]
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_a_parent_is_found_beside_its_child_by_name_and_content_id(
+    hint: str, tmp_path: Path
+) -> None:
+    child, expected = chain_of(tmp_path, hint)
+    assert content(child) == expected
+    found = disks.info(child)["chain"]
+    assert found[0]["parent"] == hint
+    assert found[1]["path"] == str(tmp_path / "base.vmdk")
+    with open_disk(child, writable=True) as disk:
+        disk.pwrite(b"new", 0)
+    assert hint in child.read_text()
+    assert commit(child) == str(tmp_path / "base.vmdk")
+    assert content(tmp_path / "base.vmdk") == b"new" + expected[3:]
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_a_file_beside_the_child_with_another_content_is_not_its_parent(
+    hint: str, tmp_path: Path
+) -> None:
+    child, _ = chain_of(tmp_path, hint, parent_cid=8)
+    with pytest.raises(UnsupportedError, match="not a plain name"):
+        open_disk(child)
+
+
+def test_an_allowed_directory_comes_before_a_file_beside_the_child(tmp_path: Path) -> None:
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "bases").mkdir()
+    child, expected = chain_of(tmp_path / "vm", "../bases/base.vmdk")
+    assert content(child) == expected
+    other = pattern(MIB, 3)
+    (tmp_path / "bases" / "base-flat.vmdk").write_bytes(other)
+    shutil.copy(tmp_path / "vm" / "base.vmdk", tmp_path / "bases" / "base.vmdk")
+    assert content(child, allow_root=str(tmp_path)) == expected[:70_000] + other[70_000:]
+    shutil.rmtree(tmp_path / "bases")
+    (tmp_path / "bases").mkdir()
+    assert content(child, allow_root=str(tmp_path)) == expected
+
+
+def test_all_kinds_of_links_make_one_chain(tmp_path: Path) -> None:
+    """A stream below seSparse below ESX sparse below hosted sparse: each shows what is its own."""
+    model = bytearray(pattern(MIB + 512))
+    made_by_qemu(tmp_path / "0.vmdk", "streamOptimized", bytes(model))
+    above: Path | None = tmp_path / "0.vmdk"
+    for number, create_type in enumerate(("vmfsSparse", "twoGbMaxExtentSparse"), 1):
+        path = tmp_path / f"{number}.vmdk"
+        create_disk(str(path), create_type, parent=str(above))
+        with open_disk(path, writable=True) as disk:
+            data = random.Random(number).randbytes(100_000)
+            disk.pwrite(data, 50_000 * number)
+        model[50_000 * number : 50_000 * number + len(data)] = data
+        above = path
+    # a space-efficient snapshot in between, as ESXi makes them; ours has no parent, so
+    # its descriptor is given one, and the grains that it lacks show through
+    delta = bytearray(MIB + 512)
+    delta[262_144:266_240] = b"s" * 4096
+    make(tmp_path / "3.vmdk", "seSparse", bytes(delta))
+    cid = disks.info(tmp_path / "2.vmdk")["cid"]
+    text = (tmp_path / "3.vmdk").read_text().replace("parentCID=ffffffff", f"parentCID={cid}")
+    (tmp_path / "3.vmdk").write_text(
+        text.replace("\n# Extent", 'parentFileNameHint="2.vmdk"\n\n# Extent')
+    )
+    model[262_144:266_240] = b"s" * 4096
+    create_disk(str(tmp_path / "4.vmdk"), "monolithicSparse", parent=str(tmp_path / "3.vmdk"))
+    assert content(tmp_path / "4.vmdk") == model
+    found = disks.info(tmp_path / "4.vmdk")["chain"]
+    assert [link["type"] for link in found] == [
+        "monolithicSparse", "seSparse", "twoGbMaxExtentSparse", "vmfsSparse", "streamOptimized",
+    ]  # fmt: skip
+    assert disks.check(tmp_path / "4.vmdk")["clean"]
+    with pytest.raises(ReadOnlyError, match="seSparse"):
+        open_disk(tmp_path / "3.vmdk", writable=True)
+
+
+def test_what_a_child_does_not_say_of_the_disk_its_parents_say(tmp_path: Path) -> None:
+    """Source: "VMware Virtual Disk Format 5.0", "The Disk Database"."""
+    child, _ = chain_of(tmp_path, "base.vmdk")
+    base = tmp_path / "base.vmdk"
+    base.write_text(base.read_text() + 'ddb.adapterType = "ide"\nddb.virtualHWVersion = "14"\n')
+    found = disks.info(child)
+    assert (found["adapter"], found["hardware_version"]) == ("ide", "14")
+    assert found["chain"][0]["adapter"] is None
+    child.write_text(child.read_text() + 'ddb.adapterType = "lsilogic"\n')
+    found = disks.info(child)
+    assert (found["adapter"], found["hardware_version"]) == ("lsilogic", "14")
+
+
+def test_info_says_what_the_descriptor_says(tmp_path: Path) -> None:
+    (tmp_path / "flat").write_bytes(bytes(512))
+    path = descriptor(
+        tmp_path,
+        "vmfs",
+        'RDONLY 1 VMFS "flat"',
+        more='encoding="windows-1252"\nchangeTrackPath="disk-ctk.vmdk"\n'
+        'ddb.longContentID = "00112233445566778899aabb00000001"\nddb.virtualHWVersion = "21"\n',
+    )
+    path.write_text(path.read_text().replace("version=1", "version=3"))
+    found = disks.info(path)["chain"][0]
+    assert {key: found[key] for key in ("version", "encoding", "long_content_id",
+            "change_tracking", "hardware_version", "cid", "parent_cid", "parent")} == {
+        "version": 3,
+        "encoding": "windows-1252",
+        "long_content_id": "00112233445566778899aabb00000001",
+        "change_tracking": "disk-ctk.vmdk",
+        "hardware_version": "21",
+        "cid": "00000001",
+        "parent_cid": None,
+        "parent": None,
+    }  # fmt: skip
+    assert found["extents"][0]["access"] == "RDONLY"
+
+
+# --- what a writer leaves of other writers ---
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_write_keeps_what_it_does_not_know(embedded: bool, end: str, tmp_path: Path) -> None:
+    """Only the content id, its tail and the stale change tracking change."""
+    extra = (
+        "# a comment of somebody\n"
+        'ddb.deletable = "true"\n'
+        'ddb.uuid = "60 00 C2 9f 9a b0 9b 9c-13 55 b8 11 fd 2c 92 9b"\n'
+        'ddb.uuid.image="b2b1c0a0-0000-4000-8000-000000000000"\n'
+        'ddb.sidecars = "x.vmfd;"\n'
+        'ddb.unknown.key="kept"\n'
+        'somethingNew="kept too"\n'
+    )
+    if embedded:
+        path = make(tmp_path / "a.vmdk", "monolithicSparse", bytes(MIB))
+        rewrite_inside(path, b"#DDB\n", b"#DDB\n" + extra.encode())
+        rewrite_inside(path, b"\n", end.encode())
+    else:
+        path = make(tmp_path / "a.vmdk", "vmfs", bytes(MIB))
+        path.write_bytes(path.read_bytes().replace(b"#DDB\n", b"#DDB\n" + extra.encode()))
+        path.write_bytes(path.read_bytes().replace(b"\n", end.encode()))
+
+    def text() -> str:
+        data = path.read_bytes()
+        return (data[512 : 512 + 10240] if embedded else data).rstrip(b"\0").decode()
+
+    before, old = text(), disks.info(path)["cid"]
+    with open_disk(path, writable=True) as disk:
+        disk.pwrite(b"x", 0)
+        disk.pwrite(b"y", 1000)
+    new = disks.info(path)["cid"]
+    assert old
+    assert new != old
+    assert text() == before.replace(f"CID={old}", f"CID={new}").replace(f'{old}"', f'{new}"')
+    assert disks.info(path)["chain"][0]["long_content_id"].endswith(new)  # type: ignore[union-attr]
+
+
+def test_stale_change_tracking_goes_with_the_first_write_and_not_before(tmp_path: Path) -> None:
+    (tmp_path / "flat").write_bytes(bytes(512))
+    path = descriptor(
+        tmp_path, "vmfs", 'RW 1 VMFS "flat"',
+        more='# Change Tracking File\nchangeTrackPath="disk-ctk.vmdk"\n',
+    )  # fmt: skip
+    path.write_text(path.read_text().replace("version=1", "version=3"))
+    before = path.read_bytes()
+    with open_disk(path, writable=True) as disk:
+        disk.pread(512, 0)
+        disk.flush()
+    assert path.read_bytes() == before
+    with open_disk(path, writable=True) as disk:
+        disk.zero(1, 0)
+    text = path.read_text()
+    assert "version=1\n" in text
+    assert "rack" not in text

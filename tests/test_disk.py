@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint import disk as disks
-from rollpoint._native import RUN_DATA, Io
+from rollpoint._native import RUN_DATA, Io, copy
+from rollpoint.convert import convert
+from rollpoint.create import NewDisk
 from rollpoint.descriptor import Extent, parse
 from rollpoint.descriptor_write import format_descriptor, new_descriptor
 from rollpoint.disk import create_disk, open_disk
@@ -26,6 +28,7 @@ from rollpoint.errors import (
     NotFoundError,
     ReadOnlyError,
     StateError,
+    StorageError,
     UnsupportedError,
     UsageError,
 )
@@ -48,6 +51,7 @@ QEMU_TYPES = [
 RANDOM = sorted(name for name, layout in LAYOUTS.items() if not layout.append_only)
 SPARSE = ["monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse"]
 IO = Io.order(Io.posix())  # stops the process when a write-ahead rule is broken
+SEED = 20261122
 SIZES = [512, 5 * MIB + 512, 8 * MIB]
 
 
@@ -534,7 +538,68 @@ def test_a_journal_is_not_opened_for_writing(tmp_path: Path) -> None:
 # --- creating ---
 
 
-@pytest.mark.parametrize("type", RANDOM)
+@pytest.mark.parametrize("type", ["streamOptimized", "seSparse"])
+def test_a_disk_that_is_written_once_is_filled_by_a_copy(type: str, tmp_path: Path) -> None:
+    data = random.Random(SEED).randbytes(MIB) + bytes(MIB) + b"end." * 128
+    (tmp_path / "a.raw").write_bytes(data)
+    dir = Io.posix().open_dir(str(tmp_path))
+    with open_disk(tmp_path / "a.raw", format="raw") as disk:
+        with NewDisk(dir, "a.vmdk", type, len(data)) as new:
+            with pytest.raises(StateError, match="written once"):
+                new.pwrite(b"x", 0)
+            sink = new.sink()
+            with pytest.raises(StateError, match="has been written"):
+                new.sink()
+            copy(disk.reading, sink)
+            new.publish()
+            with pytest.raises(StateError, match="has been written"):
+                new.sink()
+        assert seen_by_us(tmp_path / "a.vmdk") == data
+        assert seen_by_qemu(tmp_path / "a.vmdk") == data
+        with pytest.raises(ReadOnlyError, match="written only once"):
+            open_disk(tmp_path / "a.vmdk", writable=True)
+        before = sorted(tmp_path.iterdir())
+        with NewDisk(dir, "b.vmdk", type, len(data)) as left:
+            copy(disk.reading, left.sink())
+        assert sorted(tmp_path.iterdir()) == before
+        with pytest.raises(UsageError, match="cannot have a parent"):
+            make(tmp_path / "c.vmdk", type, parent=tmp_path / "a.vmdk")
+        make(tmp_path / "d.vmdk", "monolithicSparse", parent=tmp_path / "a.vmdk")
+        scribble(tmp_path / "d.vmdk", bytearray(data), random.Random(SEED))
+        assert seen_by_us(tmp_path / "a.vmdk") == data
+
+
+def test_what_is_stored_and_how_small_is_chosen_by_the_level(tmp_path: Path) -> None:
+    text = "".join(f"line {number * number} of a text\n" for number in range(60_000))
+    data = text.encode()[:MIB]
+    (tmp_path / "a.raw").write_bytes(data)
+    sizes = []
+    for level in (0, 1, 6, 12, None):
+        path = tmp_path / f"{level}.vmdk"
+        convert(
+            tmp_path / "a.raw", path, "streamOptimized", source_format="raw", compress_level=level
+        )
+        assert seen_by_us(path) == data
+        sizes.append(path.stat().st_size)
+    assert sizes[0] > MIB > sizes[1] > sizes[2] >= sizes[3]
+    assert sizes[4] == sizes[2]
+    for level in (-1, 13):
+        with pytest.raises(UsageError, match="no compression level"):
+            convert(tmp_path / "a.raw", tmp_path / "b.vmdk", "streamOptimized",
+                    source_format="raw", compress_level=level)  # fmt: skip
+
+
+@pytest.mark.parametrize("type", ["vmfsThick", "vmfsPreallocated", "vmfsEagerZeroedThick"])
+def test_a_thick_disk_has_its_space_when_it_is_made(type: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "a.vmdk", type, 8 * MIB)
+    assert disks.info(path)["allocated_bytes"] >= 8 * MIB
+    assert disks.info(make(tmp_path / "thin.vmdk", "vmfs", 8 * MIB))["allocated_bytes"] < MIB
+    with pytest.raises(StorageError, match=r"large|No space"):
+        create_disk(str(tmp_path / "b.vmdk"), type, 1 << 61)
+    assert not list(tmp_path.glob("b*"))
+
+
+@pytest.mark.parametrize("type", sorted(LAYOUTS))
 def test_nothing_is_overwritten(type: str, tmp_path: Path) -> None:
     path = make(tmp_path / "a.vmdk", type, 5 * MIB)
     made = sorted(entry.name for entry in tmp_path.iterdir())
@@ -559,6 +624,8 @@ def test_nothing_is_overwritten(type: str, tmp_path: Path) -> None:
         ("vmfsSparse", 1 << 41, {}, "twoGbMaxExtentSparse"),
         ("twoGbMaxExtentFlat", 1 << 50, {}, "type of one file"),
         ("vmfs", MIB, {"grain_bytes": 65536}, "leave the grain"),
+        ("seSparse", MIB, {"grain_bytes": 65536}, "leave the grain"),
+        ("streamOptimized", MIB, {"grain_bytes": 2048}, "from 4096"),
         ("monolithicSparse", MIB, {"grain_bytes": 1000}, "power of two"),
         ("monolithicSparse", MIB, {"grain_bytes": 2 * MIB}, "power of two"),
         ("monolithicSparse", MIB, {"grain_bytes": 0}, "power of two"),
@@ -627,7 +694,7 @@ def test_an_empty_disk_of_two_tebibytes_takes_no_space(tmp_path: Path) -> None:
 
 def test_a_failure_at_any_call_leaves_nothing(tmp_path: Path) -> None:
     """Every call to storage fails in turn, as on a full file system."""
-    for type in ("monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse", "vmfs", "raw"):
+    for type in (*SPARSE, "streamOptimized", "seSparse", "vmfs", "vmfsThick", "raw"):
         for call in range(1, 400):
             folder = tmp_path / f"{type}{call}"
             folder.mkdir()
@@ -646,10 +713,7 @@ def test_a_failure_at_any_call_leaves_nothing(tmp_path: Path) -> None:
 
 # --- power cuts ---
 
-SEED = 20261122
-
-
-@pytest.mark.parametrize("type", ["monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse", "vmfs"])
+@pytest.mark.parametrize("type", [*SPARSE, "streamOptimized", "seSparse", "vmfs", "vmfsThick"])
 def test_a_disk_is_there_whole_or_not_at_all_after_a_power_cut(type: str) -> None:
     io = Io.simulate()
     size = 200 * 1024 + 512
