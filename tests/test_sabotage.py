@@ -37,7 +37,9 @@ MISTAKES = {
     19: ("operation", "a hold is not written down"),
     20: ("operation", "the old root is given back before the flip"),
     21: ("operation", "a journal is opened with an old epoch"),
+    22: ("repair", "table entries are mended before the grains they point at are durable"),
     23: ("stream", "the footer of a stream is written before what it speaks of is durable"),
+    24: ("repair", "the backup of a repair is not synced"),
 }
 DEFAULT_RUN = (1, 7, 17)
 BUDGET = "8000"

@@ -187,7 +187,7 @@ write_backup (struct rp_repair *repair, struct rp_file *file,
   fill_header (header, &backup);
   if (status == RP_OK)
     status = rp_file_pwrite (to, header, sizeof header, 0, fault);
-  if (status == RP_OK && !RP_SABOTAGED (22))   /* a backup that may be lost */
+  if (status == RP_OK && !RP_SABOTAGED (24))   /* a backup that may be lost */
     status = rp_file_sync (to, fault);
   free (index);
   XXH3_freeState (hash);
@@ -247,14 +247,13 @@ apply (const struct rp_view *view, struct rp_file *file,
     status = copy_grains (view, file, fault);
   if (status == RP_OK)
     status = write_phases (view, RP_PHASE_NEW, RP_PHASE_FREE, file, fault);
-  if (status == RP_OK && !RP_SABOTAGED (23))   /* entries before data */
+  if (status == RP_OK && !RP_SABOTAGED (22))   /* entries before data */
     status = rp_file_sync (file, fault);
   note_new (view, file);
   for (size_t i = 0; status == RP_OK && i < sizeof steps / sizeof *steps; i++)
     if (has_phase (view, steps[i], steps[i])) {
       status = write_phases (view, steps[i], steps[i], file, fault);
-      if (status == RP_OK
-          && !(RP_SABOTAGED (24) && i > 0))    /* gives up what is in use */
+      if (status == RP_OK)
         status = rp_file_sync (file, fault);
     }
   return status;

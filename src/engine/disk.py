@@ -25,10 +25,11 @@ from ._native import (
     merge,
     sparse_create,
 )
+from .check import check
 from .create import create_disk
 from .descriptor_write import new_cid
 from .errors import StateError
-from .facts import Info, OvaInfo, check, describe, describe_ova
+from .facts import Info, OvaInfo, describe, describe_ova
 from .layouts import TYPES
 from .link import Link
 from .links import open_links, problems

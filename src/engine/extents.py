@@ -117,8 +117,13 @@ def require_writable(link: Link, extent: Extent, file: File | None) -> None:
         )
     if file is None or header is None:
         return
-    if any(file.pread(8, at) == _JOURNAL for at in (4096, 8192)):
+    if is_journal(file):
         raise StateError(
             f"{file.path} is a replica's journal, which only the ingest writes",
             "open it read-only, or write an interim overlay above it",
         )
+
+
+def is_journal(file: File) -> bool:
+    """The file is the log of a replica's journal, which shows itself as a sparse extent."""
+    return any(file.pread(8, at) == _JOURNAL for at in (4096, 8192))

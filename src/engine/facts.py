@@ -1,4 +1,4 @@
-"""What can be said of a disk from its files: its links and extents, and what is wrong with it."""
+"""What can be said of a disk from its files: its links and extents. Damage is in check.py."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from ._native import (
     Io,
 )
 from .descriptor import NO_PARENT, Extent
-from .descriptor_write import noted_commit
 from .errors import Error
 from .link import Link
-from .links import ddb_text, open_links, problems, split_path
+from .links import ddb_text, open_links, split_path
 from .ova import members
 from .units import SECTOR_BYTES
 
@@ -111,23 +110,6 @@ class OvaInfo(TypedDict):
     disks: list[MemberInfo]
 
 
-class Finding(TypedDict):
-    """Something wrong; position is a byte of the file, guest_offset one of the disk."""
-
-    kind: str
-    file: str
-    position: int | None
-    guest_offset: int | None
-    message: str
-
-
-class Report(TypedDict):
-    """What a check found."""
-
-    findings: list[Finding]
-    clean: bool
-
-
 _FORMATS = {
     EXTENT_FLAT: "flat",
     EXTENT_ZERO: "zero",
@@ -139,19 +121,6 @@ _FORMATS = {
 }
 # of a hosted sparse header's flags
 _REDUNDANT, _ZERO_GRAINS, _MARKERS = 1 << 1, 1 << 2, 1 << 17
-_FINDINGS = {
-    "leak": "space that no table entry points to",
-    "overlap": "two table entries point at one grain",
-    "outside": "a table entry points outside the file or into its metadata",
-    "redundant": "the redundant table differs",
-    "unclean": "it was not closed cleanly",
-    "freesector": "the header's free sector lies inside used space",
-    "table": "a grain table cannot be read",
-    "grain": "a compressed grain is not what its table entry says, or does not inflate",
-    "bitmap": "a grain in use is free in the bitmap",
-    "backmap": "the backmap names another place of the disk for a grain",
-    "freetable": "the header's free table number lies inside used tables",
-}
 
 
 def describe(path: str, links: list[Link]) -> Info:
@@ -261,39 +230,3 @@ def describe_ova(path: str | os.PathLike[str], *, io: Io | None = None) -> OvaIn
         "ovf": ovf[0] if ovf else None,
         "disks": described,
     }
-
-
-def check(
-    path: str | os.PathLike[str],
-    *,
-    format: str | None = None,
-    allow_root: str | None = None,
-    io: Io | None = None,
-) -> Report:
-    """Look for what is wrong with a chain, and change nothing.
-
-    Raises:
-        Error: It cannot be opened at all; as ``open_disk``.
-    """
-    links = open_links(os.fspath(path), format=format, allow_root=allow_root, io=io)
-    findings: list[Finding] = []
-
-    def found(kind: str, file: str, message: str, at: int | None, guest: int | None) -> None:
-        findings.append(
-            {"kind": kind, "file": file, "position": at, "guest_offset": guest, "message": message}
-        )
-
-    try:
-        for error in problems(links):
-            found("chain", links[0].path, error.message, None, None)
-        for link in links:
-            if link.descriptor is not None and noted_commit(link.descriptor) is not None:
-                found("commit", link.path, "a commit was interrupted", None, None)
-            for kind, extent, position, guest, *_ in link.image(False).check():
-                file = link.extents[extent][1]
-                where = link.path if file is None else file.path
-                found(kind, where, _FINDINGS.get(kind, kind), position, guest)
-    finally:
-        for link in links:
-            link.close()
-    return {"findings": findings, "clean": not findings}

@@ -53,6 +53,9 @@ _disk = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
+    from .check import register_in
+
+    register_in(_disk)
     app.add_typer(_disk, name="disk", help="Look at VMDK chains, make them, copy them, serve them.")
 
 
@@ -137,29 +140,6 @@ def _batches(entries: Iterator[disks.MapEntry]) -> Iterator[list[disks.MapEntry]
     """A thousand at a time: a large disk has more than memory should hold."""
     while batch := list(islice(entries, 1000)):
         yield batch
-
-
-@_disk.command("check")
-def run_check(
-    file: File, format: Format = None, allow_root: AllowRoot = None, as_json: AsJson = False
-) -> None:
-    """Look for damage, and change nothing. Exit code 1 where something was found."""
-    found = disks.check(file, format=format, allow_root=allow_root)
-    if as_json:
-        print_json(found)
-    elif found["clean"]:
-        typer.echo("clean")
-    else:
-        rows = [
-            [finding["kind"], finding["file"],
-             "-" if finding["position"] is None else str(finding["position"]),
-             "-" if finding["guest_offset"] is None else str(finding["guest_offset"]),
-             finding["message"]]
-            for finding in found["findings"]
-        ]  # fmt: skip
-        print_table(["kind", "file", "position", "guest offset", "what"], rows)
-    if not found["clean"]:
-        raise typer.Exit(1)
 
 
 @_disk.command("create")
