@@ -346,7 +346,7 @@ rp_survey_entry (const struct rp_survey *survey, uint64_t grain,
     return RP_ENTRY_NONE;
   if (needed > capacity - start)
     needed = capacity - start;
-  return entry >= survey->overhead
+  return entry != 1 && entry >= survey->overhead
          && rp_inside ((uint64_t) entry * RP_SECTOR_BYTES, needed,
                        layout->file_bytes)
          ? RP_ENTRY_GRAIN : RP_ENTRY_WRONG;

@@ -258,7 +258,7 @@ classify (struct rp_sparse *sparse, uint64_t grain, uint32_t entry,
     *out = RP_SEGMENT_ABSENT;
   else if (entry == 1 && sparse->layout.zero_grains)
     *out = RP_SEGMENT_ZERO;
-  else if (entry < sparse->layout.info.overhead_sectors)
+  else if (entry == 1 || entry < sparse->layout.info.overhead_sectors)
     return rp_fail (fault, RP_CORRUPT,
                     (uint64_t) entry * RP_SECTOR_BYTES,
                     "%s: the entry of its grain %" PRIu64 " points at sector %"
