@@ -27,8 +27,20 @@ read_data (struct rp_file *file, uint64_t sector, uint8_t *out)
 /* Both kinds with 32-bit entries. */
 struct tables {
   uint64_t grain, per_table, directory, overhead;
+  uint64_t header;               /* sectors, in which no table lies */
+  uint64_t text, text_sectors;   /* the descriptor, likewise */
   bool     zeros;                /* an entry of 1 is a zero grain */
 };
+
+static bool
+lies_over_header (const struct tables *tables, uint64_t sector)
+{
+  const uint64_t end = sector + tables->per_table / 128;
+
+  return sector < tables->header
+         || (tables->text != 0 && sector < tables->text + tables->text_sectors
+             && tables->text < end);
+}
 
 static enum fuzz_naive
 look (struct rp_file *file, const struct tables *tables, uint64_t sector,
@@ -46,6 +58,8 @@ look (struct rp_file *file, const struct tables *tables, uint64_t sector,
   table = (uint64_t) rp_load32 (field) * RP_SECTOR_BYTES;
   if (table == 0)
     return FUZZ_NAIVE_ABSENT;
+  if (lies_over_header (tables, table / RP_SECTOR_BYTES))
+    return FUZZ_NAIVE_ERROR;
   /* a table that is cut off is not used at all */
   if (rp_file_size (file, &size, NULL) != RP_OK
       || !rp_inside (table, 4 * tables->per_table, size)
@@ -56,7 +70,7 @@ look (struct rp_file *file, const struct tables *tables, uint64_t sector,
     return FUZZ_NAIVE_ABSENT;
   if (entry == 1 && tables->zeros)
     return FUZZ_NAIVE_ZERO;
-  if (entry < tables->overhead)
+  if (entry == 1 || entry < tables->overhead)
     return FUZZ_NAIVE_ERROR;
   return read_data (file, entry + sector % tables->grain, out);
 }
@@ -72,6 +86,8 @@ look_hosted (struct rp_file *file, uint64_t sector, uint8_t *out)
   tables = (struct tables) {
     .grain = rp_load64 (header + 20), .per_table = rp_load32 (header + 44),
     .directory = rp_load64 (header + 56), .overhead = rp_load64 (header + 64),
+    .header = 1, .text = rp_load64 (header + 28),
+    .text_sectors = rp_load64 (header + 36),
     .zeros = rp_load32 (header + 8) & 4,
   };
   return look (file, &tables, sector, out);
@@ -90,6 +106,7 @@ look_cowd (struct rp_file *file, uint64_t sector, uint8_t *out)
     .directory = rp_load32 (header + 20),
     .overhead = rp_load32 (header + 20)
                 + rp_divide_up (rp_load32 (header + 24), 128),
+    .header = 4,
   };
   return look (file, &tables, sector, out);
 }
