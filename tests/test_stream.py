@@ -83,6 +83,23 @@ def test_every_grain_size_and_many_tables(folder: Dir, grain: int) -> None:
         assert content(open_stream(folder, blob, size // SECTOR)) == data
 
 
+@pytest.mark.parametrize(
+    "used",
+    [[0], [511], [7, 400], [0, 1, 2, 511], [512], [511, 512], [1535], list(range(0, 1536, 3))],
+    ids=str,
+)
+def test_a_grain_is_found_wherever_it_stands_in_its_table(folder: Dir, used: list[int]) -> None:
+    data = bytearray(1536 * 512)
+    for number in used:
+        data[number * 512 : (number + 1) * 512] = struct.pack("<I", number + 1) * 128
+    blob = make_stream(BY_NAME["VirtualBox"], bytes(data), grain_sectors=1)
+    chain = open_stream(folder, blob, 1536)
+    assert content(chain) == data
+    assert [at // 512 for at, _, kind, _ in runs(chain) if kind == DATA] == [
+        number for number in used if number - 1 not in used
+    ]
+
+
 def test_small_reads_at_random_give_the_same_bytes(folder: Dir) -> None:
     data = disk(40 * GRAIN + 1024, seed=4)
     blob = make_stream(BY_NAME["VirtualBox"], data)

@@ -20,8 +20,7 @@ read_directory (struct rp_stream *stream, struct rp_fault *fault)
 
   stream->directory = malloc (count * sizeof *stream->directory);
   stream->tables = calloc (count, sizeof *stream->tables);
-  stream->empty = calloc ((size_t) 1 << layout->table_shift,
-                          sizeof *stream->empty);
+  stream->empty = calloc (1, sizeof *stream->empty);
   if (!stream->directory || !stream->tables || !stream->empty)
     return rp_fail (fault, RP_NO_MEMORY, 0, "opening %s", stream->file->name);
   status = rp_file_pread_all (stream->file, stream->directory,
@@ -105,7 +104,7 @@ rp_stream_close (struct rp_stream *stream)
     free (stream->cache[i].bytes);
   if (stream->tables)
     for (uint32_t i = 0; i < stream->layout.directory_count; i++) {
-      uint32_t *table = atomic_load (&stream->tables[i]);
+      struct rp_stream_table *table = atomic_load (&stream->tables[i]);
       if (table != stream->empty)
         free (table);
     }
@@ -142,47 +141,92 @@ rp_stream_read_table (struct rp_stream *stream, uint32_t sector,
   return status;
 }
 
-static bool
-all_zero (const uint32_t *entries, size_t count)
+/* Of a table that was read: NULL where there is no memory. */
+static struct rp_stream_table *
+keep_table (struct rp_stream *stream, const uint32_t *entries)
 {
-  for (size_t i = 0; i < count; i++)
-    if (entries[i])
-      return false;
-  return true;
+  const size_t size = (size_t) 1 << stream->layout.table_shift;
+  const size_t entry_bytes = sizeof *entries, number_bytes = sizeof (uint16_t);
+  size_t first = 0, stop = size, used = 0, count;
+  struct rp_stream_table *table;
+  uint16_t *numbers;
+  bool listed;
+
+  while (stop > 0 && entries[stop - 1] == 0)
+    stop--;
+  if (stop == 0)
+    return stream->empty;
+  while (entries[first] == 0)
+    first++;
+  for (size_t i = first; i < stop; i++)
+    used += entries[i] != 0;
+  listed = used * (entry_bytes + number_bytes) < (stop - first) * entry_bytes;
+  count = listed ? used : stop - first;
+  table = malloc (sizeof *table
+                  + count * (entry_bytes + (listed ? number_bytes : 0)));
+  if (!table)
+    return NULL;
+  table->first = (uint16_t) first;
+  table->count = (uint16_t) count;
+  table->listed = listed;
+  numbers = (uint16_t *) (table->entries + count);
+  for (size_t i = first, to = 0; i < stop; i++) {
+    if (listed && entries[i] == 0)
+      continue;
+    table->entries[to] = entries[i];
+    if (listed)
+      numbers[to] = (uint16_t) i;
+    to++;
+  }
+  return table;
+}
+
+static uint32_t
+find_entry (const struct rp_stream_table *table, uint32_t number)
+{
+  const uint16_t *numbers;
+  uint32_t low = 0, high = table->count;
+
+  if (!table->listed)
+    return number - table->first < table->count
+           ? table->entries[number - table->first] : 0;
+  numbers = (const uint16_t *) (table->entries + table->count);
+  while (low < high) {
+    const uint32_t middle = (low + high) / 2;
+
+    if (numbers[middle] < number)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < table->count && numbers[low] == number ? table->entries[low]
+                                                      : 0;
 }
 
 static int
-load_table (struct rp_stream *stream, uint32_t index, uint32_t **out,
-            struct rp_fault *fault)
+load_table (struct rp_stream *stream, uint32_t index,
+            struct rp_stream_table **out, struct rp_fault *fault)
 {
-  const size_t count = (size_t) 1 << stream->layout.table_shift;
-  uint32_t *table = stream->empty, *there = NULL;
+  uint32_t entries[RP_COWD_TABLE_ENTRIES];     /* the most that is allowed */
+  struct rp_stream_table *table = stream->empty, *there = NULL;
 
   if (stream->directory[index] != 0) {
-    int status;
-
-    table = malloc (count * sizeof *table);
+    const int status = rp_stream_read_table (stream, stream->directory[index],
+                                             entries, fault);
+    if (status != RP_OK)
+      return status;
+    table = keep_table (stream, entries);
     if (!table)
       return rp_fail (fault, RP_NO_MEMORY, 0, "reading a grain table of %s",
                       stream->file->name);
-    status = rp_stream_read_table (stream, stream->directory[index], table,
-                                   fault);
-    if (status != RP_OK) {
-      free (table);
-      return status;
-    }
-    if (all_zero (table, count)) {
-      free (table);
-      table = stream->empty;
-    }
   }
-  if (atomic_compare_exchange_strong (&stream->tables[index], &there, table)) {
-    *out = table;
-    return RP_OK;
+  *out = table;
+  if (!atomic_compare_exchange_strong (&stream->tables[index], &there,
+                                       table)) {
+    if (table != stream->empty)
+      free (table);
+    *out = there;
   }
-  if (table != stream->empty)
-    free (table);
-  *out = there;
   return RP_OK;
 }
 
@@ -192,15 +236,15 @@ rp_stream_lookup (struct rp_stream *stream, uint64_t grain, uint32_t *out,
 {
   const uint32_t index = (uint32_t) (grain >> stream->layout.table_shift);
   const uint64_t mask = (UINT64_C (1) << stream->layout.table_shift) - 1;
-  uint32_t *table = atomic_load_explicit (&stream->tables[index],
-                                          memory_order_acquire);
+  struct rp_stream_table *table
+    = atomic_load_explicit (&stream->tables[index], memory_order_acquire);
 
   if (!table) {
     const int status = load_table (stream, index, &table, fault);
     if (status != RP_OK)
       return status;
   }
-  *out = table[grain & mask];
+  *out = find_entry (table, (uint32_t) (grain & mask));
   return RP_OK;
 }
 

@@ -40,6 +40,16 @@ struct rp_stream_cached {
   uint8_t  *bytes;               /* NULL: free */
 };
 
+/* A table that was read.  Only from its first to its last entry that is not 0
+ * or, where that is less, those alone with their numbers, rising: a disk with
+ * few grains has as many tables as a full one. */
+struct rp_stream_table {
+  uint16_t first;
+  uint16_t count;                /* of entries */
+  bool     listed;               /* count numbers, uint16_t, follow them */
+  uint32_t entries[];
+};
+
 struct rp_stream {
   struct rp_file         *file;  /* borrowed */
   struct rp_sparse_layout layout;
@@ -50,8 +60,8 @@ struct rp_stream {
   size_t                  window_room;   /* that, and one record */
 
   uint32_t               *directory;
-  uint32_t *_Atomic      *tables;        /* read when first needed */
-  uint32_t               *empty;         /* shared by all tables of zeros */
+  struct rp_stream_table *_Atomic *tables;   /* read when first needed */
+  struct rp_stream_table *empty;         /* shared by all tables of zeros */
 
   pthread_mutex_t          pooling;
   struct rp_stream_worker *idle;
