@@ -142,7 +142,7 @@ def pattern(name: str, size: int) -> Pattern:
              the first and the last 1 MiB and 256 KiB across each border (a test
              that writes 5 GiB would run for minutes, and meet no other code)
     sparse   a few bytes on both sides of each border, and alone in the middle
-    random   whole grains at random places in random order: noise, text, one byte
+    random   whole grains in random order, near a few places: noise, text, one byte
     zeros    data, then zeros over whole grains and over parts of them, in both
              ways that a disk can be told: zero, and a write of zeros
     """
@@ -171,8 +171,10 @@ def pattern(name: str, size: int) -> Pattern:
             write(place + 1111, 1)
         write(size // 3, 4097)
     elif name == "random":
+        grains = (size + BLOCK - 1) // BLOCK
+        places = [rng.randrange(grains) for _ in range(6)]
         for _ in range(24):
-            grain = rng.randrange((size + BLOCK - 1) // BLOCK)
+            grain = min(rng.choice(places) + rng.randrange(20), grains - 1)
             kind = rng.choice(["noise", "text", "byte"])
             text = b"%d bottles of beer on the wall\n" % rng.randrange(1000)
             fill = {"noise": None, "text": text * 3000, "byte": bytes([rng.randrange(256)]) * BLOCK}
