@@ -105,6 +105,13 @@ def cases(
     ]
 
 
+STREAM_GRAINS: dict[str, tuple[int | None, ...]] = {
+    "512B": (None, 4096),
+    "64K-512": (4096, None, 32768),
+    "1G+512": (None, 4096, MIB),
+    "5G": (None, MIB, None),
+    "2.1T": (MIB,),
+}
 # ESX's grains have 512 bytes; QEMU asks about one at a time, so larger ones on larger disks.
 COWD_GRAINS: dict[str, tuple[int | None, ...]] = {
     "512B": (None,),
@@ -128,7 +135,10 @@ MATRIX: dict[str, list[Case]] = {
         *cases(["theirs"], ["twoGbMaxExtentSparse"]),
         *cases(OURS, ["twoGbMaxExtentSparse"], GRAINS),
     ],
-    "stream": [*cases(["theirs", "copied"], ["streamOptimized"])],
+    "stream": [
+        *cases(["theirs"], ["streamOptimized"]),
+        *cases(["copied"], ["streamOptimized"], STREAM_GRAINS),
+    ],
     # QEMU reads these, and makes none
     "sesparse": [*cases(["copied"], ["seSparse"])],
     "cowd": [case for case in cases(OURS, ["vmfsSparse"], COWD_GRAINS) if case.size != "2.1T"],
