@@ -186,7 +186,7 @@ def run_convert(
     compress_level: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Of streamOptimized: 0 stored, 1 fastest, 12 smallest; else 6."
+            metavar="N", help="Of streamOptimized: 0 stored, 1 fastest, 12 smallest; else 5."
         ),
     ] = None,
     allow_root: AllowRoot = None,
