@@ -315,7 +315,7 @@ def test_a_new_descriptor_has_what_readers_need() -> None:
 
 def test_a_content_id_is_never_one_with_a_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter([0xFFFFFFFF, 0xFFFFFFFE, 0, 5])
-    monkeypatch.setattr("secrets.randbits", lambda bits: next(draws))
+    monkeypatch.setattr("os.urandom", lambda count: next(draws).to_bytes(count))
     assert new_cid() == 5
 
 

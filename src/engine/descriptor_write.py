@@ -10,8 +10,8 @@ Source: "VMware Virtual Disk Format 5.0" (descriptor file, content ids).
 from __future__ import annotations
 
 import codecs
-import re
 import os
+import re
 from collections.abc import Sequence
 
 from .descriptor import LIMIT_BYTES, NO_PARENT, Descriptor, Extent, codec_of, short
