@@ -38,7 +38,8 @@ lies_over_header (const struct tables *tables, uint64_t sector)
   const uint64_t end = sector + tables->per_table / 128;
 
   return sector < tables->header
-         || (tables->text != 0 && sector < tables->text + tables->text_sectors
+         || (tables->text != 0 && tables->text_sectors != 0
+             && sector < tables->text + tables->text_sectors
              && tables->text < end);
 }
 
