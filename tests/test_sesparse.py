@@ -232,7 +232,6 @@ def test_large_disks_have_a_larger_directory(folder: Dir, tmp_path: Path, tebiby
     tables = -(-size // (16 * MIB))
     layout = Layout(size // SECTOR)
     assert layout.regions["directory"][1] == max(2048, -(-tables * 8 // MIB) * 2048)
-    (tmp_path / "flat").touch()
     write_source(tmp_path / "source", size, grains)
     source = open_chain(folder, [Extent(SE, size // SECTOR, "source")])
     export(source, folder, "y", workers=2)
@@ -243,6 +242,8 @@ def test_large_disks_have_a_larger_directory(folder: Dir, tmp_path: Path, tebiby
     assert found == [(0, GRAIN), (size - GRAIN, GRAIN)]
     info = _native.sparse_info(folder.open("y", _native.OPEN_READ))
     assert info["overhead_sectors"] == layout.regions["grains"][0]
+    assert (tmp_path / "y").stat().st_size in (layout.end, layout.offset("grains") + MIB)
+    assert (tmp_path / "y").stat().st_blocks * SECTOR < MIB
     assert findings(folder, "y", size // SECTOR) == []
 
 
@@ -286,6 +287,41 @@ def test_at_any_crash_an_export_is_whole_or_does_not_open() -> None:
         assert content(made) == data, state.explain()
     assert states > 50
     assert opened > 0
+
+
+@pytest.mark.parametrize("effect", ["plain", "partial"])
+def test_an_export_that_fails_is_never_taken_for_a_whole_one(
+    tmp_path: Path, effect: str
+) -> None:
+    """Whichever call fails, its error comes out; what opens after all has all of its data."""
+    plain = Io.posix().open_dir(str(tmp_path))
+    data = noise(10, 5 * GRAIN)
+    made = Extent(SE, len(data) // SECTOR, "y")
+    make_flat(plain, "flat", data)
+    source = open_chain(plain, [Extent(_native.EXTENT_FLAT, len(data) // SECTOR, "flat")])
+
+    def attempt(call: int) -> bool:
+        kind = "any" if effect == "plain" else "write"
+        failing = Io.posix().fault(call=call, os_errno=28, kind=kind, effect=effect)
+        export(source, failing.open_dir(str(tmp_path)), "y")
+        return failing.calls < call
+
+    refused = 0
+    for call in range(1, 100):
+        try:
+            if attempt(call):
+                break
+        except errors.StorageError:
+            pass
+        try:
+            assert content(open_chain(plain, [made])) == data
+        except errors.Error:
+            refused += 1
+        if plain.exists("y"):
+            plain.unlink("y")
+    assert 5 < call < 50
+    assert refused > call / 2
+    assert content(open_chain(plain, [made])) == data
 
 
 def test_an_entry_that_lies_is_named_with_its_place(folder: Dir, tmp_path: Path) -> None:
