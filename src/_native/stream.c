@@ -181,16 +181,13 @@ keep_table (struct rp_stream *stream, const uint32_t *entries)
   return table;
 }
 
+/* The index of the first listed entry whose number is not below this one. */
 static uint32_t
-find_entry (const struct rp_stream_table *table, uint32_t number)
+find_listed (const struct rp_stream_table *table, uint32_t number,
+             const uint16_t *numbers)
 {
-  const uint16_t *numbers;
   uint32_t low = 0, high = table->count;
 
-  if (!table->listed)
-    return number - table->first < table->count
-           ? table->entries[number - table->first] : 0;
-  numbers = (const uint16_t *) (table->entries + table->count);
   while (low < high) {
     const uint32_t middle = (low + high) / 2;
 
@@ -199,8 +196,39 @@ find_entry (const struct rp_stream_table *table, uint32_t number)
     else
       high = middle;
   }
-  return low < table->count && numbers[low] == number ? table->entries[low]
-                                                      : 0;
+  return low;
+}
+
+static uint32_t
+find_entry (const struct rp_stream_table *table, uint32_t number)
+{
+  const uint16_t *numbers = (const uint16_t *) (table->entries + table->count);
+  uint32_t index = number - table->first;
+
+  if (table->listed) {
+    index = find_listed (table, number, numbers);
+    if (index < table->count && numbers[index] != number)
+      return 0;
+  }
+  return index < table->count ? table->entries[index] : 0;
+}
+
+/* The number of the first entry from this one on that is not 0; size where
+ * there is none. */
+static uint32_t
+find_used (const struct rp_stream_table *table, uint32_t number, uint32_t size)
+{
+  const uint16_t *numbers = (const uint16_t *) (table->entries + table->count);
+  uint32_t index;
+
+  if (table->listed) {
+    index = find_listed (table, number, numbers);
+    return index < table->count ? numbers[index] : size;
+  }
+  index = number < table->first ? 0 : number - table->first;
+  while (index < table->count && table->entries[index] == 0)
+    index++;
+  return index < table->count ? table->first + index : size;
 }
 
 static int
@@ -230,22 +258,28 @@ load_table (struct rp_stream *stream, uint32_t index,
   return RP_OK;
 }
 
+/* The table of a grain. */
+static int
+find_table (struct rp_stream *stream, uint64_t grain,
+            struct rp_stream_table **out, struct rp_fault *fault)
+{
+  const uint32_t index = (uint32_t) (grain >> stream->layout.table_shift);
+
+  *out = atomic_load_explicit (&stream->tables[index], memory_order_acquire);
+  return *out ? RP_OK : load_table (stream, index, out, fault);
+}
+
 int
 rp_stream_lookup (struct rp_stream *stream, uint64_t grain, uint32_t *out,
                   struct rp_fault *fault)
 {
-  const uint32_t index = (uint32_t) (grain >> stream->layout.table_shift);
   const uint64_t mask = (UINT64_C (1) << stream->layout.table_shift) - 1;
-  struct rp_stream_table *table
-    = atomic_load_explicit (&stream->tables[index], memory_order_acquire);
+  struct rp_stream_table *table;
+  const int status = find_table (stream, grain, &table, fault);
 
-  if (!table) {
-    const int status = load_table (stream, index, &table, fault);
-    if (status != RP_OK)
-      return status;
-  }
-  *out = find_entry (table, (uint32_t) (grain & mask));
-  return RP_OK;
+  if (status == RP_OK)
+    *out = find_entry (table, (uint32_t) (grain & mask));
+  return status;
 }
 
 int
@@ -276,33 +310,47 @@ rp_stream_classify (struct rp_stream *stream, uint64_t grain, uint32_t entry,
   return RP_OK;
 }
 
-/* How many grains from `grain` on share kind, up to limit or to an error,
- * which the next call reports. */
+/* How many grains from `grain` on are absent, up to limit or to an error, which
+ * the next call reports. */
+static uint64_t
+count_absent (struct rp_stream *stream, uint64_t grain, uint64_t limit)
+{
+  const uint64_t span = UINT64_C (1) << stream->layout.table_shift;
+  struct rp_stream_table *table;
+  struct rp_fault ignored;
+  uint64_t count = 0;
+
+  while (count < limit
+         && find_table (stream, grain + count, &table, &ignored) == RP_OK) {
+    const uint32_t number = (uint32_t) ((grain + count) & (span - 1));
+    const uint32_t used = find_used (table, number, (uint32_t) span);
+
+    count += used - number;
+    if (used < span)
+      break;
+  }
+  return count < limit ? count : limit;
+}
+
+/* How many share this kind, zeros or data. */
 static uint64_t
 count_alike (struct rp_stream *stream, uint64_t grain, uint64_t limit,
              enum rp_segment_kind kind)
 {
-  const uint64_t span = UINT64_C (1) << stream->layout.table_shift;
-  struct rp_fault fault;
+  struct rp_fault ignored;
   uint64_t count = 1;
 
-  while (count < limit) {
-    const uint64_t at = grain + count;
+  for (; count < limit; count++) {
     enum rp_segment_kind next;
     uint32_t entry;
 
-    if (rp_stream_lookup (stream, at, &entry, &fault) != RP_OK
-        || rp_stream_classify (stream, at, entry, &next, &fault) != RP_OK
+    if (rp_stream_lookup (stream, grain + count, &entry, &ignored) != RP_OK
+        || rp_stream_classify (stream, grain + count, entry, &next, &ignored)
+           != RP_OK
         || next != kind)
       break;
-    if (kind == RP_SEGMENT_ABSENT && at % span == 0
-        && atomic_load_explicit (&stream->tables[at / span],
-                                 memory_order_relaxed) == stream->empty)
-      count += span;
-    else
-      count++;
   }
-  return count < limit ? count : limit;
+  return count;
 }
 
 int
@@ -312,7 +360,7 @@ rp_stream_map (struct rp_stream *stream, uint64_t offset, uint64_t length,
   const uint32_t shift = stream->layout.grain_shift;
   const uint64_t grain = offset >> shift;
   const uint64_t within = offset & (rp_stream_grain_bytes (stream) - 1);
-  uint64_t limit = ((within + length - 1) >> shift) + 1, bytes;
+  uint64_t limit = ((within + length - 1) >> shift) + 1, count, bytes;
   uint32_t entry;
   int status;
 
@@ -323,7 +371,10 @@ rp_stream_map (struct rp_stream *stream, uint64_t offset, uint64_t length,
     return status;
   if (limit > SCAN_GRAINS)
     limit = SCAN_GRAINS;
-  bytes = (count_alike (stream, grain, limit, out->kind) << shift) - within;
+  count = out->kind == RP_SEGMENT_ABSENT
+          ? count_absent (stream, grain, limit)
+          : count_alike (stream, grain, limit, out->kind);
+  bytes = (count << shift) - within;
   out->length_bytes = bytes < length ? bytes : length;
   out->packed = out->kind == RP_SEGMENT_DATA;
   out->file = NULL;
