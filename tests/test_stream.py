@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+import rollpoint
 from conftest import require_tool
 from extents import DATA, HOLE, ZEROS, Extent, content, folder, noise, open_chain, runs
 from rollpoint import _native, errors
@@ -162,6 +163,18 @@ def test_seeds_for_fuzzing_are_small_and_sound(folder: Dir) -> None:
         assert len(blob) < 8192, name
         put(folder, name, blob)
         assert content(open_chain(folder, [Extent(STREAM, 28, name)]))[9000:9010] == b"some words"
+
+
+@pytest.mark.parametrize("how", DIALECTS, ids=str)
+def test_every_dialect_opens_as_a_disk(tmp_path: Path, how: Dialect) -> None:
+    """Whatever its createType says, and whatever file its extent line names."""
+    data = disk(9 * GRAIN + 512)
+    (tmp_path / "disk.vmdk").write_bytes(make_stream(how, data))
+    with rollpoint.open_disk(tmp_path / "disk.vmdk") as opened:
+        assert opened.size_bytes == len(data)
+        assert bytes(opened.pread(len(data), 0)) == data
+    with pytest.raises(errors.Error, match="written only once"):
+        rollpoint.open_disk(tmp_path / "disk.vmdk", writable=True)
 
 
 # ---- what is wrong with one ----
