@@ -201,8 +201,7 @@ const struct rp_finding *rp_repair_finding (const struct rp_repair *repair,
 struct rp_repair_counts {
   uint64_t entries;              /* of primary tables, taken from redundant */
   uint64_t redundant_entries;    /* of redundant tables, made equal */
-  uint64_t tables;               /* directory entries set to a new table, or
-                                    to none */
+  uint64_t tables;               /* new ones, that directory entries got */
   uint64_t grains;               /* copied: they had been shared */
   uint64_t freed_bytes;
   uint64_t free_sector;          /* 1: raised */

@@ -100,10 +100,6 @@ mend_directory_entry (struct rp_repair *repair, struct rp_review *review,
   if (redundant != RP_TABLE_GOOD
       || (primary != RP_TABLE_BAD && primary != RP_TABLE_NONE))
     return RP_OK;
-  /* a writer that was cut short gives a new table to the redundant directory
-     first: no reader has seen what is in it */
-  if (primary == RP_TABLE_NONE && survey->layout.info.unclean_shutdown)
-    return set_directory (repair, review, index, true, 0, fault);
   return copy_table (repair, review, index, survey->redundant[index], false,
                      fault);
 }
