@@ -14,6 +14,7 @@ from conftest import require_tool
 from extents import DATA, HOLE, ZEROS, Extent, content, folder, noise, open_chain, runs
 from rollpoint import _native, errors
 from rollpoint._native import Chain, Dir
+from rollpoint.layouts import COMPRESS_LEVEL
 from streams import DIALECTS, SECTOR, Dialect, descriptor, make_stream, seeds
 
 __all__ = ["folder"]
@@ -451,7 +452,7 @@ def test_the_usual_level_makes_no_more_than_qemu(tmp_path: Path, folder: Dir) ->
     """Grains of words and of noise, and grains of both."""
     parts = [words(n, GRAIN + 4096) + noise(n, GRAIN - 8192) for n in range(24)]
     data = b"".join(parts).ljust(64 * GRAIN, b"\0")
-    write_stream(folder, "made", data)
+    write_stream(folder, "made", data, COMPRESS_LEVEL)
     qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized",
              tmp_path / "source", tmp_path / "theirs")  # fmt: skip
     assert (tmp_path / "made").stat().st_size <= (tmp_path / "theirs").stat().st_size
