@@ -155,6 +155,16 @@ chain_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
   return status;
 }
 
+static void
+chain_stream (struct rp_disk *disk)
+{
+  struct rp_image *top = ((struct rp_chain *) disk)->links[0];
+
+  for (uint32_t i = 0; i < top->extent_count; i++)
+    if (top->extents[i].file)
+      rp_file_stream (top->extents[i].file);
+}
+
 /* Touches no link: they may have been destroyed before. */
 static void
 chain_destroy (struct rp_disk *disk)
@@ -174,6 +184,8 @@ static const struct rp_disk_functions chain_functions = {
   .zero = rp_chain_zero,
   .flush = rp_chain_flush,
   .run = chain_run,
+  .stream = chain_stream,
+  .clone = rp_chain_clone,
 };
 
 static int

@@ -86,6 +86,9 @@ int rp_chain_pwrite (struct rp_disk *disk, const void *buffer, size_t length,
                      uint64_t offset, struct rp_fault *fault);
 int rp_chain_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
                    bool may_trim, struct rp_fault *fault);
+int rp_chain_clone (struct rp_disk *disk, uint64_t length, uint64_t offset,
+                    struct rp_file *from, uint64_t from_offset,
+                    struct rp_fault *fault);
 int rp_chain_flush (struct rp_disk *disk, struct rp_fault *fault);
 
 #endif /* RP_CHAIN_H */

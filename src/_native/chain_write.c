@@ -513,6 +513,30 @@ rp_chain_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
                  fault);
 }
 
+/* Into one flat extent: grains have their own places. */
+int
+rp_chain_clone (struct rp_disk *disk, uint64_t length, uint64_t offset,
+                struct rp_file *from, uint64_t from_offset,
+                struct rp_fault *fault)
+{
+  struct rp_chain *chain = (struct rp_chain *) disk;
+  struct rp_extent *extent = rp_image_extent (chain->links[0], offset);
+  const uint64_t within = offset - extent->start_bytes;
+  int status = check_failed (chain, fault);
+
+  if (status != RP_OK)
+    return status;
+  if (extent->kind != RP_EXTENT_FLAT || length > extent->size_bytes - within)
+    return rp_fail (fault, RP_UNSUPPORTED, offset, "sharing blocks");
+  lock_writes (chain, false);
+  status = rp_file_clone (extent->file, extent->file_offset_bytes + within,
+                          from, from_offset, length, fault);
+  if (!atomic_load (&extent->data_dirty))
+    atomic_store (&extent->data_dirty, true);
+  unlock_writes (chain);
+  return status;
+}
+
 /* ---- flush and close ---- */
 
 static int

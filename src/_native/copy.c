@@ -12,6 +12,7 @@
 
 #define PAGE_BYTES      4096u
 #define CHUNK_BYTES_MIN UINT64_C (65536)
+#define CLONE_BYTES_MIN UINT64_C (65536)   /* less is copied faster */
 
 /* All of one copy. */
 struct job {
@@ -19,6 +20,7 @@ struct job {
   struct rp_sink  *sink;
   uint64_t         chunk_bytes;
   struct rp_run    run;          /* the last that next() found */
+  _Atomic bool     clones;       /* the sink has not refused one yet */
   _Atomic uint64_t read_bytes, written_bytes;
 };
 
@@ -73,9 +75,35 @@ look (const struct job *job, const struct load *load, uint64_t at,
   if (at >= end)
     return rp_disk_run (job->source, at, stop - at, out, fault);
   *out = load->first;
+  if (out->file)
+    out->file_offset_bytes += at - out->offset_bytes;
   out->offset_bytes = at;
   out->length_bytes = (end < stop ? end : stop) - at;
   return RP_OK;
+}
+
+/* Let the sink share what lies in a file; RP_UNSUPPORTED: read it. */
+static int
+try_clone (struct job *job, const struct rp_run *run, struct rp_fault *fault)
+{
+  const uint64_t ends = run->offset_bytes | run->length_bytes;
+  int status;
+
+  /* whole units: what is left of one is written with zeros in the gap */
+  if (!run->file || run->length_bytes < CLONE_BYTES_MIN
+      || (ends | run->file_offset_bytes) % PAGE_BYTES
+      || ends % job->sink->unit_bytes
+      || !atomic_load_explicit (&job->clones, memory_order_relaxed))
+    return RP_UNSUPPORTED;
+  status = job->sink->functions->clone (job->sink, run->length_bytes,
+                                        run->offset_bytes, run->file,
+                                        run->file_offset_bytes, fault);
+  if (status == RP_UNSUPPORTED)
+    atomic_store (&job->clones, false);
+  if (status == RP_OK)
+    atomic_fetch_add_explicit (&job->written_bytes, run->length_bytes,
+                               memory_order_relaxed);
+  return status;
 }
 
 /* Read the piece into its chunk; units that data was read into are marked. */
@@ -100,7 +128,12 @@ read_chunk (struct job *job, struct load *load,
     status = look (job, load, at, slot->stop, &run, fault);
     if (status != RP_OK)
       return status;
-    if (run.kind != RP_RUN_DATA) {
+    if (run.kind == RP_RUN_DATA) {
+      status = try_clone (job, &run, fault);
+      if (status != RP_OK && status != RP_UNSUPPORTED)
+        return status;
+    }
+    if (run.kind != RP_RUN_DATA || status == RP_OK) {
       memset (to, 0, run.length_bytes);
       continue;
     }
@@ -286,6 +319,7 @@ rp_copy (struct rp_disk *source, struct rp_sink *sink,
   int status;
 
   *counts = (struct rp_copy_counts) { .read_bytes = 0 };
+  atomic_init (&job.clones, sink->functions->clone != NULL);
   status = check_sink (source, sink, fault);
   if (status != RP_OK)
     return status;

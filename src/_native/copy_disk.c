@@ -45,6 +45,15 @@ disk_write (struct rp_sink *sink, struct rp_chunk *chunk,
 }
 
 static int
+disk_clone (struct rp_sink *sink, uint64_t length, uint64_t offset,
+            struct rp_file *from, uint64_t from_offset,
+            struct rp_fault *fault)
+{
+  return rp_disk_clone (((struct disk_sink *) sink)->target, length, offset,
+                        from, from_offset, fault);
+}
+
+static int
 disk_finish (struct rp_sink *sink, struct rp_fault *fault)
 {
   return rp_disk_flush (((struct disk_sink *) sink)->target, fault);
@@ -54,6 +63,7 @@ static const struct rp_sink_functions disk_functions = {
   .name = "disk",
   .destroy = disk_destroy,
   .write = disk_write,
+  .clone = disk_clone,
   .finish = disk_finish,
 };
 
@@ -77,6 +87,7 @@ rp_disk_sink_create (struct rp_disk *target, uint32_t unit_bytes,
   sink->sink.unit_bytes = unit_bytes;
   sink->sink.serial = target->serial;
   sink->target = target;
+  rp_disk_stream (target);
   *out = &sink->sink;
   return RP_OK;
 }

@@ -210,5 +210,6 @@ rp_merge (struct rp_disk *chain, uint32_t links, struct rp_disk *target,
     return rp_fail (fault, RP_BAD_ARGUMENT, 0, "merging a disk of %" PRIu64
                     " bytes into one of %" PRIu64, chain->size_bytes,
                     target->size_bytes);
+  rp_disk_stream (target);
   return rp_crew_run (&crew, fault);
 }

@@ -89,6 +89,30 @@ rp_disk_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
 }
 
 void
+rp_disk_stream (struct rp_disk *disk)
+{
+  if (disk->functions->stream && !disk->read_only)
+    disk->functions->stream (disk);
+}
+
+int
+rp_disk_clone (struct rp_disk *disk, uint64_t length, uint64_t offset,
+               struct rp_file *from, uint64_t from_offset,
+               struct rp_fault *fault)
+{
+  int status = check_range (disk, length, offset, fault);
+
+  if (status == RP_OK)
+    status = check_writable (disk, offset, fault);
+  if (status != RP_OK || length == 0)
+    return status;
+  if (!disk->functions->clone)
+    return rp_fail (fault, RP_UNSUPPORTED, offset, "sharing blocks");
+  return disk->functions->clone (disk, length, offset, from, from_offset,
+                                 fault);
+}
+
+void
 rp_disk_destroy (struct rp_disk *disk)
 {
   if (disk)

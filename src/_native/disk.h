@@ -56,6 +56,12 @@ struct rp_disk_functions {
      answer may be shorter than the true run, never longer) */
   int (*run) (struct rp_disk *disk, uint64_t offset, uint64_t length,
               struct rp_run *out, struct rp_fault *fault);
+  /* see rp_disk_stream; NULL where it changes nothing */
+  void (*stream) (struct rp_disk *disk);
+  /* see rp_disk_clone; NULL where nothing can be */
+  int (*clone) (struct rp_disk *disk, uint64_t length, uint64_t offset,
+                struct rp_file *from, uint64_t from_offset,
+                struct rp_fault *fault);
 };
 
 struct rp_disk {
@@ -80,6 +86,13 @@ int  rp_disk_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
 int  rp_disk_flush (struct rp_disk *disk, struct rp_fault *fault);
 int  rp_disk_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
                   struct rp_run *out, struct rp_fault *fault);
+/* From now on the disk takes a long copy: see rp_file_stream. */
+void rp_disk_stream (struct rp_disk *disk);
+/* A write of what a range of a file holds, by rp_file_clone; RP_UNSUPPORTED
+ * where that cannot be, and then nothing was done. */
+int  rp_disk_clone (struct rp_disk *disk, uint64_t length, uint64_t offset,
+                    struct rp_file *from, uint64_t from_offset,
+                    struct rp_fault *fault);
 void rp_disk_destroy (struct rp_disk *disk);           /* NULL is allowed */
 
 #endif /* RP_DISK_H */

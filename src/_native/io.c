@@ -415,3 +415,28 @@ rp_file_is_watched (const struct rp_file *file)
 {
   return strcmp (file->io->functions->name, "posix") != 0;
 }
+
+void
+rp_file_stream (struct rp_file *file)
+{
+  if (file->io->functions->file_stream)
+    file->io->functions->file_stream (file);
+}
+
+int
+rp_file_clone (struct rp_file *to, uint64_t to_offset, struct rp_file *from,
+               uint64_t from_offset, uint64_t length, struct rp_fault *fault)
+{
+  int status = check_write (to, to_offset, length, fault);
+
+  if (status == RP_OK)
+    status = check_range (from, from_offset, length, fault);
+  if (status != RP_OK)
+    return status;
+  if (!to->io->functions->file_clone
+      || to->io->functions != from->io->functions)
+    return rp_fail (fault, RP_UNSUPPORTED, to_offset, "sharing blocks of %s",
+                    from->name);
+  return to->io->functions->file_clone (to, to_offset, from, from_offset,
+                                        length, fault);
+}

@@ -137,6 +137,12 @@ struct rp_io_functions {
   /* what the caller promises about its files; NULL where nobody listens */
   void (*file_note) (struct rp_file *file, enum rp_note note, uint64_t offset,
                      uint64_t length);
+  /* see rp_file_stream; NULL where it changes nothing */
+  void (*file_stream) (struct rp_file *file);
+  /* see rp_file_clone; NULL where nothing can be; both are of one io */
+  int (*file_clone) (struct rp_file *to, uint64_t to_offset,
+                     struct rp_file *from, uint64_t from_offset,
+                     uint64_t length, struct rp_fault *fault);
 };
 
 /* The part of each object that the functions below need; a backend puts it
@@ -236,6 +242,25 @@ int  rp_file_slice (struct rp_file *file, const char *label, uint64_t offset,
  */
 void rp_file_note (struct rp_file *file, enum rp_note note, uint64_t offset,
                    uint64_t length);
+
+/* From now on the file is written in long stretches, mostly from front to
+ * back, and not read soon: writing back begins early, so that the sync at the
+ * end is short, and pages that are clean are given up, so that a copy pushes
+ * nobody else out of memory (and uses warm memory again: see docs/io.md).
+ * A failure to write back fails a later write or sync, and is final.
+ */
+void rp_file_stream (struct rp_file *file);
+
+/* Let a range of one file show what a range of another holds, without the data
+ * passing through here: blocks are shared where the file system can (reflink),
+ * and a file server copies for itself.  Not durable before a sync of `to`.
+ * Returns RP_OK, RP_UNSUPPORTED (nothing was done: read and write instead: the
+ * file system cannot, or not between these two, or not at this alignment), or
+ * RP_IO.
+ */
+int  rp_file_clone (struct rp_file *to, uint64_t to_offset,
+                    struct rp_file *from, uint64_t from_offset,
+                    uint64_t length, struct rp_fault *fault);
 
 /* Storage of a test, which counts calls, checks their order or fails some: not
  * the posix backend.  Work that could be spread over threads is done in one. */

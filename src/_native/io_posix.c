@@ -7,15 +7,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define ZERO_BYTES 65536u        /* written at once where there are no holes */
+
+/* Of a file that is streamed: write-back begins whenever so much was written,
+ * and what lies so far behind the furthest write is waited for and given up. */
+#define STREAM_STEP_BYTES   (UINT64_C (8) << 20)
+#define STREAM_BEHIND_BYTES (UINT64_C (64) << 20)
 
 struct posix_io {
   struct rp_io           io;
@@ -32,9 +40,14 @@ struct posix_dir {
 };
 
 struct posix_file {
-  struct rp_file file;
-  int            fd;
-  char           name[];
+  struct rp_file   file;
+  int              fd;
+  atomic_bool      streaming;
+  atomic_flag      pushing;      /* a thread is writing back */
+  _Atomic uint64_t stretch;      /* bytes written since that began */
+  _Atomic uint64_t furthest;     /* end of the furthest write */
+  uint64_t         given_up;     /* all before is clean; under pushing */
+  char             name[];
 };
 
 static struct posix_io *
@@ -322,6 +335,11 @@ posix_file_open (struct rp_dir *dir, const char *name, uint32_t flags,
   file->file.io = dir->io;
   file->file.name = file->name;
   atomic_init (&file->file.failed, false);
+  atomic_init (&file->streaming, false);
+  atomic_flag_clear (&file->pushing);
+  atomic_init (&file->stretch, 0);
+  atomic_init (&file->furthest, 0);
+  file->given_up = 0;
   *out = &file->file;
   return RP_OK;
 }
@@ -356,6 +374,77 @@ posix_file_pread (struct rp_file *file, void *buffer, size_t length,
   return RP_OK;
 }
 
+/* ---- streaming ---- */
+
+static void
+posix_file_stream (struct rp_file *file)
+{
+  if (!io_of (file->io)->unsynced)
+    atomic_store (&file_of (file)->streaming, true);
+}
+
+static int
+sync_range (struct posix_file *file, uint64_t offset, uint64_t length,
+            unsigned flags)
+{
+  int result;
+
+  do
+    result = sync_file_range (file->fd, (off_t) offset, (off_t) length, flags);
+  while (result != 0 && errno == EINTR);
+  return result;
+}
+
+/* Begin to write back all that is dirty; wait for what lies far behind.  The
+ * wait takes the error of a failed write-back, which no later sync will see:
+ * so it is final here. */
+static int
+push (struct posix_file *file, struct rp_fault *fault)
+{
+  const uint64_t furthest = atomic_load (&file->furthest);
+  const uint64_t from = file->given_up;
+  int result = sync_range (file, 0, 0, SYNC_FILE_RANGE_WRITE);
+
+  if (result == 0 && furthest > from
+      && furthest - from >= STREAM_BEHIND_BYTES + STREAM_STEP_BYTES) {
+    const uint64_t length = furthest - from - STREAM_BEHIND_BYTES;
+
+    result = sync_range (file, from, length, SYNC_FILE_RANGE_WAIT_BEFORE
+                         | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    if (result == 0)
+      posix_fadvise (file->fd, (off_t) from, (off_t) length,
+                     POSIX_FADV_DONTNEED);
+    file->given_up = from + length;
+  }
+  /* ENOSYS, ESPIPE and the like: not here; the sync at the end does it all */
+  if (result == 0 || (errno != EIO && errno != ENOSPC && errno != EDQUOT))
+    return RP_OK;
+  result = errno;
+  atomic_store (&file->file.failed, true);
+  return rp_fail_os (fault, result, from, "writing back %s", file->name);
+}
+
+/* After a write. */
+static int
+stream_on (struct rp_file *rp_file, uint64_t end, uint64_t length,
+           struct rp_fault *fault)
+{
+  struct posix_file *file = file_of (rp_file);
+  uint64_t furthest = atomic_load (&file->furthest);
+  int status = RP_OK;
+
+  while (end > furthest
+         && !atomic_compare_exchange_weak (&file->furthest, &furthest, end))
+    ;
+  if (atomic_fetch_add (&file->stretch, length) + length < STREAM_STEP_BYTES
+      || atomic_flag_test_and_set (&file->pushing))
+    return RP_OK;
+  atomic_store (&file->stretch, 0);
+  status = push (file, fault);
+  atomic_flag_clear (&file->pushing);
+  return status;
+}
+
 /* Fill batch with what is left of the parts, from byte skip of *parts on, and
  * no more than the limit.  Returns how many were filled. */
 static int
@@ -384,6 +473,7 @@ static int
 posix_file_pwritev (struct rp_file *file, const struct iovec *parts,
                     int part_count, uint64_t offset, struct rp_fault *fault)
 {
+  const uint64_t begin = offset;
   struct iovec batch[IOV_MAX];
   size_t skip = 0;
   ssize_t written;
@@ -396,7 +486,9 @@ posix_file_pwritev (struct rp_file *file, const struct iovec *parts,
       part_count--;
     }
     if (part_count == 0)
-      return RP_OK;
+      return atomic_load_explicit (&file_of (file)->streaming,
+                                   memory_order_relaxed)
+             ? stream_on (file, offset, offset - begin, fault) : RP_OK;
     if (interrupted (file))
       continue;
     count = take_parts (file, parts, part_count, skip, batch);
@@ -572,6 +664,74 @@ posix_file_lock (struct rp_file *file, bool exclusive, struct rp_fault *fault)
   return rp_fail_os (fault, errno, 0, "locking %s", file->name);
 }
 
+/* ---- clones ---- */
+
+/* A server that copies by itself; on local file systems copy_file_range moves
+ * the data through the page cache, more slowly than reading and writing. */
+static bool
+is_served (int fd)
+{
+  static const unsigned served[] = {
+    0x6969 /* NFS */, 0xff534d42 /* CIFS */, 0xfe534d42 /* SMB 2 */,
+    0x00c36400 /* Ceph */,
+  };
+  struct statfs about;
+
+  if (fstatfs (fd, &about) != 0)
+    return false;
+  for (size_t i = 0; i < sizeof served / sizeof *served; i++)
+    if ((unsigned) about.f_type == served[i])
+      return true;
+  return false;
+}
+
+static int
+copy_on_server (struct rp_file *to, uint64_t to_offset, struct rp_file *from,
+                uint64_t from_offset, uint64_t length, struct rp_fault *fault)
+{
+  off_t in = (off_t) from_offset, out = (off_t) to_offset;
+  uint64_t left = length;
+
+  while (left > 0) {
+    const ssize_t done = copy_file_range (file_of (from)->fd, &in,
+                                          file_of (to)->fd, &out, left, 0);
+    if (done > 0)
+      left -= (uint64_t) done;
+    else if (done == 0 || (errno != EINTR && errno != EIO && errno != ENOSPC))
+      return rp_fail (fault, RP_UNSUPPORTED, to_offset, "copying from %s on "
+                      "its server", from->name);
+    else if (errno != EINTR)
+      return fail_file (to, "copying to", (uint64_t) out, fault);
+  }
+  return RP_OK;
+}
+
+static int
+posix_file_clone (struct rp_file *to, uint64_t to_offset, struct rp_file *from,
+                  uint64_t from_offset, uint64_t length,
+                  struct rp_fault *fault)
+{
+  const struct file_clone_range range = {
+    .src_fd = file_of (from)->fd, .src_offset = from_offset,
+    .src_length = length, .dest_offset = to_offset,
+  };
+  int result;
+
+  if (length == 0)               /* to the kernel: up to the end */
+    return RP_OK;
+  do
+    result = ioctl (file_of (to)->fd, FICLONERANGE, &range);
+  while (result != 0 && errno == EINTR);
+  if (result == 0)
+    return RP_OK;
+  if (errno == EIO || errno == ENOSPC || errno == EDQUOT)
+    return fail_file (to, "sharing blocks with", to_offset, fault);
+  if (is_served (file_of (to)->fd))
+    return copy_on_server (to, to_offset, from, from_offset, length, fault);
+  return rp_fail (fault, RP_UNSUPPORTED, to_offset, "%s cannot share blocks "
+                  "with %s", to->name, from->name);
+}
+
 static const struct rp_io_functions posix_functions = {
   .name = "posix",
   .destroy = posix_destroy,
@@ -595,6 +755,8 @@ static const struct rp_io_functions posix_functions = {
   .file_stat = posix_file_stat,
   .file_seek = posix_file_seek,
   .file_lock = posix_file_lock,
+  .file_stream = posix_file_stream,
+  .file_clone = posix_file_clone,
 };
 
 int

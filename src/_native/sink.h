@@ -29,6 +29,7 @@ struct rp_chunk {
   uint64_t  place;               /* for the sink, from place to write */
 };
 
+struct rp_file;
 struct rp_sink;
 
 struct rp_sink_functions {
@@ -43,6 +44,11 @@ struct rp_sink_functions {
   int  (*place) (struct rp_sink *sink, struct rp_chunk *chunk,
                  struct rp_fault *fault);              /* NULL: no order needed */
   int  (*write) (struct rp_sink *sink, struct rp_chunk *chunk,
+                 struct rp_fault *fault);
+  /* any thread: take a range of the disk as it lies in a file, instead of all
+     of the above; RP_UNSUPPORTED where it cannot.  NULL: it never can */
+  int  (*clone) (struct rp_sink *sink, uint64_t length, uint64_t offset,
+                 struct rp_file *from, uint64_t from_offset,
                  struct rp_fault *fault);
   /* after the last chunk: all that stands behind the data; syncs */
   int  (*finish) (struct rp_sink *sink, struct rp_fault *fault);
