@@ -26,7 +26,7 @@ def test_every_group_runs_and_leaves_its_results(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {row["what"].split()[0] for row in rows} == {
-        *("roll", "NBD:", "ingest:", "failover:", "compare:", "commit:"),
+        *("roll", "NBD:", "ingest:", "failover:", "convert:", "compare:", "commit:"),
     }
     for row in rows:
         assert row["verified"], row["what"]

@@ -21,6 +21,7 @@ GROUPS = {
     "interim": "bench_nbd.py",
     "ingest": "bench_ingest.py",
     "failover": "bench_failover.py",
+    "convert": "bench_convert.py",
     "compare": "bench_compare.py",
     "commit": "bench_commit.py",
 }
