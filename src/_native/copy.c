@@ -315,6 +315,7 @@ rp_copy (struct rp_disk *source, struct rp_sink *sink,
   struct rp_crew crew = {
     .functions = &copy_functions, .job = &job, .options = options,
     .stop = source->size_bytes, .serial = source->serial || sink->serial,
+    .ordered = sink->functions->place != NULL,
   };
   int status;
 

@@ -228,8 +228,13 @@ count_workers (const struct rp_crew *crew)
   uint64_t count = crew->options ? crew->options->workers : 0;
   const long cores = sysconf (_SC_NPROCESSORS_ONLN);
 
-  if (count == 0)
+  if (count == 0) {
     count = crew->serial || cores < 1 ? 1 : (uint64_t) cores;
+    /* Who waits for its turn leaves a core idle: random data is compressed in
+     * a twentieth of the time of the text before it. */
+    if (crew->ordered && !crew->serial)
+      count += count / 2 + 1;
+  }
   if (count > pieces)
     count = pieces;
   if (count > slots)

@@ -54,6 +54,7 @@ struct rp_crew {
   uint64_t        piece_bytes;   /* most of a piece */
   uint64_t        slot_bytes;    /* what a slot takes */
   bool            serial;        /* one worker unless options say otherwise */
+  bool            ordered;       /* pieces wait for their turn */
 
   /* the rest is the crew's own */
   pthread_mutex_t lock;
@@ -69,7 +70,7 @@ struct rp_crew {
 };
 
 /* functions, job, options (NULL: all by default), stop, piece_bytes,
- * slot_bytes and serial are set. */
+ * slot_bytes, serial and ordered are set. */
 int rp_crew_run (struct rp_crew *crew, struct rp_fault *fault);
 
 /* Wait until all pieces before this one had their turn.  False: somebody
