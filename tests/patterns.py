@@ -167,7 +167,7 @@ def pattern(name: str, size: int) -> Pattern:
     elif name == "sparse":
         for place in borders(size):
             write(place - 700, 200)
-            write(place - 3, 5)
+            write(place - 9 if place == size else place - 3, 5)  # the last bytes stay
             write(place + 1111, 1)
         write(size // 3, 4097)
     elif name == "random":
