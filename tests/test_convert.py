@@ -144,24 +144,105 @@ def test_a_conversion_that_stops_leaves_nothing(to: str, tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_conversion_that_fails_at_any_call_leaves_nothing(tmp_path: Path) -> None:
+FEW = 400_000  # bytes of memory: chunks of 64 KiB, so that small disks have several
+
+
+@pytest.mark.parametrize("to", ["raw", "vmfsSparse", "streamOptimized", "seSparse"])
+def test_a_conversion_can_be_stopped_at_each_word_of_its_progress(to: str, tmp_path: Path) -> None:
+    source = chain(tmp_path)[-1]
+    before = sorted(tmp_path.iterdir())
+
+    def run(last: int) -> int:
+        """Convert, and stop at a call of progress; how often it was called."""
+        calls = 0
+
+        def tell(_done: int, _total: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise KeyboardInterrupt
+
+        convert(source, tmp_path / "b", to, workers=1, memory_bytes=FEW, progress=tell, sync=False)
+        return calls
+
+    calls = run(0)
+    assert calls > 3
+    for path in set(tmp_path.iterdir()) - set(before):
+        path.unlink()
+    for last in range(1, calls + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run(last)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize(
+    "to", ["monolithicSparse", "vmfsSparse", "vmfs", "streamOptimized", "seSparse"]
+)
+def test_a_conversion_that_fails_at_any_call_leaves_nothing(
+    to: str, workers: int, tmp_path: Path
+) -> None:
     raw = tmp_path / "a.raw"
     raw.write_bytes(random.Random(2).randbytes(200_192))
-    for to in ("monolithicSparse", "vmfsSparse", "vmfs"):
-        folder = tmp_path / to
-        folder.mkdir()
-        for call in range(1, 200):
-            io = Io.fault(Io.posix(), call=call, os_errno=errno.ENOSPC)
-            try:
-                convert(raw, folder / "a.vmdk", to, source_format="raw", io=io)
-            except Error:
-                assert list(folder.iterdir()) == []
-            else:
-                assert seen(folder / "a.vmdk") == raw.read_bytes()
-                assert call > 10
-                break
+    folder = tmp_path / to
+    folder.mkdir()
+    for call in range(1, 200):
+        io = Io.fault(Io.posix(), call=call, os_errno=errno.ENOSPC)
+        try:
+            convert(
+                raw,
+                folder / "a.vmdk",
+                to,
+                source_format="raw",
+                io=io,
+                workers=workers,
+                memory_bytes=FEW,
+            )
+        except Error:
+            assert list(folder.iterdir()) == []
         else:
-            raise AssertionError("it never succeeds")
+            assert seen(folder / "a.vmdk") == raw.read_bytes()
+            assert call > 10
+            break
+    else:
+        raise AssertionError("it never succeeds")
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_source_that_is_damaged_stops_a_conversion(workers: int, tmp_path: Path) -> None:
+    source = chain(tmp_path, ("monolithicSparse",))[0]
+    with open(source, "r+b") as file:
+        file.truncate(source.stat().st_size - 65536)  # the grain that was made last
+    before = sorted(tmp_path.iterdir())
+    for to in ("raw", "streamOptimized", "monolithicSparse"):
+        with pytest.raises(DamagedError):
+            convert(source, tmp_path / "b", to, workers=workers, memory_bytes=FEW)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_copy_of_any_layout_holds_the_same_bytes(seed: int, tmp_path: Path) -> None:
+    """Holes, zeros that are data, and data, at random; chunks and workers of all numbers."""
+    rng = random.Random(seed)
+    size = rng.randrange(1, 6000) * 512
+    content = bytearray(size)
+    create_disk(str(tmp_path / "a.vmdk"), "twoGbMaxExtentSparse", size, split_sectors=1408)
+    with open_disk(tmp_path / "a.vmdk", writable=True) as disk:
+        for _ in range(rng.randrange(12)):
+            start = rng.randrange(size)
+            data = rng.choice((bytes, rng.randbytes))(
+                rng.randrange(1, min(size - start, 300_000) + 1)
+            )
+            disk.pwrite(data, start)
+            content[start : start + len(data)] = data
+    for to in rng.sample(sorted(LAYOUTS), 4):
+        target = tmp_path / f"{to}.vmdk"
+        workers, memory = rng.randrange(5), rng.choice((0, 1, FEW, 3_000_000))
+        convert(tmp_path / "a.vmdk", target, to, workers=workers, memory_bytes=memory, sync=False)
+        raw = {"format": "raw"} if to == "raw" else {}
+        assert seen(target, **raw) == content, (to, workers, memory)
+        assert disks.check(target, **raw)["clean"], to
+        assert compare(tmp_path / "a.vmdk", target, b_format=raw.get("format")).equal
 
 
 @pytest.mark.parametrize("to", ["monolithicSparse", "twoGbMaxExtentSparse", "raw"])
@@ -272,6 +353,19 @@ def test_what_the_child_made_zero_is_zero_in_the_parent(tmp_path: Path) -> None:
         disk.zero(MIB // 2, 1000)
     commit(child)
     assert seen(base) == b"x" * 1000 + bytes(MIB // 2) + b"x" * (MIB // 2 - 1000)
+
+
+def test_zeros_in_the_childs_data_give_space_back_in_the_parent(tmp_path: Path) -> None:
+    base, child = tmp_path / "base.vmdk", tmp_path / "child.vmdk"
+    create_disk(str(base), "monolithicFlat", 4 * MIB)
+    with open_disk(base, writable=True) as disk:
+        disk.pwrite(b"x" * (4 * MIB), 0)
+    create_disk(str(child), "monolithicSparse", parent=str(base))
+    with open_disk(child, writable=True) as disk:
+        disk.pwrite(bytes(3 * MIB), MIB)
+    commit(child)
+    assert seen(base) == b"x" * MIB + bytes(3 * MIB)
+    assert disks.info(base)["allocated_bytes"] < 2 * MIB
 
 
 def test_other_children_are_refused_after_a_commit(tmp_path: Path) -> None:

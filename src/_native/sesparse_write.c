@@ -364,6 +364,7 @@ rp_sesparse_sink_create (struct rp_file *file, uint64_t capacity_sectors,
     .unit_bytes = RP_SE_GRAIN_BYTES,
   };
   se->file = file;
+  rp_file_stream (file);
   se->number = NO_TABLE;
   se->layout.capacity_sectors = capacity_sectors;
   se->layout.directory_count

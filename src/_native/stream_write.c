@@ -507,6 +507,7 @@ rp_stream_sink_create (struct rp_file *file,
   if (!stream)
     return rp_fail (fault, RP_NO_MEMORY, 0, "writing %s", file->name);
   stream->file = file;
+  rp_file_stream (file);
   stream->level = how->level;
   status = plan (stream, how, fault);
   if (status == RP_OK) {
