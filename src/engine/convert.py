@@ -157,8 +157,14 @@ def commit(
 
     It is done in steps, each durable before the next, so that it can be asked
     for again after a crash anywhere: (1) note the parent's coming content id in
-    the child, (2) give it to the parent, (3) name it in the child, (4) merge,
-    (5) take the note away.
+    the child, (2) give it to the parent, (3) name it in the child, (4) merge and
+    sync, (5) take the note away.
+
+    All or nothing: the parent by itself is neither old nor new while (4) lasts, but
+    the child, which is never changed but for its descriptor, covers all that is
+    merged. So the chain reads the same at every moment; between (2) and (3) opening
+    it is refused, with the advice to ask for the commit again. Asked again, it
+    merges from the start and comes to the same.
 
     Raises:
         UsageError: It has no parent.
