@@ -553,7 +553,7 @@ main (void)
     during += test_power_cuts (&shapes[cases[i].shape], cases[i].damage,
                                wanted / count + 1, seen, recoveries);
   for (size_t i = 0; i < count; i++)
-    for (size_t k = 0; k < sizeof effects / sizeof *effects; k++)
+    for (size_t k = 0; k < (i % 3 ? 1 : sizeof effects / sizeof *effects); k++)
       for (uint64_t call = 1; run_with_failure (&shapes[cases[i].shape],
                                                 cases[i].damage, call,
                                                 effects[k]); call++)
