@@ -519,6 +519,101 @@ test_a_backup_grows_stale (void)
   rp_io_destroy (io);
 }
 
+/* ---- any damage ---- */
+
+static uint32_t
+next_random (uint64_t *state)
+{
+  *state = *state * UINT64_C (6364136223846793005) + 1442695040888963407u;
+  return (uint32_t) (*state >> 33);
+}
+
+/* Fields of the header, directories and tables get random values. */
+static void
+harm_at_random (struct rp_io *io, const struct shape *shape, uint64_t *random)
+{
+  static const uint64_t values[] = {
+    0, 1, 2, 5, 30, 60, 70, 90, 200, 0x7fffffff, 0xffffffff,
+  };
+  struct rp_sparse_info info;
+  enum rp_extent_kind kind;
+  struct extent extent;
+  struct rp_fault fault;
+
+  OK (open_extent (io, true, &extent, &fault));
+  OK (rp_sparse_read_header (extent.file, &kind, &info, &fault));
+  for (uint32_t i = next_random (random) % 12 + 1; i > 0; i--) {
+    const uint64_t tables = (info.overhead_sectors + LOOK) * SECTOR / 4;
+    uint64_t at = next_random (random) % tables * 4;
+    const uint32_t directory = next_random (random) % 4;
+
+    if (directory == 0)
+      at = info.directory_sector * SECTOR + next_random (random) % 2 * 4;
+    else if (directory == 1 && shape->redundant)
+      at = info.redundant_directory_sector * SECTOR
+           + next_random (random) % 2 * 4;
+    if (at < SECTOR && next_random (random) % 8)
+      at += SECTOR;              /* seldom the header */
+    store (extent.file, at, next_random (random) % 3
+                            ? (uint32_t) values[next_random (random) % 11]
+                            : next_random (random) % 500);
+  }
+  close_extent (&extent);
+}
+
+static int
+count_findings (struct rp_io *io, const struct shape *shape, uint64_t *count,
+                struct rp_fault *fault)
+{
+  struct rp_extent_place place;
+  struct extent extent;
+  int status = open_extent (io, false, &extent, fault);
+
+  *count = 0;
+  place = place_of (shape, extent.file);
+  if (status == RP_OK)
+    status = rp_extent_check (&place, false, count_finding, count, fault);
+  close_extent (&extent);
+  return status;
+}
+
+/* Whatever the damage: without redundant tables every sector that could be
+ * read reads the same, and a second repair finds nothing more to do. */
+static void
+test_any_damage (uint64_t seed)
+{
+  const struct shape *shape = &shapes[seed % 4];
+  static struct model model;
+  uint64_t random = seed, before, after, again;
+  struct rp_fault fault;
+  struct rp_io *io;
+  int status;
+
+  memset (&model, 0, sizeof model);
+  model.shape = shape;
+  OK (rp_io_simulate_create (&io, &fault));
+  make_extent (io, shape);
+  harm_at_random (io, shape, &random);
+  status = look (io, &model, false, &fault);
+  OK (count_findings (io, shape, &before, &fault));
+  OK (mend (io, shape, &fault));
+  OK (count_findings (io, shape, &after, &fault));
+  if (status == RP_OK && !shape->redundant)
+    status = look (io, &model, true, &fault);
+  else
+    status = RP_OK;
+  OK (mend (io, shape, &fault));
+  OK (count_findings (io, shape, &again, &fault));
+  if (status != RP_OK || again > after) {
+    fprintf (stderr, "violation: %s, seed %llu: %llu, %llu, %llu findings: "
+             "%s\n", shape->name, (unsigned long long) seed,
+             (unsigned long long) before, (unsigned long long) after,
+             (unsigned long long) again, fault.message);
+    exit (EXIT_FAILURE);
+  }
+  rp_io_destroy (io);
+}
+
 static const struct {
   uint32_t shape, damage;
 } cases[] = {
@@ -549,6 +644,8 @@ main (void)
   OK (rp_sim_seen_create (&seen, &fault));
   OK (rp_sim_seen_create (&recoveries, &fault));
   test_a_backup_grows_stale ();
+  for (uint64_t seed = 0; seed < 300; seed++)
+    test_any_damage (seed);
   for (size_t i = 0; i < count; i++)
     during += test_power_cuts (&shapes[cases[i].shape], cases[i].damage,
                                wanted / count + 1, seen, recoveries);
