@@ -356,8 +356,20 @@ test_truncated (struct place *place)
   struct rp_sesparse *sesparse;
   struct opened opened;
   struct rp_fault fault;
+  struct rp_run run;
   uint8_t byte;
 
+  /* a run ends with the last whole grain of the file, and there it tells:
+     grain 2 * 4096 is the 2049th in the file */
+  OK (rp_file_truncate (file, (6 << 20) + (2048 + 40) * SE_GRAIN + 100,
+                        &fault));
+  OK (open_one (file, SECTORS, false, &opened, &fault));
+  OK (rp_disk_run (opened.disk, 8192 * SE_GRAIN, 4096 * SE_GRAIN, &run,
+                   &fault));
+  CHECK (run.kind == RP_RUN_DATA && run.length_bytes == 40 * SE_GRAIN);
+  CHECK (rp_disk_run (opened.disk, 8232 * SE_GRAIN, SE_GRAIN, &run, &fault)
+         == RP_CORRUPT);
+  close_one (&opened);
   /* the grains may end early: what is there reads, what is missing tells */
   OK (rp_file_truncate (file, (6 << 20) + 5 * SE_GRAIN + 100, &fault));
   OK (open_one (file, SECTORS, false, &opened, &fault));
@@ -421,6 +433,8 @@ test_entries (struct place *place)
   uint64_t old;
   uint8_t byte;
 
+  /* behind the grains' region is not in it, even where the file goes on */
+  OK (rp_file_truncate (file, (6 + 81 + 1) << 20, &fault));
   for (size_t i = 0; i < sizeof lies / sizeof *lies; i++, checks++) {
     struct found found;
     int status;

@@ -70,6 +70,7 @@ test_runs (void)
 
 struct model {
   uint32_t  grain_sectors, entries_per_table;
+  uint32_t  first_table;         /* sector: holes may begin inside a table */
   uint64_t  grains;
   uint32_t *entries;
 };
@@ -81,12 +82,13 @@ fill_table (uint32_t *entries, uint32_t count, uint32_t grain,
 {
   const uint32_t kind = next_random (state) % 7;
   const uint32_t odds = 2 + next_random (state) % 200;
+  const uint32_t only = next_random (state) % count;
 
   memset (entries, 0, count * sizeof *entries);
   for (uint32_t i = 0; i < count; i++) {
-    const bool data = kind == 2 || (kind == 3 && next_random (state) % odds == 0)
-                      || (kind == 4 && next_random (state) % 2)
-                      || (kind == 5 && i == odds % count);
+    const bool data = kind == 2 || (kind == 4 && next_random (state) % 2)
+                      || (kind == 3 && next_random (state) % odds == 0)
+                      || (kind == 5 && i == only);
 
     if (kind == 6)
       entries[i] = 1;
@@ -106,6 +108,20 @@ put32 (struct rp_file *file, uint64_t offset, uint32_t value)
 
   rp_store32 (field, value);
   OK (rp_file_pwrite (file, field, sizeof field, offset, &fault));
+}
+
+/* What is zeros in it is written or left as it was: a hole. */
+static void
+write_table (struct rp_file *file, const uint8_t *table, uint32_t bytes,
+             uint64_t offset, uint64_t *state)
+{
+  static const uint8_t none[512];
+  const bool all = next_random (state) % 2;
+  struct rp_fault fault;
+
+  for (uint32_t at = 0; at < bytes; at += 512)
+    if (all || memcmp (table + at, none, 512) != 0)
+      OK (rp_file_pwrite (file, table + at, 512, offset + at, &fault));
 }
 
 /* A hosted extent: directory from sector 1 on, tables behind it, in order
@@ -132,7 +148,8 @@ write_extent (struct rp_file *file, const struct model *model, bool mixed,
   OK (rp_file_pwrite (file, header, sizeof header, 0, &fault));
   for (uint32_t i = 0; i < TABLES; i++) {
     const uint32_t slot = mixed ? i ^ 1 : i;
-    const uint64_t sector = 16 + (uint64_t) slot * table_bytes / 512;
+    const uint64_t sector = model->first_table
+                            + (uint64_t) slot * table_bytes / 512;
     bool used = false;
 
     for (uint32_t k = 0; k < model->entries_per_table; k++) {
@@ -145,8 +162,7 @@ write_extent (struct rp_file *file, const struct model *model, bool mixed,
     if (!used && next_random (state) % 3 == 0)
       continue;                  /* no table */
     put32 (file, 512 + 4 * (uint64_t) i, (uint32_t) sector);
-    if (used || next_random (state) % 2)
-      OK (rp_file_pwrite (file, table, table_bytes, sector * 512, &fault));
+    write_table (file, table, table_bytes, sector * 512, state);
   }
   free (table);
 }
@@ -172,7 +188,8 @@ alike (const struct model *model, uint64_t grain)
 }
 
 static void
-verify (struct rp_file *file, const struct model *model, uint64_t *state)
+verify (struct rp_file *file, const struct model *model, uint32_t looks,
+        uint64_t *state)
 {
   const uint64_t grain_bytes = model->grain_sectors * UINT64_C (512);
   const uint64_t size = model->grains * grain_bytes;
@@ -185,7 +202,7 @@ verify (struct rp_file *file, const struct model *model, uint64_t *state)
   OK (rp_sparse_open (file, RP_EXTENT_SPARSE, size / 512, false, &sparse,
                       &fault));
   /* at random first, so that some are loaded when the walk comes by */
-  for (uint32_t i = 0; i < 200; i++, checks++) {
+  for (uint32_t i = 0; i < looks; i++, checks++) {
     const uint64_t grain = next_random (state) % model->grains;
     const uint64_t length = 1 + next_random (state)
                                 % (size - grain * grain_bytes);
@@ -218,13 +235,14 @@ test_extent (struct rp_dir *dir, uint32_t round, uint64_t seed)
   struct model model = {
     .grain_sectors = 1u << round % 8,
     .entries_per_table = 128u << round % 6,
+    .first_table = 16 + round % 5,
   };
   struct rp_file *file;
   struct rp_fault fault;
   uint64_t state = seed;
   uint32_t next_sector = DATA;
 
-  CHECK (rp_divide_up (model.entries_per_table * 4, 512) * TABLES + 16 < DATA);
+  CHECK (rp_divide_up (model.entries_per_table * 4, 512) * TABLES + 20 < DATA);
   model.grains = (uint64_t) TABLES * model.entries_per_table
                  - next_random (&state) % model.entries_per_table;
   model.entries = calloc ((size_t) TABLES * model.entries_per_table,
@@ -238,7 +256,9 @@ test_extent (struct rp_dir *dir, uint32_t round, uint64_t seed)
   OK (rp_file_open (dir, "extent", RP_OPEN_WRITE | RP_OPEN_CREATE
                     | RP_OPEN_TRUNCATE, 0600, &file, &fault));
   write_extent (file, &model, round % 3 == 2, &state);
-  verify (file, &model, &state);
+  verify (file, &model, 0, &state);
+  verify (file, &model, 10, &state);
+  verify (file, &model, 200, &state);
   rp_file_close (file);
   free (model.entries);
 }
@@ -261,6 +281,7 @@ test_lies (struct rp_dir *dir)
   };
   struct model model = {
     .grain_sectors = 8, .entries_per_table = 512, .grains = 512 * TABLES,
+    .first_table = 16,
   };
   struct rp_sparse *sparse;
   struct rp_segment segment;
