@@ -7,6 +7,7 @@
  */
 #include <endian.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "bytes.h"
@@ -28,18 +29,49 @@ struct check {
   uint32_t  *redundant;          /* directory */
   uint32_t  *table, *other;
   uint8_t   *grain;
+  struct rp_finding pending;     /* kind NULL: none */
+  char       detail[RP_FAULT_MESSAGE_BYTES];   /* of it */
 };
 
 static void
-report (struct check *check, const char *kind, uint64_t position,
-        uint64_t guest_offset)
+flush (struct check *check)
 {
-  const struct rp_finding finding = {
-    .kind = kind, .extent = check->extent, .position = position,
-    .guest_offset_bytes = guest_offset,
-  };
+  if (check->pending.kind)
+    check->each (check->context, &check->pending);
+  check->pending.kind = NULL;
+}
 
-  check->each (check->context, &finding);
+/* Findings that follow each other on the disk are one; a detail is of one. */
+static void
+report (struct check *check, const char *kind, uint64_t position,
+        uint64_t guest_offset, uint64_t length, const char *detail)
+{
+  struct rp_finding *pending = &check->pending;
+
+  if (pending->kind && strcmp (pending->kind, kind) == 0 && length != 0
+      && pending->guest_offset_bytes != UINT64_MAX
+      && pending->guest_offset_bytes + pending->length_bytes == guest_offset) {
+    pending->length_bytes += length;
+    pending->detail = NULL;
+    return;
+  }
+  flush (check);
+  *pending = (struct rp_finding) {
+    .kind = kind, .extent = check->extent, .position = position,
+    .guest_offset_bytes = guest_offset, .length_bytes = length,
+  };
+  if (detail) {
+    snprintf (check->detail, sizeof check->detail, "%s", detail);
+    pending->detail = check->detail;
+  }
+}
+
+/* Of one thing in the file, which no place on the disk belongs to. */
+static void
+report_file (struct check *check, const char *kind, uint64_t position,
+             uint64_t length)
+{
+  report (check, kind, position, UINT64_MAX, length, NULL);
 }
 
 static int
@@ -49,23 +81,48 @@ no_memory (struct check *check, struct rp_fault *fault)
                   check->stream->file->name);
 }
 
-static uint64_t
-guest_offset (const struct check *check, uint64_t grain)
+/* Of the disk: grains, cut at what the extent shows of it. */
+struct range {
+  uint64_t start, length;        /* start UINT64_MAX: none */
+};
+
+static const struct range nowhere = { .start = UINT64_MAX };
+
+static struct range
+grain_range (const struct check *check, uint64_t grain, uint64_t count)
 {
-  return check->start_bytes + (grain << check->stream->layout.grain_shift);
+  const struct rp_stream *stream = check->stream;
+  const uint64_t start = grain << stream->layout.grain_shift;
+  const uint64_t length = count << stream->layout.grain_shift;
+  const uint64_t left = start < stream->size_bytes
+                        ? stream->size_bytes - start : 0;
+
+  return (struct range) {
+    .start = check->start_bytes + start,
+    .length = length < left ? length : left,
+  };
 }
 
-static uint64_t
-table_guest_offset (const struct check *check, uint64_t index)
+static struct range
+table_range (const struct check *check, uint64_t index)
 {
-  return guest_offset (check, index << check->stream->layout.table_shift);
+  const uint32_t shift = check->stream->layout.table_shift;
+
+  return grain_range (check, index << shift, UINT64_C (1) << shift);
+}
+
+static void
+report_range (struct check *check, const char *kind, uint64_t position,
+              struct range range, const char *detail)
+{
+  report (check, kind, position, range.start, range.length, detail);
 }
 
 /* Something lies at [sector, sector + sectors); reported where something else
  * does, too. */
 static int
-mark (struct check *check, uint64_t sector, uint64_t sectors, uint64_t guest,
-      struct rp_fault *fault)
+mark (struct check *check, uint64_t sector, uint64_t sectors,
+      struct range range, struct rp_fault *fault)
 {
   uint64_t stop = sector + sectors;
   bool fresh = true;
@@ -84,7 +141,7 @@ mark (struct check *check, uint64_t sector, uint64_t sectors, uint64_t guest,
     (*piece)[at % PIECE_SECTORS / 8] |= bit;
   }
   if (!fresh)
-    report (check, "overlap", sector * RP_SECTOR_BYTES, guest);
+    report_range (check, "overlap", sector * RP_SECTOR_BYTES, range, NULL);
   return RP_OK;
 }
 
@@ -94,17 +151,17 @@ static int
 check_head (struct check *check, struct rp_fault *fault)
 {
   const struct rp_sparse_info *info = &check->stream->layout.info;
-  int status = mark (check, 0, 1, UINT64_MAX, fault);
+  int status = mark (check, 0, 1, nowhere, fault);
 
   if (info->unclean_shutdown)
-    report (check, "unclean", RP_KDMV_UNCLEAN_OFFSET, UINT64_MAX);
+    report_file (check, "unclean", RP_KDMV_UNCLEAN_OFFSET, 1);
   if (status == RP_OK && info->descriptor_offset_sectors)
     status = mark (check, info->descriptor_offset_sectors,
-                   info->descriptor_sectors, UINT64_MAX, fault);
+                   info->descriptor_sectors, nowhere, fault);
   if (status == RP_OK)
     status = mark (check, info->directory_sector,
                    rp_sparse_directory_sectors (&check->stream->layout),
-                   UINT64_MAX, fault);
+                   nowhere, fault);
   return status;
 }
 
@@ -118,12 +175,12 @@ check_table_place (struct check *check, uint64_t index, uint32_t sector,
   *readable = sector > 1 && rp_inside (sector, layout->table_sectors,
                                        check->stream->file_sectors);
   if (sector != 0 && !*readable)
-    report (check, "table", (uint64_t) sector * RP_SECTOR_BYTES,
-            table_guest_offset (check, index));
+    report_range (check, "table", (uint64_t) sector * RP_SECTOR_BYTES,
+                  table_range (check, index), NULL);
   if (!*readable)
     return RP_OK;
   return mark (check, sector, layout->table_sectors,
-               table_guest_offset (check, index), fault);
+               table_range (check, index), fault);
 }
 
 static int
@@ -140,8 +197,8 @@ compare_tables (struct check *check, uint32_t index, struct rp_fault *fault)
   if (status == RP_OK
       && memcmp (check->table, check->other,
                  sizeof (uint32_t) << stream->layout.table_shift) != 0)
-    report (check, "redundant", (uint64_t) redundant * RP_SECTOR_BYTES,
-            table_guest_offset (check, index));
+    report_range (check, "redundant", (uint64_t) redundant * RP_SECTOR_BYTES,
+                  table_range (check, index), NULL);
   return status;
 }
 
@@ -159,14 +216,14 @@ load_redundant (struct check *check, bool *out, struct rp_fault *fault)
   if (!layout->redundant)
     return RP_OK;
   if (!rp_inside (sector, sectors, check->stream->file_sectors)) {
-    report (check, "redundant", RP_KDMV_REDUNDANT_OFFSET, UINT64_MAX);
+    report_file (check, "redundant", RP_KDMV_REDUNDANT_OFFSET, 8);
     *out = false;
     return RP_OK;
   }
   check->redundant = malloc (count * sizeof *check->redundant);
   if (!check->redundant)
     return no_memory (check, fault);
-  status = mark (check, sector, sectors, UINT64_MAX, fault);
+  status = mark (check, sector, sectors, nowhere, fault);
   if (status == RP_OK)
     status = rp_file_pread_all (check->stream->file, check->redundant,
                                 count * sizeof *check->redundant,
@@ -196,9 +253,10 @@ check_tables (struct check *check, struct rp_fault *fault)
       status = compare_tables (check, i, fault);
     else if (status == RP_OK
              && !stream->directory[i] != !check->redundant[i])
-      report (check, "redundant",
-              stream->layout.info.redundant_directory_sector * RP_SECTOR_BYTES
-              + 4 * (uint64_t) i, table_guest_offset (check, i));
+      report_range (check, "redundant",
+                    stream->layout.info.redundant_directory_sector
+                    * RP_SECTOR_BYTES + 4 * (uint64_t) i,
+                    table_range (check, i), NULL);
   }
   return status;
 }
@@ -227,27 +285,29 @@ check_entry (struct check *check, uint64_t grain, uint32_t entry,
              struct rp_fault *fault)
 {
   struct rp_stream *stream = check->stream;
-  const uint64_t guest = guest_offset (check, grain);
+  const struct range range = grain_range (check, grain, 1);
   struct rp_stream_record record;
   enum rp_segment_kind kind;
   uint64_t bytes;
   int status = rp_stream_classify (stream, grain, entry, &kind, fault);
 
   if (status != RP_OK) {
-    report (check, "outside", (uint64_t) entry * RP_SECTOR_BYTES, guest);
+    report_range (check, "outside", (uint64_t) entry * RP_SECTOR_BYTES, range,
+                  fault->message);
     return RP_OK;
   }
   if (kind != RP_SEGMENT_DATA)
     return RP_OK;
   status = read_grain (check, grain, entry, &record, fault);
   if (status == RP_CORRUPT) {
-    report (check, "grain", (uint64_t) entry * RP_SECTOR_BYTES, guest);
+    report_range (check, "grain", (uint64_t) entry * RP_SECTOR_BYTES, range,
+                  fault->message);
     return RP_OK;
   }
   if (status != RP_OK)
     return status;
   bytes = stream->marker_bytes + (uint64_t) record.size;
-  return mark (check, entry, rp_divide_up (bytes, RP_SECTOR_BYTES), guest,
+  return mark (check, entry, rp_divide_up (bytes, RP_SECTOR_BYTES), range,
                fault);
 }
 
@@ -298,6 +358,8 @@ run_check (struct check *check, struct rp_fault *fault)
     status = check_tables (check, fault);
   if (status == RP_OK)
     status = check_grains (check, fault);
+  if (status == RP_OK)
+    flush (check);
   rp_stream_give_worker (stream, check->worker);
   return status;
 }

@@ -32,7 +32,8 @@ fresh (struct place *place, const char *name)
 struct found {
   uint64_t count;
   uint64_t position;             /* of the last */
-  uint64_t guest;
+  uint64_t guest, length;
+  bool     said;                 /* with a detail */
   char     kind[16];
 };
 
@@ -44,6 +45,8 @@ note_finding (void *context, const struct rp_finding *finding)
   found->count++;
   found->position = finding->position;
   found->guest = finding->guest_offset_bytes;
+  found->length = finding->length_bytes;
+  found->said = finding->detail != NULL;
   snprintf (found->kind, sizeof found->kind, "%s", finding->kind);
 }
 
@@ -347,7 +350,10 @@ test_what_a_check_finds (struct place *place)
       put32 (file, cases[i].offset - 5 * 512, cases[i].value);
     found = check (file, GRAINS * 8, cases[i].deep);
     if (found.count == 0 || strcmp (found.kind, cases[i].kind) != 0
-        || found.position != cases[i].position || found.guest != guest) {
+        || found.position != cases[i].position || found.guest != guest
+        || (guest != UINT64_MAX
+            && found.length != (cases[i].offset < TABLE_AT ? GRAINS * 4096u
+                                                           : 4096u))) {
       fprintf (stderr, "case %zu: %llu findings, the last %s at %llu, %llu\n",
                i, (unsigned long long) found.count, found.kind,
                (unsigned long long) found.position,
@@ -356,6 +362,28 @@ test_what_a_check_finds (struct place *place)
     }
     rp_file_close (file);
   }
+  free (disk);
+}
+
+/* Neighbours are one finding, what is alone says what it is. */
+static void
+test_findings_of_neighbours_are_one (struct place *place)
+{
+  uint8_t *disk = laid_disk ();
+  struct rp_file *file = lay (place, disk);
+  struct found found;
+
+  put32 (file, GRAIN_AT (2), 77);
+  found = check (file, GRAINS * 8, false);
+  CHECK (found.count == 1 && found.said && found.length == 4096);
+  put32 (file, GRAIN_AT (3), 77);
+  put32 (file, GRAIN_AT (5), 77);
+  put32 (file, GRAIN_AT (4), 77);
+  found = check (file, GRAINS * 8 - 3, false);
+  CHECK (found.count == 1 && !found.said && found.position == GRAIN_AT (2)
+         && found.length == 4 * 4096 - 3 * 512
+         && found.guest == (1 << 20) + 2 * 4096);
+  rp_file_close (file);
   free (disk);
 }
 
@@ -483,6 +511,7 @@ main (void)
   test_bad_arguments (&place);
   test_noise_is_told_from_data ();
   test_what_a_check_finds (&place);
+  test_findings_of_neighbours_are_one (&place);
   test_any_value_in_any_field (&place);
   test_any_footer (&place);
   rp_dir_close (real.dir);
