@@ -170,6 +170,8 @@ def pattern(name: str, size: int) -> Pattern:
             write(place - 9 if place == size else place - 3, 5)  # the last bytes stay
             write(place + 1111, 1)
         write(size // 3, 4097)
+        write(size // 5 // MIB * MIB - 1, 1)  # alone, at the end of a grain of any size
+        write(size // 4 // MIB * MIB, 1)  # and at the start of one
     elif name == "random":
         grains = (size + BLOCK - 1) // BLOCK
         places = [rng.randrange(grains) for _ in range(6)]
