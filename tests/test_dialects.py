@@ -16,6 +16,7 @@ from rollpoint.errors import (
     ReadOnlyError,
     UnsupportedError,
 )
+from rollpoint.replica import Replica
 from tools import require_tool
 
 MIB = 1 << 20
@@ -454,6 +455,21 @@ def test_all_kinds_of_links_make_one_chain(tmp_path: Path) -> None:
     assert disks.check(tmp_path / "4.vmdk")["clean"]
     with pytest.raises(ReadOnlyError, match="seSparse"):
         open_disk(tmp_path / "3.vmdk", writable=True)
+
+
+@pytest.mark.parametrize("create_type", ["streamOptimized", "seSparse", "custom"])
+def test_a_disk_that_is_only_read_does_not_become_a_replica(
+    create_type: str, tmp_path: Path
+) -> None:
+    if create_type == "custom":
+        (tmp_path / "flat").write_bytes(bytes(MIB))
+        path = descriptor(tmp_path, create_type, 'RDONLY 2048 FLAT "flat" 0')
+    else:
+        path = make(tmp_path / "disk.vmdk", create_type, pattern(MIB))
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    with pytest.raises(ReadOnlyError):
+        Replica.adopt(tmp_path, {"disk": path})
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
 
 def test_what_a_child_does_not_say_of_the_disk_its_parents_say(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from rollpoint.errors import (
     UnsupportedError,
     UsageError,
 )
+from rollpoint.replica import Replica
 
 MIB = 1 << 20
 SEED = 20261122
@@ -167,6 +168,14 @@ def test_it_is_read_from_any_storage(member: tuple[bytes, bytes], tmp_path: Path
     file.pwrite(usual(tmp_path / "vm.ova", member[0]).read_bytes(), 0)
     with open_disk("/vm.ova", io=storage) as disk:
         assert disk.pread(disk.size_bytes, 0) == member[1]
+
+
+def test_a_replica_is_seeded_from_it(member: tuple[bytes, bytes], tmp_path: Path) -> None:
+    path = usual(tmp_path / "vm.ova", member[0])
+    for name, image in (("a", str(path)), ("b", f"{path}:vm-disk1.vmdk")):
+        with Replica.create(tmp_path / name, [("disk", len(member[1]))]) as replica:
+            replica.seed({"disk": image})
+        assert shown(tmp_path / name / "disk.vmdk") == member[1]
 
 
 def test_an_archive_is_a_raw_disk_where_the_caller_says_so(

@@ -98,13 +98,14 @@ def adopt(
                 "a journal names its base in its own directory: move it there, or use "
                 "rollpoint replica create and seed",
             )
-        with open_disk(os.path.join(place, base), io=io) as disk:
-            if len(disk.links) > 1:
-                raise UsageError(
-                    f"{os.fspath(file)} is a snapshot with a parent",
-                    "consolidate it first: rollpoint disk commit",
-                )
-            size_bytes = disk.size_bytes
+        disk = open_disk(os.path.join(place, base), writable=True, io=io)  # it will be written
+        links, size_bytes = len(disk.links), disk.size_bytes
+        disk.close(clean=False)  # and has not been
+        if links > 1:
+            raise UsageError(
+                f"{os.fspath(file)} is a snapshot with a parent",
+                "consolidate it first: rollpoint disk commit",
+            )
         entries.append(
             DiskEntry(
                 name=name,

@@ -47,8 +47,8 @@ def seed(
 
 
 def image_format(path: str) -> str | None:
-    """"raw" unless the file's name says VMDK: a guest's bytes must not decide."""
-    return None if path.lower().endswith(".vmdk") else "raw"
+    """"raw" unless the file's name says VMDK or OVA: a guest's bytes must not decide."""
+    return None if path.lower().endswith((".vmdk", ".ova")) else "raw"
 
 
 def _require_empty(directory: Dir, entry: DiskEntry, epoch: int) -> None:
