@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint.cli import main
-from rollpoint.disk import open_disk
+from rollpoint.disk import map_ranges, open_disk
 from rollpoint.layouts import TYPES
 
 MIB = 1 << 20
@@ -98,6 +98,18 @@ def test_map_is_the_json_of_qemu_img(run, tmp_path: Path) -> None:  # type: igno
     assert json.loads(run("map", "a.vmdk", "--json").out) == json.loads(theirs.stdout)
     rows = [line.split("\t") for line in run("map", "a.vmdk").out.splitlines()]
     assert [row[3] for row in rows] == ["hole", "data", "hole"]
+
+
+def test_a_long_map_is_one_list_however_it_is_written(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """It goes out in batches: the borders between them must not show."""
+    run("create", "a.vmdk", "16M", "--grain", "4K")
+    with open_disk(tmp_path / "a.vmdk", writable=True) as disk:
+        for at in range(0, 1200 * 8192, 8192):
+            disk.pwrite(b"x", at)
+        expected = list(map_ranges(disk))
+    assert len(expected) == 2400
+    assert json.loads(run("map", "a.vmdk", "--json").out) == expected
+    assert len(run("map", "a.vmdk").out.splitlines()) == 2400
 
 
 def test_check_ends_with_1_where_something_is_wrong(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

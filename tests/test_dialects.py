@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rollpoint import disk as disks
@@ -567,3 +569,40 @@ def test_stale_change_tracking_goes_with_the_first_write_and_not_before(tmp_path
     text = path.read_text()
     assert "version=1\n" in text
     assert "rack" not in text
+
+
+# --- maps ---
+
+
+@pytest.mark.parametrize("with_child", [False, True])
+@pytest.mark.parametrize("create_type", ["streamOptimized", "seSparse"])
+def test_the_map_of_what_is_written_once_is_that_of_qemu_img(
+    create_type: str, with_child: bool, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "a.vmdk", create_type, pattern(5 * MIB + 512))
+    if with_child:
+        path, below = tmp_path / "child.vmdk", path
+        create_disk(str(path), "monolithicSparse", parent=str(below))
+        with open_disk(path, writable=True) as disk:
+            disk.pwrite(b"x" * 100_000, MIB)
+    command = [require_tool("qemu-img"), "map", "--output=json", "-f", "vmdk", path]
+    theirs = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    with open_disk(path) as disk:
+        ours = list(disks.map_ranges(disk))
+    assert joined(ours) == joined(theirs)
+
+
+def joined(entries: list[Any]) -> list[dict[str, object]]:
+    """Neighbours that go on from each other as one: QEMU cuts them at its tables."""
+    out: list[dict[str, Any]] = []
+    for entry in entries:
+        last = out[-1] if out else {"start": -1, "length": 0}
+        facts = ("depth", "present", "zero", "data")
+        place = last["offset"] + last["length"] if "offset" in last else None
+        if [last.get(key) for key in facts] == [entry[key] for key in facts] and place == entry.get(
+            "offset"
+        ):
+            last["length"] += entry["length"]
+        else:
+            out.append(dict(entry))
+    return out
