@@ -254,9 +254,13 @@ find_space (struct rp_repair *repair, uint64_t *grain_bytes,
 
     *grain_bytes = grain * RP_SECTOR_BYTES;
     if (layout->kind == RP_EXTENT_COWD) {
-      repair->next = review.survey.used_end;
-      if (repair->next < layout->info.free_sector)
-        repair->next = layout->info.free_sector;
+      const uint64_t end = rp_divide_up (layout->file_bytes,
+                                         RP_SECTOR_BYTES);
+
+      repair->next = layout->info.free_sector < end
+                     ? layout->info.free_sector : end;
+      if (repair->next < review.survey.used_end)
+        repair->next = review.survey.used_end;
     } else
       repair->next = rp_divide_up (layout->file_bytes, *grain_bytes) * grain;
   }

@@ -62,21 +62,24 @@ find_used_end (struct rp_sparse *sparse, uint64_t *out, struct rp_fault *fault)
 
 /* ESX grows a COWD file ahead of freeSector, QEMU writes behind it without
  * raising it.  What lies behind both the pointer and everything pointed at is
- * cut off, so that all new space reads as zeros. */
+ * cut off, so that all new space reads as zeros.  A pointer behind the end of
+ * the file is not followed: a wrong one would make a file of 2 TiB. */
 static int
 place_cowd (struct rp_sparse *sparse, struct rp_fault *fault)
 {
   const uint64_t file_bytes = atomic_load (&sparse->file_bytes);
+  const uint64_t file_end = rp_divide_up (file_bytes, RP_SECTOR_BYTES);
   uint64_t free_sector = sparse->layout.info.free_sector, end = 0;
   int status = RP_OK;
 
   if (free_sector < sparse->layout.info.overhead_sectors)
     free_sector = sparse->layout.info.overhead_sectors;
-  if (free_sector * RP_SECTOR_BYTES < file_bytes) {
+  if (free_sector * RP_SECTOR_BYTES != file_bytes)
     status = find_used_end (sparse, &end, fault);
-    if (status == RP_OK && free_sector < end)
-      free_sector = end;
-  }
+  if (free_sector > file_end)    /* a crash, or damage: nothing is there */
+    free_sector = file_end;
+  if (free_sector < end)
+    free_sector = end;
   if (status == RP_OK && free_sector * RP_SECTOR_BYTES < file_bytes) {
     status = rp_file_truncate (sparse->file, free_sector * RP_SECTOR_BYTES,
                                fault);
