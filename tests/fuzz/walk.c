@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "bytes.h"
+#include "extent.h"
 #include "fuzz.h"
 
 #define RUNS_MAX    192u
@@ -215,10 +216,17 @@ fuzz_check_image (struct rp_image *image)
 void
 fuzz_walk_image (const struct rp_extent_spec *spec)
 {
+  const struct rp_extent_place place = {
+    .file = spec->file, .kind = spec->kind, .sectors = spec->sectors,
+    .offset_sectors = spec->offset_sectors,
+  };
   struct rp_image *image;
   struct rp_disk *disk;
   struct rp_fault fault;
+  unsigned found = 0;
 
+  FUZZ_CHECK (rp_extent_check (&place, true, note_finding, &found, &fault)
+              == RP_OK);
   if (rp_image_open (spec, 1, false, &image, &fault) != RP_OK)
     return;
   FUZZ_CHECK (rp_image_size_bytes (image) == spec->sectors * RP_SECTOR_BYTES);

@@ -285,8 +285,9 @@ write_all (struct session *session)
     fuzz_walk (session->chain.disk);
 }
 
-/* New grains begin behind the end of the file, at a whole grain, or for COWD at
- * freeSector.  What lies between is no leak until the file has grown. */
+/* New grains begin at a whole grain behind the end of the file; what lies
+ * between is no leak until the file has grown.  Those of COWD may begin at any
+ * sector: then the check sees smaller leaks than before. */
 static bool
 leaves_a_gap (const struct rp_extent_spec *extent)
 {
@@ -298,8 +299,7 @@ leaves_a_gap (const struct rp_extent_spec *extent)
   return rp_sparse_read_header (extent->file, &kind, &info, &fault) == RP_OK
          && rp_file_size (extent->file, &size, &fault) == RP_OK
          && (kind == RP_EXTENT_COWD
-             ? (uint64_t) info.free_sector * RP_SECTOR_BYTES > size
-             : size % (info.grain_sectors * RP_SECTOR_BYTES) != 0);
+             || size % (info.grain_sectors * RP_SECTOR_BYTES) != 0);
 }
 
 static bool
