@@ -150,7 +150,7 @@ watch_all (struct stage *stage, const struct rp_extent_spec *spec,
 }
 
 static void
-check_all (struct stage *stage, struct rp_extent_spec spec, bool trust)
+check_all (struct stage *stage, struct rp_extent_spec spec, bool absent)
 {
   uint8_t bytes[RP_SECTOR_BYTES];
 
@@ -160,7 +160,7 @@ check_all (struct stage *stage, struct rp_extent_spec spec, bool trust)
     enum fuzz_naive kind;
 
     if (sector->kind == FUZZ_NAIVE_ERROR
-        || (sector->kind == FUZZ_NAIVE_ABSENT && !trust))
+        || (sector->kind == FUZZ_NAIVE_ABSENT && !absent))
       continue;
     kind = fuzz_naive_sector (&spec, sector->number, bytes);
     FUZZ_CHECK (kind == sector->kind);
@@ -171,7 +171,50 @@ check_all (struct stage *stage, struct rp_extent_spec spec, bool trust)
 
 /* ---- what the tables say ---- */
 
-/* A table that lies over another, or over a grain, is read through both. */
+/* The primary directory has every table, so it says itself what is absent. */
+static bool
+has_all_tables (struct rp_file *file, const struct rp_sparse_info *info)
+{
+  const uint64_t span = info->grain_sectors * info->entries_per_table;
+  const uint64_t count = rp_divide_up (info->capacity_sectors, span);
+  struct rp_fault fault;
+  uint8_t field[4];
+
+  for (uint64_t i = 0; i < count; i++)
+    if (i == TABLES_MAX
+        || rp_file_pread_all (file, field, 4, info->directory_sector * 512
+                              + 4 * i, &fault) != RP_OK
+        || rp_load32 (field) == 0)
+      return false;
+  return true;
+}
+
+/* An entry of a table points into one of `used` places where tables are. */
+static bool
+points_into_tables (struct rp_file *file, const struct rp_sparse_info *info,
+                    uint64_t table, const uint64_t *places, uint32_t used)
+{
+  const uint64_t sectors = info->entries_per_table / 128;
+  struct rp_fault fault;
+  uint8_t entries[4 * RP_COWD_TABLE_ENTRIES];
+  size_t done;
+
+  if (rp_file_pread (file, entries, 4 * (size_t) info->entries_per_table,
+                     table * RP_SECTOR_BYTES, &done, &fault) != RP_OK)
+    return true;
+  for (size_t i = 0; i < done / 4; i++) {
+    const uint64_t grain = rp_load32 (entries + 4 * i);
+
+    for (uint32_t k = 0; grain && k < used; k++)
+      if (grain < places[k] + sectors
+          && places[k] < grain + info->grain_sectors)
+        return true;
+  }
+  return false;
+}
+
+/* A table that lies over another, or over a grain, is read through both; and
+ * one that lies among the grains may be taken for one, and given up. */
 static bool
 tables_are_shared (struct rp_file *file, const struct rp_sparse_info *info,
                    const struct rp_repair *repair)
@@ -202,6 +245,10 @@ tables_are_shared (struct rp_file *file, const struct rp_sparse_info *info,
     for (uint32_t k = 0; k < i; k++)
       if (places[i] < places[k] + sectors && places[k] < places[i] + sectors)
         return true;
+  for (uint32_t i = 0; i < used; i++)
+    if (points_into_tables (file, info, places[i], places, used)
+        || (info->flags & 2 && places[i] >= info->overhead_sectors))
+      return true;
   for (uint64_t i = 0; i < rp_repair_finding_count (repair, false); i++)
     if (strcmp (rp_repair_finding (repair, false, i)->kind, "overlap") == 0)
       return true;
@@ -258,7 +305,7 @@ repair (struct stage *stage, const struct rp_extent_spec *spec,
   struct rp_repair *repair;
   enum rp_recovery recovery;
   struct rp_fault fault;
-  bool shared;
+  bool shared, absent;
   int status;
 
   if (!open_disk (stage, false))
@@ -271,6 +318,8 @@ repair (struct stage *stage, const struct rp_extent_spec *spec,
   if (rp_repair_create (&place, trust, &repair, &fault) != RP_OK)
     return;
   shared = tables_are_shared (stage->file, info, repair);
+  absent = (trust || info->unclean_shutdown)
+           && has_all_tables (stage->file, info);
   status = rp_repair_run (repair, stage->dir, BACKUP, stage->file, TAG, NULL,
                           &fault);
   FUZZ_CHECK (breaking || status == RP_OK);
@@ -280,7 +329,7 @@ repair (struct stage *stage, const struct rp_extent_spec *spec,
                                  &recovery, &fault) == RP_OK);
   FUZZ_CHECK (recovery != RP_RECOVERY_STALE);
   if (!shared)
-    check_all (stage, *spec, trust || info->unclean_shutdown);
+    check_all (stage, *spec, absent);
   if (status == RP_OK)
     check_outcome (stage, spec, repair, trust);
   rp_repair_destroy (repair);
