@@ -76,6 +76,7 @@ struct rp_survey {
   uint32_t *primary;             /* directories: sectors of tables */
   uint32_t *redundant;           /* NULL where there is none */
   uint32_t *table, *other;       /* room for one table each */
+  bool      table_zero, other_zero;    /* that is what they hold */
   uint64_t  sectors;             /* of the file, as far as entries reach */
   uint64_t  overhead;            /* sectors, at most those of the file */
   uint64_t  unit;                /* sectors that all behind overhead share */
@@ -92,8 +93,9 @@ int  rp_survey_open (struct rp_survey *survey, struct rp_file *file,
                      uint64_t sectors, uint64_t start_bytes,
                      struct rp_fault *fault);
 void rp_survey_close (struct rp_survey *survey);
-/* A table inside the file, in the byte order of this machine; a table that
- * lies in a hole is not read.  *empty: all zeros. */
+/* A table inside the file into survey->table or survey->other, in the byte
+ * order of this machine; a table that lies in a hole is not read.  *empty: all
+ * zeros. */
 int  rp_survey_read_table (struct rp_survey *survey, uint64_t sector,
                            uint32_t *out, bool *empty, struct rp_fault *fault);
 /* Claim [sector, sector + sectors).  false: some of it was claimed before. */

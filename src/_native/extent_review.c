@@ -146,9 +146,13 @@ judge_places (struct rp_review *review, struct claim *claims, size_t count,
 {
   const uint32_t sectors = review->survey.layout.table_sectors;
   int status = RP_OK;
+  bool sorted = true;
   size_t stop;
 
-  qsort (claims, count, sizeof *claims, compare_claims);
+  for (size_t i = 1; sorted && i < count; i++)
+    sorted = compare_claims (&claims[i - 1], &claims[i]) <= 0;
+  if (!sorted)
+    qsort (claims, count, sizeof *claims, compare_claims);
   for (size_t first = 0; status == RP_OK && first < count; first = stop) {
     stop = first + 1;
     while (stop < count && claims[stop].sector - claims[stop - 1].sector
@@ -206,8 +210,9 @@ judge_tables (struct rp_review *review, struct rp_fault *fault)
   if (!claims)
     return rp_fail (fault, RP_NO_MEMORY, 0, "repairing %s",
                     survey->file->name);
-  for (uint32_t i = 0; i < count; i++)
-    for (int redundant = 0; redundant < 2; redundant++) {
+  /* the redundant ones come first in most files: then they are in order */
+  for (int redundant = 1; redundant >= 0; redundant--)
+    for (uint32_t i = 0; i < count; i++) {
       const uint32_t sector = sector_of (review, i, redundant);
       uint8_t *state = state_of (review, i, redundant);
 

@@ -67,6 +67,8 @@ rp_survey_read_table (struct rp_survey *survey, uint64_t sector, uint32_t *out,
 {
   const size_t count = (size_t) 1 << survey->layout.table_shift;
   const uint64_t at = sector * RP_SECTOR_BYTES;
+  bool *zero = out == survey->table ? &survey->table_zero
+                                    : &survey->other_zero;
   int status = in_hole (survey, at, count * sizeof *out, empty, fault);
 
   if (status == RP_OK && !*empty) {
@@ -77,8 +79,11 @@ rp_survey_read_table (struct rp_survey *survey, uint64_t sector, uint32_t *out,
       out[i] = le32toh (out[i]);
       *empty &= out[i] == 0;
     }
-  } else
+    *zero = status == RP_OK && *empty;
+  } else if (!*zero) {           /* millions of them may follow each other */
     memset (out, 0, count * sizeof *out);
+    *zero = true;
+  }
   return status;
 }
 

@@ -286,11 +286,15 @@ view_seek (struct rp_file *file, uint64_t offset, bool want_data,
   *out = view->size_bytes;
   if (offset >= view->size_bytes)
     return RP_OK;
-  if (!want_data) {              /* an answer that is always allowed */
-    const uint64_t stop = (offset / 65536 + 1) * 65536;
+  if (!want_data) {              /* at the latest where the MiB ends */
+    uint64_t stop = (offset / CHUNK_BYTES + 1) * CHUNK_BYTES;
 
+    if (!is_changed (view, offset) && offset < view->base_bytes) {
+      status = rp_file_seek (view->base, offset, false, &found, fault);
+      stop = found > offset && found < stop ? found : stop;
+    }
     *out = stop < view->size_bytes ? stop : view->size_bytes;
-    return RP_OK;
+    return status;
   }
   found = behind_punched (view, offset);
   if (found < view->base_bytes && found == offset)
