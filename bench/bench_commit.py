@@ -88,4 +88,5 @@ def test_commit(benchmark: Any, tmp_path: Path, type: str) -> None:
         sides=[side(OURS, ours("commit", child)), side(QEMU, theirs)],
         rows=[Row(what, OURS, {QEMU: 3.0}, cache="warm; durable at the end")],
         verified="the parent, every round: qemu-img compare with a plain model",
+        rounds=3,
     )

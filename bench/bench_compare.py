@@ -11,7 +11,7 @@ Peer:     cmp, which knows no holes, has two raw disks.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -23,8 +23,10 @@ OURS, QEMU, CMP = "ours", "qemu-img compare", "cmp, raw disks"
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
-    return Gallery(tmp_path_factory.mktemp("compare"))
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
+    folder = tmp_path_factory.mktemp("compare")
+    yield Gallery(folder)
+    shutil.rmtree(folder)
 
 
 def test_equal_disks(benchmark: Any, gallery: Gallery) -> None:

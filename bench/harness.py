@@ -136,6 +136,7 @@ def take_turns(
     rows: Sequence[Row],
     verified: str,
     rounds: int = 5,
+    warm_up: bool = True,
 ) -> dict[str, float]:
     """Run all sides, round after round, and record a row for each comparison among them.
 
@@ -148,6 +149,7 @@ def take_turns(
         rows: What is compared with what; the ratio is that of the medians.
         verified: How it was checked that all sides did the same work.
         rounds: Counted rounds in a full run; one otherwise.
+        warm_up: False: the first round counts as well, where rounds are very long.
 
     Returns:
         The median of each figure.
@@ -155,10 +157,11 @@ def take_turns(
     figures: dict[str, list[float]] = {}
 
     def run() -> None:
-        for number in range(rounds + 1 if FULL else 1):
+        first = 0 if FULL and warm_up else 1
+        for number in range(first, rounds + 1 if FULL else 2):
             for side in sides if number % 2 else reversed(sides):
                 for name, figure in side().items():
-                    if number or not FULL:
+                    if number > 0:
                         figures.setdefault(name, []).append(figure)
 
     benchmark.pedantic(run, rounds=1, iterations=1)

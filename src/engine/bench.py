@@ -64,7 +64,7 @@ def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dic
     raw = output / "bench.json"
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir",
-        str(bench.parent), "-o", "tmp_path_retention_policy=none",  # gigabytes
+        str(bench.parent), "-o", "tmp_path_retention_policy=failed",  # gigabytes
         "--benchmark-disable-gc", f"--benchmark-json={raw}",
         *(str(path) for path in files if path.is_file()),
     ]  # fmt: skip
