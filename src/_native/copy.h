@@ -18,7 +18,8 @@
 #include "sink.h"
 
 struct rp_copy_options {
-  uint32_t workers;              /* 0: as many as cores */
+  uint32_t workers;              /* 0: as many as cores, and more where a sink
+                                    makes them wait for one another */
   uint64_t memory_bytes;         /* most for chunks and scratch; 0: 64 MiB */
   /* bytes of the disk that are done, ascending, at least 10 times a second;
      false cancels with RP_CANCELLED; NULL is allowed */
