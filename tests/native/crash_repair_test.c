@@ -18,7 +18,7 @@
 #define SECTOR RP_SECTOR_BYTES
 #define LOOK   64u               /* sectors looked at in each table's range */
 #define TAG    0x1234u
-#define TABLES 32768u            /* bytes: as much of the metadata as is watched */
+#define TABLES 32768u            /* bytes of metadata that are watched */
 
 struct shape {
   const char         *name;
@@ -238,7 +238,8 @@ look (struct rp_io *io, struct model *model, bool compare,
     } else if (model->readable[i]
                && (!fine || memcmp (model->data[i], sector, SECTOR) != 0))
       status = rp_fail (fault, RP_CORRUPT, i * SECTOR,
-                        "sector %u reads otherwise", guest_of (model->shape, i));
+                        "sector %u reads otherwise",
+                        guest_of (model->shape, i));
   }
   rp_disk_destroy (disk);
   rp_image_destroy (image);
