@@ -25,6 +25,7 @@ from rollpoint.descriptor import parse
 from rollpoint.disk import open_disk
 from rollpoint.errors import DamagedError, LockedError, ReadOnlyError, StorageError
 from rollpoint.repair import Outcome, repair
+from rollpoint.replica import Replica
 
 KIB, MIB = 1 << 10, 1 << 20
 PRIMARY, REDUNDANT = "directory_sector", "redundant_directory_sector"
@@ -610,3 +611,51 @@ def test_the_mark_is_set_before_the_first_write_and_cleared_last(
     # COWD's freeSector may be lowered together with it
     before = [number for number in data[:-1] if not done[number].endswith("[28, 32)")]
     assert sync in done[before[-1] : marks[-1]]
+
+
+# ---- what cannot be opened, and what is no table ----
+
+
+def test_a_disk_that_cannot_be_opened_is_told_of(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    with open(path, "r+b") as file:
+        file.seek(56)
+        file.write(struct.pack("<Q", 1 << 40))  # the directory lies outside the file
+    with pytest.raises(DamagedError):
+        open_disk(path)
+    (finding,) = check(path)["findings"]
+    assert (finding["kind"], finding["mendable"]) == ("header", False)
+    assert "grain directory" in finding["message"]
+    assert repair(path)["done"] == []
+
+
+def test_flat_files_are_checked_for_their_size_and_for_sharing(tmp_path: Path) -> None:
+    path = str(tmp_path / "f.vmdk")
+    create_disk(path, "twoGbMaxExtentFlat", 2 * MIB, split_sectors=2048)
+    assert check(path)["clean"]
+    with open(tmp_path / "f-f002.vmdk", "r+b") as file:
+        file.truncate(MIB - 4096)
+    (finding,) = check(path)["findings"]
+    assert (finding["kind"], finding["guest_offset"], finding["length"]) == (
+        "short", 2 * MIB - 4096, 4096
+    )  # fmt: skip
+    text = Path(path).read_bytes().replace(b'"f-f002.vmdk" 0', b'"f-f001.vmdk" 8')
+    Path(path).write_bytes(text)
+    assert {f["kind"] for f in check(path)["findings"]} == {"overlap", "short"}
+
+
+def test_a_journal_is_not_mended(tmp_path: Path) -> None:
+    """Its log keeps what other restore points show: no leak, and nothing to give back."""
+    with (
+        Replica.create(str(tmp_path / "r"), [("a", MIB)]) as replica,
+        replica.locked(),
+        replica.journals(writable=True, with_bases=True) as journals,
+    ):
+        for data in (b"x", b"y"):
+            journals.natives[0].disk().pwrite(data * 9000, 0)
+            journals.mark("crash")
+    content = (tmp_path / "r" / "a-journal-log.vmdk").read_bytes()
+    path = str(tmp_path / "r" / "a-journal.vmdk")
+    assert "leak" not in {finding["kind"] for finding in check(path)["findings"]}
+    assert repair(path)["done"] == []
+    assert (tmp_path / "r" / "a-journal-log.vmdk").read_bytes() == content
