@@ -124,7 +124,7 @@ class Descriptor:
 
 def _lookup(pairs: Iterable[tuple[str, str]], key: str) -> str | None:
     for name, value in pairs:
-        if name == key:
+        if name.lower() == key.lower():
             return value[1:-1] if len(value) >= 2 and value[0] == value[-1] == '"' else value
     return None
 
@@ -167,7 +167,7 @@ def parse(data: bytes, name: str) -> Descriptor:
     data = text_of(data).removeprefix(codecs.BOM_UTF8)
     if not is_descriptor(data):
         raise FormatError(f"{name} is not a VMDK descriptor", RAW_HINT)
-    return _Parser(name).run(_decode(data, name))
+    return _Parser(name).run(*_decode(data, name))
 
 
 RAW_HINT = "open the descriptor that names it; or, if it is a raw disk, say so: --format raw"
@@ -187,7 +187,8 @@ def codec_of(encoding: str | None) -> str | None:
     return codec if 'a\n"='.encode(codec, "replace") == b'a\n"=' else None
 
 
-def _decode(data: bytes, name: str) -> str:
+def _decode(data: bytes, name: str) -> tuple[str, str | None]:
+    """The text, and the encoding that it names."""
     match = _ENCODING[0].search(data) or _ENCODING[1].search(data)
     encoding = match[1].decode("ascii", "replace") if match else None
     codec = codec_of(encoding)
@@ -198,7 +199,7 @@ def _decode(data: bytes, name: str) -> str:
             "rewrite the descriptor in UTF-8",
         )
     try:
-        return data.decode(codec)
+        return data.decode(codec), encoding
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise FormatError(
@@ -224,7 +225,7 @@ class _Parser:
     def wrong(self, what: str, hint: str = "correct the line, or take another copy") -> FormatError:
         return FormatError(f"{self.name}, line {self.line}: {what}", hint)
 
-    def run(self, text: str) -> Descriptor:
+    def run(self, text: str, encoding: str | None) -> Descriptor:
         for self.line, line in enumerate(text.split("\n"), 1):
             line = line.removesuffix("\r").strip(" \t")
             if "\r" in line:
@@ -236,7 +237,7 @@ class _Parser:
                 self.key(match[1], match[2])
             else:
                 self.extent(line)
-        return self.finish()
+        return self.finish(encoding)
 
     def key(self, key: str, value: str) -> None:
         folded = key.lower()
@@ -313,7 +314,7 @@ class _Parser:
             raise self.wrong(f"{key} is {short(text)}, which is not 8 hexadecimal digits")
         return int(text, 16)
 
-    def finish(self) -> Descriptor:
+    def finish(self, encoding: str | None) -> Descriptor:
         version = self.need("version")
         if version not in ("1", "2", "3"):
             if _DECIMAL.fullmatch(version):
@@ -343,7 +344,7 @@ class _Parser:
             parent_cid=parent_cid,
             parent_hint=hint,
             version=int(version),
-            encoding=self.header.get("encoding") or _lookup(self.ddb, "ddb.encoding"),
+            encoding=self.header.get("encoding") or encoding,
             change_track_path=self.header.get("changeTrackPath"),
             ddb=tuple(self.ddb),
             other=tuple(self.other),
