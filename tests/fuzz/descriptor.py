@@ -93,6 +93,22 @@ RW 9 VMFSSPARSE "c"
 keyID = "x"
 something.else=1
 """.encode("gbk"),
+    # found: the encoding was looked for in capitals, and the value was not
+    b"""version=1
+CID=12345678
+PARENTcid=FFFFFFFF
+isNati\xe6eSnapshot="n`"
+createType="monolithicSparse"
+RW 4192256 SPARSE "disk"
+DDB.ENCODING=sHIFT_jis
+""",
+    b"""version=1
+ddb.encoding="UTF-8"raw" 0 w""
+CID=12345678
+createType="monolithicSparse"
+parentCID=ffffffff
+RW 4192256 SPARSE "EUC-KR"
+""",
 ]
 
 KEYS = [
