@@ -122,7 +122,7 @@ enum fuzz_naive {
   FUZZ_NAIVE_ABSENT, FUZZ_NAIVE_ZERO, FUZZ_NAIVE_DATA, FUZZ_NAIVE_ERROR,
 };
 /* Read one sector of an extent by itself; bytes are filled where it is DATA.
- * Only for FLAT, SPARSE, COWD and SESPARSE. */
+ * Not for ZERO and NOACCESS. */
 enum fuzz_naive fuzz_naive_sector (const struct rp_extent_spec *spec,
                                    uint64_t sector, uint8_t *bytes);
 

@@ -226,6 +226,10 @@ def usual_sesparse() -> Image:
 
 def stream_seeds() -> dict[str, bytes]:
     found = {name: recipe.of_file(data) for name, data in streams.seeds().items()}
+    directory = recipe.patch(56, struct.pack("<Q", 2))
+    one = recipe.patch(2 * SECTOR, struct.pack("<I", 1))
+    found["footer-disagrees"] = found["older-converter"] + directory
+    found["one-without-flag"] = stream_by_hand(2, False) + one
     return found | {"by-hand": stream_by_hand(2, False), "large": stream_by_hand(128, True)}
 
 
