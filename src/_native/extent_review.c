@@ -166,6 +166,30 @@ judge_places (struct rp_review *review, struct claim *claims, size_t count,
 
 /* ---- tables among the grains ---- */
 
+/* Data in a table's place is wrong in most of what is not zeros.  A table with
+ * some wrong entries stays one: its other entries are what readers see. */
+static bool
+looks_like_data (const struct rp_review *review, uint32_t index,
+                 const uint32_t *entries)
+{
+  const uint32_t shift = review->survey.layout.table_shift;
+  uint64_t wrong = 0, grains = 0;
+
+  for (uint64_t k = 0; k < UINT64_C (1) << shift; k++)
+    switch (rp_survey_entry (&review->survey,
+                             ((uint64_t) index << shift) + k, entries[k])) {
+    case RP_ENTRY_WRONG:
+      wrong++;
+      break;
+    case RP_ENTRY_GRAIN:
+      grains++;
+      break;
+    default:
+      break;
+    }
+  return wrong > grains;
+}
+
 /* A directory entry may point at data, which looks like no table.  Where the
  * other copy does look like one, that is the table. */
 static int
@@ -175,7 +199,7 @@ judge_content (struct rp_review *review, uint32_t index,
   struct rp_survey *survey = &review->survey;
   const uint32_t primary = survey->primary[index];
   const uint32_t redundant = survey->redundant[index];
-  bool empty, primary_fits, redundant_fits;
+  bool empty;
   int status;
 
   if (*state_of (review, index, false) != RP_TABLE_GOOD
@@ -189,11 +213,13 @@ judge_content (struct rp_review *review, uint32_t index,
                                    fault);
   if (status != RP_OK)
     return status;
-  primary_fits = rp_review_is_plausible (review, index, survey->table);
-  redundant_fits = rp_review_is_plausible (review, index, survey->other);
-  if (primary >= survey->overhead && !primary_fits && redundant_fits)
+  if (primary >= survey->overhead
+      && looks_like_data (review, index, survey->table)
+      && rp_review_is_plausible (review, index, survey->other))
     *state_of (review, index, false) = RP_TABLE_BAD;
-  if (redundant >= survey->overhead && !redundant_fits && primary_fits)
+  if (redundant >= survey->overhead
+      && looks_like_data (review, index, survey->other)
+      && rp_review_is_plausible (review, index, survey->table))
     *state_of (review, index, true) = RP_TABLE_BAD;
   return RP_OK;
 }
