@@ -6,8 +6,10 @@ time counts from the moment the operator presses return.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import sys
 from importlib import import_module
 from typing import Any
@@ -69,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with 0 (done), 1 (failed) or 2 (misuse)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _fill_standard_files()
+    _allow_many_files()
     as_json = "--json" in arguments
     try:
         code = build(arguments)(args=arguments, prog_name="rollpoint", standalone_mode=False)
@@ -102,6 +105,13 @@ def _fill_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _allow_many_files() -> None:
+    """A split disk of 2 TiB is a thousand files, as many as the usual soft limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _report_misuse(error: Any, as_json: bool) -> int:
