@@ -380,7 +380,7 @@ def test_impossible_types_and_places_are_refused(
 ) -> None:
     shutil.copytree(states["Ready"], disks / "r")
     with unchanged(disks):
-        for kind in ("", "vdi", "VMFS", "streamOptimized", "x" * 300, "ü"):
+        for kind in ("", "vdi", "VMFS", "vmfsRDM", "x" * 300, "ü"):
             refused("disk", "create", "new.vmdk", "1M", f"--type={kind}")
             refused("disk", "convert", "good.vmdk", "new.vmdk", f"--to={kind}")
         for adapter in ("", "scsi", "x" * 300, 'a"b'):

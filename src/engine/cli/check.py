@@ -13,11 +13,6 @@ from .disk import AllowRoot, AsJson, File, Format
 from .output import print_json, print_table
 
 
-def register_in(group: typer.Typer) -> None:
-    """Add the command to the group of disks."""
-    group.command("check")(run_check)
-
-
 def run_check(
     file: File,
     repair: Annotated[

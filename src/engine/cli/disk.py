@@ -53,10 +53,12 @@ _disk = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
-    from .check import register_in
+    from .check import run_check
 
-    register_in(_disk)
-    app.add_typer(_disk, name="disk", help="Look at VMDK chains, make them, copy them, serve them.")
+    group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+    group.registered_commands += _disk.registered_commands  # _disk stays as it is
+    group.command("check")(run_check)
+    app.add_typer(group, name="disk", help="Look at VMDK chains, make them, copy them, serve them.")
 
 
 @contextmanager
