@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused(replica: Dir) -> None:
         (("web", "web.vmdk", SIZE + 512), UsageError),
         (("web", "missing.vmdk", SIZE), NotFoundError),
         (("web", "../web.vmdk", SIZE), UnsupportedError),
-        (("a/b", "web.vmdk", SIZE), UnsupportedError),
+        (("a/b", "web.vmdk", SIZE), UsageError),
     ]:
         with pytest.raises(kind):
             create_interim(replica, *arguments)

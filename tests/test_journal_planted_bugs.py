@@ -95,10 +95,9 @@ QUICK = (
 
 def build(finder: str, objects: list[str], folder: Path) -> Path:
     program = folder / finder
-    subprocess.run(
-        [require_tool("gcc"), *FLAGS, PROGRAMS / f"{finder}.c", *objects, "-o", program],
-        check=True,
-    )
+    source = PROGRAMS / f"{finder}.c"
+    command = [require_tool("gcc"), *FLAGS, source, *objects, "-o", program, "-ldeflate"]
+    subprocess.run(command, check=True)
     return program
 
 
