@@ -1,4 +1,5 @@
-/* bytes.h - little-endian fields at any alignment, and sums that cannot wrap.
+/* bytes.h - little-endian fields at any alignment, sums that cannot wrap, and
+ *           memory that holds only zeros.
  *
  * Every on-disk integer of VMDK and of our journal is little-endian and may
  * be unaligned; a struct is never laid over a buffer.
@@ -8,6 +9,7 @@
 
 #include <endian.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -99,5 +101,8 @@ rp_is_power_of_two (uint64_t value)
 {
   return value != 0 && (value & (value - 1)) == 0;
 }
+
+/* bytes.c: all bytes are 0; length may be 0 */
+bool rp_is_zero (const void *bytes, size_t length);
 
 #endif /* RP_BYTES_H */

@@ -89,12 +89,6 @@ struct grain {
   bool     present[UNITS_MAX];   /* units that are not zero */
 };
 
-static bool
-is_zero (const uint8_t *bytes, size_t length)
-{
-  return bytes[0] == 0 && memcmp (bytes, bytes + 1, length - 1) == 0;
-}
-
 static void
 mark_present (struct grain *grain, uint64_t from, uint64_t to, bool always)
 {
@@ -104,7 +98,7 @@ mark_present (struct grain *grain, uint64_t from, uint64_t to, bool always)
 
     if (stop > to)
       stop = to;
-    if (always || !is_zero (grain->bytes + from, stop - from))
+    if (always || !rp_is_zero (grain->bytes + from, stop - from))
       grain->present[unit] = true;
     from = stop;
   }

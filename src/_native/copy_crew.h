@@ -85,9 +85,4 @@ rp_crew_memory (const struct rp_copy_options *options)
                                           : RP_COPY_MEMORY_BYTES;
 }
 
-/* ---- zeros ---- */
-
-/* copy_zeros.c: all bytes are 0; length may be 0. */
-bool rp_is_zero (const void *bytes, size_t length);
-
 #endif /* RP_COPY_CREW_H */

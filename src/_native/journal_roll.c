@@ -419,11 +419,7 @@ build_map (struct rp_journal *journal, const struct target *target,
 static bool
 table_is_empty (const uint32_t *table)
 {
-  uint32_t any = 0;
-
-  for (uint32_t i = 0; i < RP_LOG_TABLE_ENTRIES; i++)
-    any |= table[i];
-  return any == 0;
+  return rp_is_zero (table, RP_LOG_TABLE_BYTES);
 }
 
 /* The directory of a map whose tables lie one after the other from position. */

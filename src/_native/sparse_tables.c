@@ -34,15 +34,6 @@ table_bytes (const struct rp_sparse *sparse)
 
 /* ---- what is kept ---- */
 
-static bool
-all_zero (const uint32_t *entries, size_t count)
-{
-  for (size_t i = 0; i < count; i++)
-    if (entries[i])
-      return false;
-  return true;
-}
-
 /* Nobody writes here: the table as runs, or NULL where that is no gain. */
 static struct rp_sparse_table *
 keep_runs (struct rp_sparse *sparse, const uint32_t *entries, size_t count)
@@ -66,7 +57,7 @@ keep_table (struct rp_sparse *sparse, const uint32_t *entries)
   const size_t count = (size_t) 1 << sparse->layout.table_shift;
   struct rp_sparse_table *table;
 
-  if (all_zero (entries, count))
+  if (rp_is_zero (entries, table_bytes (sparse)))
     return sparse->empty;
   table = sparse->writable ? NULL : keep_runs (sparse, entries, count);
   if (table)

@@ -20,22 +20,13 @@
 #define PADDING_SECTORS    2048u
 #define TAIL_SECTORS       3u        /* footer marker, footer, end of stream */
 
-static bool
-all_zero (const uint8_t *bytes, size_t length)
-{
-  for (size_t i = 0; i < length; i++)
-    if (bytes[i])
-      return false;
-  return true;
-}
-
 /* A footer with its marker in front and what may be an end of stream behind. */
 static bool
 is_tail (const uint8_t *tail)
 {
   return rp_load32 (tail + 8) == 0 && rp_load32 (tail + 12) == RP_STREAM_FOOTER
          && rp_load32 (tail + RP_SECTOR_BYTES) == RP_KDMV_MAGIC
-         && all_zero (tail + 2 * (size_t) RP_SECTOR_BYTES, 16);
+         && rp_is_zero (tail + 2 * (size_t) RP_SECTOR_BYTES, 16);
 }
 
 /* The footer's marker in the last sectors of the file, behind which only zeros
@@ -47,7 +38,7 @@ search_tail (const uint8_t *bytes, size_t sectors)
   const uint8_t *tail;
 
   while (last > 0
-         && all_zero (bytes + (last - 1) * RP_SECTOR_BYTES, RP_SECTOR_BYTES))
+         && rp_is_zero (bytes + (last - 1) * RP_SECTOR_BYTES, RP_SECTOR_BYTES))
     last--;
   /* last sectors are left: the footer is the last of them */
   if (last < 2 || last == sectors)

@@ -2,7 +2,7 @@
 /* Finding zeros.  Blocks of 128 bytes are read as words and put together with
  * OR, which every compiler turns into vector instructions of the machine's
  * common ground (SSE2 here); wider ones gain nothing, memory is slower. */
-#include "copy_crew.h"
+#include "bytes.h"
 
 #include <string.h>
 
