@@ -107,6 +107,9 @@ bool fuzz_spec_of (const struct fuzz_file *file, struct rp_extent_spec *out);
 void fuzz_walk (struct rp_disk *disk);
 /* The same for an image of one extent, and its check. */
 void fuzz_walk_image (const struct rp_extent_spec *spec);
+/* The first file of an input, if it is an extent of that kind. */
+void fuzz_walk_kind (const uint8_t *data, size_t size,
+                     enum rp_extent_kind kind);
 
 /* Kinds of findings of a check, a bit each. */
 enum fuzz_findings {

@@ -234,3 +234,16 @@ fuzz_walk_image (const struct rp_extent_spec *spec)
   (void) fuzz_check_image (image);
   rp_image_destroy (image);
 }
+
+void
+fuzz_walk_kind (const uint8_t *data, size_t size, enum rp_extent_kind kind)
+{
+  struct fuzz_input input;
+  struct rp_extent_spec spec;
+
+  if (!fuzz_input_open (data, size, &input))
+    return;
+  if (fuzz_spec_of (&input.files[0], &spec) && spec.kind == kind)
+    fuzz_walk_image (&spec);
+  fuzz_input_close (&input);
+}
