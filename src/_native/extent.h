@@ -45,8 +45,6 @@
 #include "image.h"
 #include "sparse.h"
 
-typedef void rp_finding_each (void *context, const struct rp_finding *);
-
 /* ---- check ---- */
 
 struct rp_extent_place {
@@ -115,6 +113,12 @@ enum rp_entry {
 };
 enum rp_entry rp_survey_entry (const struct rp_survey *survey, uint64_t grain,
                                uint32_t entry);
+/* Call each with every entry of the primary tables that lie in the file; a
+ * table of zeros is passed over. */
+int rp_survey_entries (struct rp_survey *survey,
+                       void (*each) (void *context, uint64_t grain,
+                                     uint32_t entry),
+                       void *context, struct rp_fault *fault);
 /* Sectors of a grain that lie in the file. */
 uint64_t rp_survey_grain_sectors (const struct rp_survey *survey,
                                   uint32_t entry);

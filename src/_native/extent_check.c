@@ -8,41 +8,18 @@
 
 #include "bytes.h"
 #include "chain.h"
+#include "image_report.h"
 
 struct check {
-  struct rp_survey  survey;
-  uint32_t          index;       /* of the extent */
-  rp_finding_each  *each;
-  void             *context;
-  struct rp_finding pending;     /* kind NULL: none */
+  struct rp_survey   survey;
+  struct rp_reporter reporter;
 };
 
-static void
-flush (struct check *check)
-{
-  if (check->pending.kind)
-    check->each (check->context, &check->pending);
-  check->pending.kind = NULL;
-}
-
-/* Findings that follow each other on the disk are one. */
 static void
 report (struct check *check, const char *kind, uint64_t position,
         uint64_t guest_offset, uint64_t length)
 {
-  struct rp_finding *pending = &check->pending;
-
-  if (pending->kind == kind && guest_offset != UINT64_MAX && length != 0
-      && pending->guest_offset_bytes != UINT64_MAX
-      && pending->guest_offset_bytes + pending->length_bytes == guest_offset) {
-    pending->length_bytes += length;
-    return;
-  }
-  flush (check);
-  *pending = (struct rp_finding) {
-    .kind = kind, .extent = check->index, .position = position,
-    .guest_offset_bytes = guest_offset, .length_bytes = length,
-  };
+  rp_report (&check->reporter, kind, position, guest_offset, length, NULL);
 }
 
 static const char outside[] = "outside", overlapping[] = "overlap",
@@ -122,8 +99,9 @@ check_redundant (struct check *check, struct rp_fault *fault)
 }
 
 static void
-check_entry (struct check *check, uint64_t grain, uint32_t entry)
+check_entry (void *context, uint64_t grain, uint32_t entry)
 {
+  struct check *check = context;
   struct rp_survey *survey = &check->survey;
   const uint32_t shift = survey->layout.grain_shift;
   const uint64_t start = grain << shift;
@@ -147,29 +125,6 @@ check_entry (struct check *check, uint64_t grain, uint32_t entry)
     report (check, outside, position, guest, length);
   else if (!rp_survey_claim (survey, entry, sectors, false))
     report (check, overlapping, position, guest, length);
-}
-
-static int
-check_entries (struct check *check, struct rp_fault *fault)
-{
-  struct rp_survey *survey = &check->survey;
-  const size_t count = (size_t) 1 << survey->layout.table_shift;
-  int status = RP_OK;
-
-  for (uint32_t i = 0; status == RP_OK && i < survey->layout.directory_count;
-       i++) {
-    const uint32_t sector = survey->primary[i];
-    bool empty = true;
-
-    if (sector == 0 || !rp_survey_table_inside (survey, sector))
-      continue;
-    status = rp_survey_read_table (survey, sector, survey->table, &empty,
-                                   fault);
-    for (size_t k = 0; status == RP_OK && !empty && k < count; k++)
-      check_entry (check, ((uint64_t) i << survey->layout.table_shift) + k,
-                   survey->table[k]);
-  }
-  return status;
 }
 
 static int
@@ -202,7 +157,7 @@ check_tables (struct check *check, struct rp_fault *fault)
   if (survey->redundant)
     status = check_redundant (check, fault);
   if (status == RP_OK)
-    status = check_entries (check, fault);
+    status = rp_survey_entries (survey, check_entry, check, fault);
   if (status != RP_OK)
     return status;
   if (layout->info.unclean_shutdown)
@@ -240,7 +195,7 @@ check_sparse (const struct rp_extent_place *place, rp_finding_each *each,
               void *context, struct rp_fault *fault)
 {
   struct check check = {
-    .index = place->index, .each = each, .context = context,
+    .reporter = { .each = each, .context = context, .extent = place->index },
   };
   uint64_t capacity;
   int status;
@@ -261,7 +216,7 @@ check_sparse (const struct rp_extent_place *place, rp_finding_each *each,
     status = judge_header (place, status, each, context, fault);
   else
     status = check_tables (&check, fault);
-  flush (&check);
+  rp_report_flush (&check.reporter);
   rp_survey_close (&check.survey);
   return status;
 }
@@ -340,8 +295,7 @@ rp_extent_check (const struct rp_extent_place *place, bool deep,
 
 int
 rp_image_check (struct rp_image *image,
-                void (*each) (void *context, const struct rp_finding *),
-                void *context, struct rp_fault *fault)
+                rp_finding_each *each, void *context, struct rp_fault *fault)
 {
   int status = RP_OK;
 

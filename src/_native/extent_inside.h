@@ -38,6 +38,10 @@ struct rp_repair {
   uint64_t                next;  /* sector: free from here on */
 };
 
+/* extent_survey.c: bits [first, stop); set says that none of them was */
+bool rp_bits_any (const uint8_t *bits, uint64_t first, uint64_t stop);
+bool rp_bits_set (uint8_t *bits, uint64_t first, uint64_t stop);
+
 /* extent_review.c */
 /* Read directories and judge their tables; nothing is claimed but what is
  * fixed.  Close it in any case. */
@@ -54,8 +58,12 @@ bool rp_review_may_write (const struct rp_review *review, uint32_t index,
 /* Every entry is none or may be a grain. */
 bool rp_review_is_plausible (const struct rp_review *review, uint32_t index,
                              const uint32_t *entries);
-bool rp_bits_any (const uint8_t *bits, uint64_t first, uint64_t stop);
-bool rp_bits_set (uint8_t *bits, uint64_t first, uint64_t stop);
+
+/* extent_repair.c: change a field of bytes (at most 4) of the view */
+int rp_repair_write_field (struct rp_repair *repair,
+                           enum rp_repair_phase phase, uint64_t offset,
+                           uint32_t value, size_t bytes,
+                           struct rp_fault *fault);
 
 /* extent_tables.c: the steps of a plan, each on the view */
 int rp_repair_tables (struct rp_repair *repair, struct rp_fault *fault);

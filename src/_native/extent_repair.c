@@ -177,10 +177,10 @@ only_kinds (const struct rp_findings *findings, const char *one,
   return true;
 }
 
-static int
-write_field (struct rp_repair *repair, enum rp_repair_phase phase,
-             uint64_t offset, uint32_t value, size_t bytes,
-             struct rp_fault *fault)
+int
+rp_repair_write_field (struct rp_repair *repair, enum rp_repair_phase phase,
+                       uint64_t offset, uint32_t value, size_t bytes,
+                       struct rp_fault *fault)
 {
   uint8_t field[4];
 
@@ -202,8 +202,9 @@ raise_free_sector (struct rp_repair *repair, struct rp_fault *fault)
       && review.survey.layout.info.free_sector < review.survey.used_end
       && review.survey.used_end <= UINT32_MAX) {
     repair->counts.free_sector = 1;
-    status = write_field (repair, RP_PHASE_FREE, RP_COWD_FREE_OFFSET,
-                          (uint32_t) review.survey.used_end, 4, fault);
+    status = rp_repair_write_field (repair, RP_PHASE_FREE, RP_COWD_FREE_OFFSET,
+                                    (uint32_t) review.survey.used_end, 4,
+                                    fault);
   }
   rp_review_close (&review);
   return status;
@@ -292,10 +293,10 @@ mend_view (struct rp_repair *repair, struct rp_fault *fault)
     const bool cowd = repair->place.kind == RP_EXTENT_COWD;
 
     repair->counts.flag = 1;
-    status = write_field (repair, RP_PHASE_FLAG,
-                          cowd ? RP_COWD_UNCLEAN_OFFSET
-                               : RP_KDMV_UNCLEAN_OFFSET, 0, cowd ? 4 : 1,
-                          fault);
+    status = rp_repair_write_field (repair, RP_PHASE_FLAG,
+                                    cowd ? RP_COWD_UNCLEAN_OFFSET
+                                         : RP_KDMV_UNCLEAN_OFFSET, 0,
+                                    cowd ? 4 : 1, fault);
     if (status == RP_OK)
       status = check_view (repair, fault);
   }

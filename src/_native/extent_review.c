@@ -12,26 +12,6 @@ struct claim {
   bool     redundant;
 };
 
-bool
-rp_bits_any (const uint8_t *bits, uint64_t first, uint64_t stop)
-{
-  for (; first < stop; first++)
-    if (bits[first / 8] & (1u << (first % 8)))
-      return true;
-  return false;
-}
-
-/* false: one of them was set. */
-bool
-rp_bits_set (uint8_t *bits, uint64_t first, uint64_t stop)
-{
-  const bool fresh = !rp_bits_any (bits, first, stop);
-
-  for (; first < stop; first++)
-    bits[first / 8] |= (uint8_t) (1u << (first % 8));
-  return fresh;
-}
-
 static uint8_t *
 state_of (const struct rp_review *review, uint32_t index, bool redundant)
 {
@@ -300,8 +280,9 @@ rp_review_close (struct rp_review *review)
 }
 
 static void
-claim_entry (struct rp_review *review, uint64_t grain, uint32_t entry)
+claim_entry (void *context, uint64_t grain, uint32_t entry)
 {
+  struct rp_review *review = context;
   struct rp_survey *survey = &review->survey;
   uint64_t sectors, first, stop;
 
@@ -320,8 +301,6 @@ int
 rp_review_claim_all (struct rp_review *review, struct rp_fault *fault)
 {
   struct rp_survey *survey = &review->survey;
-  const uint32_t shift = survey->layout.table_shift;
-  int status = RP_OK;
 
   for (uint32_t i = 0; i < survey->layout.directory_count; i++)
     for (int redundant = 0; redundant < 2; redundant++) {
@@ -330,20 +309,7 @@ rp_review_claim_all (struct rp_review *review, struct rp_fault *fault)
       if (sector && rp_survey_table_inside (survey, sector))
         rp_survey_claim (survey, sector, survey->layout.table_sectors, true);
     }
-  for (uint32_t i = 0; status == RP_OK && i < survey->layout.directory_count;
-       i++) {
-    const uint32_t sector = survey->primary[i];
-    bool empty = true;
-
-    if (sector == 0 || !rp_survey_table_inside (survey, sector))
-      continue;
-    status = rp_survey_read_table (survey, sector, survey->table, &empty,
-                                   fault);
-    for (uint64_t k = 0; status == RP_OK && !empty
-                         && k < UINT64_C (1) << shift; k++)
-      claim_entry (review, ((uint64_t) i << shift) + k, survey->table[k]);
-  }
-  return status;
+  return rp_survey_entries (survey, claim_entry, review, fault);
 }
 
 bool

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Who claims which part of a sparse file; see extent.h. */
-#include "extent.h"
+#include "extent_inside.h"
 
 #include <endian.h>
 #include <inttypes.h>
@@ -229,28 +229,52 @@ rp_survey_close (struct rp_survey *survey)
   free (survey->table);
 }
 
-/* ---- claims ---- */
+/* ---- entries ---- */
 
-static bool
-set_bits (uint8_t *bits, uint64_t first, uint64_t stop)
+int
+rp_survey_entries (struct rp_survey *survey,
+                   void (*each) (void *context, uint64_t grain,
+                                 uint32_t entry),
+                   void *context, struct rp_fault *fault)
 {
-  bool fresh = true;
+  const uint32_t shift = survey->layout.table_shift;
+  int status = RP_OK;
 
-  for (; first < stop; first++) {
-    if (bits[first / 8] & (1u << (first % 8)))
-      fresh = false;
-    bits[first / 8] |= (uint8_t) (1u << (first % 8));
+  for (uint32_t i = 0; status == RP_OK && i < survey->layout.directory_count;
+       i++) {
+    const uint32_t sector = survey->primary[i];
+    bool empty = true;
+
+    if (sector == 0 || !rp_survey_table_inside (survey, sector))
+      continue;
+    status = rp_survey_read_table (survey, sector, survey->table, &empty,
+                                   fault);
+    for (uint64_t k = 0; status == RP_OK && !empty
+                         && k < UINT64_C (1) << shift; k++)
+      each (context, ((uint64_t) i << shift) + k, survey->table[k]);
   }
-  return fresh;
+  return status;
 }
 
-static bool
-any_bit (const uint8_t *bits, uint64_t first, uint64_t stop)
+/* ---- claims ---- */
+
+bool
+rp_bits_any (const uint8_t *bits, uint64_t first, uint64_t stop)
 {
   for (; first < stop; first++)
     if (bits[first / 8] & (1u << (first % 8)))
       return true;
   return false;
+}
+
+bool
+rp_bits_set (uint8_t *bits, uint64_t first, uint64_t stop)
+{
+  const bool fresh = !rp_bits_any (bits, first, stop);
+
+  for (; first < stop; first++)
+    bits[first / 8] |= (uint8_t) (1u << (first % 8));
+  return fresh;
 }
 
 bool
@@ -267,16 +291,16 @@ rp_survey_claim (struct rp_survey *survey, uint64_t sector, uint64_t sectors,
   if (sector >= stop)
     return true;
   if (sector < survey->overhead)
-    fresh = set_bits (survey->head, sector,
-                      stop < survey->overhead ? stop : survey->overhead);
+    fresh = rp_bits_set (survey->head, sector,
+                         stop < survey->overhead ? stop : survey->overhead);
   if (stop > survey->overhead) {
     const uint64_t first = sector > survey->overhead ? sector
                                                      : survey->overhead;
-    fresh &= set_bits (survey->body, first / survey->unit,
-                       rp_divide_up (stop, survey->unit));
+    fresh &= rp_bits_set (survey->body, first / survey->unit,
+                          rp_divide_up (stop, survey->unit));
     if (metadata)
-      set_bits (survey->metadata, first / survey->unit,
-                rp_divide_up (stop, survey->unit));
+      rp_bits_set (survey->metadata, first / survey->unit,
+                   rp_divide_up (stop, survey->unit));
   }
   return fresh;
 }
@@ -290,15 +314,15 @@ rp_survey_is_claimed (const struct rp_survey *survey, uint64_t sector,
   if (stop > survey->sectors)
     stop = survey->sectors;
   if (sector < survey->overhead
-      && any_bit (survey->head, sector,
-                  stop < survey->overhead ? stop : survey->overhead))
+      && rp_bits_any (survey->head, sector,
+                      stop < survey->overhead ? stop : survey->overhead))
     return true;
   if (first < survey->overhead)
     first = survey->overhead;
   return first < stop
-         && any_bit (metadata ? survey->metadata : survey->body,
-                     first / survey->unit,
-                     rp_divide_up (stop, survey->unit));
+         && rp_bits_any (metadata ? survey->metadata : survey->body,
+                         first / survey->unit,
+                         rp_divide_up (stop, survey->unit));
 }
 
 bool
@@ -375,7 +399,7 @@ next_unit (const struct rp_survey *survey, uint64_t unit, uint64_t stop,
 {
   const uint8_t skip = claimed ? 0 : 0xff;   /* bytes without one */
 
-  while (unit < stop && any_bit (survey->body, unit, unit + 1) != claimed)
+  while (unit < stop && rp_bits_any (survey->body, unit, unit + 1) != claimed)
     if (unit % 8 == 0 && survey->body[unit / 8] == skip)
       unit += 8;
     else

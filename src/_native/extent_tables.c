@@ -26,12 +26,8 @@ write_entry (struct rp_repair *repair, enum rp_repair_phase phase,
              uint64_t table_sector, uint64_t entry, uint32_t value,
              struct rp_fault *fault)
 {
-  uint8_t field[4];
-
-  rp_store32 (field, value);
-  repair->view.phase = phase;
-  return rp_file_pwrite (&repair->view.file, field, sizeof field,
-                         table_sector * RP_SECTOR_BYTES + 4 * entry, fault);
+  return rp_repair_write_field (repair, phase, table_sector * RP_SECTOR_BYTES
+                                               + 4 * entry, value, 4, fault);
 }
 
 static int

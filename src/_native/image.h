@@ -132,6 +132,8 @@ struct rp_finding {
   const char *detail;            /* NULL, or a sentence, for this call only */
 };
 
+typedef void rp_finding_each (void *context, const struct rp_finding *);
+
 /* Check every extent: pointers outside the file or into the metadata, two
  * entries for one grain, redundant tables that differ, the unclean flag,
  * COWD's freeSector, space that nothing points to and that holds something or
@@ -140,7 +142,6 @@ struct rp_finding {
  * Returns RP_OK when the check ran, whatever it found.
  */
 int rp_image_check (struct rp_image *image,
-                    void (*each) (void *context, const struct rp_finding *),
-                    void *context, struct rp_fault *fault);
+                    rp_finding_each *each, void *context, struct rp_fault *fault);
 
 #endif /* RP_IMAGE_H */

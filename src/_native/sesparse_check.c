@@ -17,14 +17,12 @@
 #define PAGE_ENTRIES  512u       /* of the backmap, read at once */
 #define NOWHERE       UINT64_MAX
 
-typedef void each_finding (void *context, const struct rp_finding *finding);
-
 struct se_check {
   struct rp_file     *file;
   struct rp_se_layout layout;
   uint32_t            extent;
   uint64_t            start_bytes;
-  each_finding       *each;
+  rp_finding_each    *each;
   void               *context;
   uint64_t   grains;             /* of the file that an entry can name */
   uint64_t   pieces;
@@ -425,7 +423,7 @@ count_grains (const struct rp_se_layout *layout)
 
 int
 rp_sesparse_check (struct rp_sesparse *sesparse, uint32_t extent,
-                   uint64_t start_bytes, each_finding *each, void *context,
+                   uint64_t start_bytes, rp_finding_each *each, void *context,
                    struct rp_fault *fault)
 {
   struct se_check check = {

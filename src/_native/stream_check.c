@@ -7,10 +7,10 @@
  */
 #include <endian.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "bytes.h"
+#include "image_report.h"
 #include "stream_inside.h"
 
 #define PIECE_BYTES   4096u
@@ -19,59 +19,22 @@
 struct check {
   struct rp_stream *stream;
   struct rp_stream_worker *worker;
-  uint32_t   extent;
   uint64_t   start_bytes;
   bool       deep;
-  void     (*each) (void *context, const struct rp_finding *);
-  void      *context;
   uint64_t   sectors;            /* of the file that an entry can name */
   uint8_t  **used;
   uint32_t  *redundant;          /* directory */
   uint32_t  *table, *other;
   uint8_t   *grain;
-  struct rp_finding pending;     /* kind NULL: none */
-  char       detail[RP_FAULT_MESSAGE_BYTES];   /* of it */
+  struct rp_reporter reporter;
 };
-
-static void
-flush (struct check *check)
-{
-  if (check->pending.kind)
-    check->each (check->context, &check->pending);
-  check->pending.kind = NULL;
-}
-
-/* Findings that follow each other on the disk are one; a detail is of one. */
-static void
-report (struct check *check, const char *kind, uint64_t position,
-        uint64_t guest_offset, uint64_t length, const char *detail)
-{
-  struct rp_finding *pending = &check->pending;
-
-  if (pending->kind && strcmp (pending->kind, kind) == 0 && length != 0
-      && pending->guest_offset_bytes != UINT64_MAX
-      && pending->guest_offset_bytes + pending->length_bytes == guest_offset) {
-    pending->length_bytes += length;
-    pending->detail = NULL;
-    return;
-  }
-  flush (check);
-  *pending = (struct rp_finding) {
-    .kind = kind, .extent = check->extent, .position = position,
-    .guest_offset_bytes = guest_offset, .length_bytes = length,
-  };
-  if (detail) {
-    snprintf (check->detail, sizeof check->detail, "%s", detail);
-    pending->detail = check->detail;
-  }
-}
 
 /* Of one thing in the file, which no place on the disk belongs to. */
 static void
 report_file (struct check *check, const char *kind, uint64_t position,
              uint64_t length)
 {
-  report (check, kind, position, UINT64_MAX, length, NULL);
+  rp_report (&check->reporter, kind, position, UINT64_MAX, length, NULL);
 }
 
 static int
@@ -115,7 +78,8 @@ static void
 report_range (struct check *check, const char *kind, uint64_t position,
               struct range range, const char *detail)
 {
-  report (check, kind, position, range.start, range.length, detail);
+  rp_report (&check->reporter, kind, position, range.start, range.length,
+             detail);
 }
 
 /* Something lies at [sector, sector + sectors); reported where something else
@@ -359,7 +323,7 @@ run_check (struct check *check, struct rp_fault *fault)
   if (status == RP_OK)
     status = check_grains (check, fault);
   if (status == RP_OK)
-    flush (check);
+    rp_report_flush (&check->reporter);
   rp_stream_give_worker (stream, check->worker);
   return status;
 }
@@ -367,12 +331,11 @@ run_check (struct check *check, struct rp_fault *fault)
 int
 rp_stream_check (struct rp_stream *stream, uint32_t extent,
                  uint64_t start_bytes, bool deep,
-                 void (*each) (void *context, const struct rp_finding *),
-                 void *context, struct rp_fault *fault)
+                 rp_finding_each *each, void *context, struct rp_fault *fault)
 {
   struct check check = {
-    .stream = stream, .extent = extent, .start_bytes = start_bytes,
-    .deep = deep, .each = each, .context = context,
+    .stream = stream, .start_bytes = start_bytes, .deep = deep,
+    .reporter = { .each = each, .context = context, .extent = extent },
     .sectors = stream->file_sectors < RP_SPARSE_SECTORS_MAX
                ? stream->file_sectors : RP_SPARSE_SECTORS_MAX,
   };
