@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import require_tool
 from rollpoint.cli import main
-from rollpoint.disk import map_ranges, open_disk
+from rollpoint.disk import create_disk, map_ranges, open_disk
 from rollpoint.layouts import TYPES
 
 MIB = 1 << 20
@@ -252,3 +253,18 @@ def test_serve_without_writes_or_as_a_snapshot_changes_nothing(run, tmp_path: Pa
         qemu_io(uri, "write -P 7 1000 70000", "read -P 7 1000 70000", "read -P 5 0 1000", "flush")
     assert (tmp_path / "a.vmdk").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.vmdk"]
+
+
+def test_a_disk_of_more_files_than_the_soft_limit_is_opened(tmp_path: Path) -> None:
+    """A split disk of 2 TiB has more parts than the usual limit of open files, 1024."""
+    place = tmp_path / "many.vmdk"
+    create_disk(str(place), "twoGbMaxExtentFlat", 300 * 512, split_sectors=1)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "rollpoint", "disk", "info", place, "--json"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["chain"][0]["extents"]) == 300
