@@ -13,14 +13,15 @@ from ._native import (
     EXTENT_SPARSE,
     EXTENT_STREAM,
     EXTENT_ZERO,
+    Dir,
     File,
     Io,
 )
 from .descriptor import NO_PARENT, Extent
 from .errors import Error
 from .link import Link
-from .links import ddb_text, open_links, split_path
-from .ova import members
+from .links import ddb_text, open_packed, split_path
+from .ova import Member, members, slice_of
 from .units import SECTOR_BYTES
 
 
@@ -202,27 +203,9 @@ def describe_ova(path: str | os.PathLike[str], *, io: Io | None = None) -> OvaIn
     file = dir.open(name)
     try:
         found = members(file)
+        described = [_describe_member(dir, file, disk) for disk in found if disk.is_disk]
     finally:
         file.close()
-    described: list[MemberInfo] = []
-    for member in found:
-        if not member.is_disk:
-            continue
-        entry: MemberInfo = {
-            "name": member.name,
-            "offset_bytes": member.offset_bytes,
-            "length_bytes": member.size_bytes,
-            "type": None,
-            "size_bytes": None,
-            "error": None,
-        }
-        try:
-            links = open_links(f"{path}:{member.name}", io=io)
-            entry["type"], entry["size_bytes"] = links[0].type, links[0].size_bytes
-            links[0].close()
-        except Error as error:
-            entry["error"] = error.message
-        described.append(entry)
     ovf = [member.name for member in found if member.name.lower().endswith(".ovf")]
     return {
         "path": os.path.abspath(path),
@@ -230,3 +213,21 @@ def describe_ova(path: str | os.PathLike[str], *, io: Io | None = None) -> OvaIn
         "ovf": ovf[0] if ovf else None,
         "disks": described,
     }
+
+
+def _describe_member(dir: Dir, archive: File, member: Member) -> MemberInfo:
+    entry: MemberInfo = {
+        "name": member.name,
+        "offset_bytes": member.offset_bytes,
+        "length_bytes": member.size_bytes,
+        "type": None,
+        "size_bytes": None,
+        "error": None,
+    }
+    try:
+        link = open_packed(dir, f"{archive.name}:{member.name}", slice_of(archive, member))
+        entry["type"], entry["size_bytes"] = link.type, link.size_bytes
+        link.close()
+    except Error as error:
+        entry["error"] = error.message
+    return entry

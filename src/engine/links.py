@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, Io
+from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, File, Io
 from .descriptor import require_base_name, short
 from .descriptor_write import noted_commit
 from .dialects import is_flat
@@ -95,7 +95,17 @@ def _open_member(path: str, archive: str, member: str | None, writable: bool, io
         file = open_member(whole, member)
     finally:
         whole.close()
-    link = link_of(dir, f"{name}:{file.name}", file, raw=False)
+    return open_packed(dir, f"{name}:{file.name}", file)
+
+
+def open_packed(dir: Dir, name: str, file: File) -> Link:
+    """A disk that is one file, in an archive, with its extent open; the link closes the file.
+
+    Raises:
+        UnsupportedError: It has further files, or a parent.
+        Error: As ``open_links``.
+    """
+    link = link_of(dir, name, file, raw=False)
     try:
         if link.room is None:
             raise UnsupportedError(
