@@ -27,10 +27,10 @@ from ._native import (
 )
 from .descriptor import LIMIT_BYTES, Extent, is_descriptor, parse, text_of
 from .descriptor_write import noted_commit
-from .dialects import kind_of, require_readable
+from .dialects import WRITTEN_ONCE, kind_of
 from .errors import DamagedError, Error, FormatError, UsageError
-from .extents import check_extent, is_journal, open_extent
-from .link import KDMV, Identity, Link, place, read_link
+from .extents import check_extent, is_journal, open_files
+from .link import KDMV, Link, read_link
 from .links import open_links, open_parent, problems, require_distinct, split_path
 from .ova import split_ova
 from .units import SECTOR_BYTES
@@ -82,7 +82,6 @@ _WORDS = {
     "grain": "a compressed grain is not what its table entry says, or does not unpack",
 }
 _UNREADABLE = frozenset({"outside", "table", "short", "header", "grain"})
-_ONCE = {EXTENT_STREAM: "a compressed stream", EXTENT_SESPARSE: "seSparse"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,26 +146,9 @@ def open_parts(link: Link, allow_root: str | None, writable: bool = False) -> li
     if link.descriptor is None:
         extent, file = link.extents[0]
         return [Part(link, extent, file, EXTENT_FLAT, 0, link.dir, link.name, None)]
-    own, link.file = link.file, None
-    assert own is not None
-    if link.room is not None:
-        link.extents.append((link.descriptor.extents[0], own))
-    else:
-        own.close()
-    require_readable(link.descriptor, link.path, link.room is not None)
     parts: list[Part] = []
-    opened: dict[Identity, File] = {}
     start = 0
-    for extent in link.descriptor.extents:
-        dir, name, file = link.dir, link.name, None
-        if link.room is not None:
-            file = own
-        else:
-            link.extents.append((extent, None))
-            if extent.file is not None and extent.access != "NOACCESS":
-                dir, name = place(link, extent.file, "extent", allow_root)
-                file = open_extent(link, extent.file, writable, allow_root, opened)
-                link.extents[-1] = (extent, file)
+    for extent, dir, name, file in open_files(link, writable, allow_root):
         kind, trouble = _judge(link, extent, file)
         parts.append(Part(link, extent, file, kind, start, dir, name, trouble))
         start += extent.sectors * SECTOR_BYTES
@@ -340,8 +322,8 @@ def check_part(part: Part, depth: int, deep: bool = False) -> list[Finding]:
             message += f"; bytes {guest} to {guest + length} of the disk cannot be read"
         if not mendable and depth > 0:
             message += " (it is a parent, which only a repair of its own mends)"
-        elif part.kind in _ONCE:
-            message += f" ({_ONCE[part.kind]} is written once: take another copy)"
+        elif part.kind in WRITTEN_ONCE:
+            message += f" (it is {WRITTEN_ONCE[part.kind]}, and written once: take another copy)"
         where = (position, guest, length or None)
         findings.append(_finding(kind, file.path, message, mendable=mendable, place=where))
     return findings

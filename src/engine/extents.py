@@ -6,7 +6,9 @@ the disk's data.
 
 from __future__ import annotations
 
-from ._native import EXTENT_SPARSE, OPEN_BENEATH, OPEN_READ, OPEN_WRITE, File, sparse_info
+from collections.abc import Iterator
+
+from ._native import EXTENT_SPARSE, OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, File, sparse_info
 from .descriptor import Extent, short
 from .dialects import EMBEDDED, WRITTEN_ONCE, is_flat, kind_of, require_readable
 from .errors import DamagedError, FormatError, ReadOnlyError, StateError
@@ -26,38 +28,59 @@ def open_extents(link: Link, writable: bool, allow_root: str | None) -> None:
         ReadOnlyError: It is to be written, and is of a kind that is only read.
         StateError: It is to be written, and is a replica's journal.
     """
-    descriptor, file = link.descriptor, link.file
-    assert file is not None
+    for extent, _, _, file in open_files(link, writable, allow_root):
+        header = check_extent(link, extent, file)
+        kind = kind_of(extent, header, link.path, "" if file is None else file.path)
+        link.headers.append(header)
+        link.kinds.append(kind)
+        if writable:
+            _require_writable(link, extent, file, kind, header)
+
+
+def open_files(
+    link: Link, writable: bool, allow_root: str | None
+) -> Iterator[tuple[Extent, Dir, str, File | None]]:
+    """Open what the extent lines name, one after the other, and give it to the link.
+
+    Yields:
+        The extent, directory and name of its file, and the file: None where there
+        is none. A raw disk has nothing left to open.
+
+    Raises:
+        FormatError, UnsupportedError: As ``open_extents``.
+    """
+    descriptor, own = link.descriptor, link.file
+    assert own is not None
     link.file = None
     if descriptor is None:
         return
     if link.room is not None:
-        link.extents.append((descriptor.extents[0], file))
+        link.extents.append((descriptor.extents[0], own))
     else:
-        file.close()
+        own.close()
     require_readable(descriptor, link.path, link.room is not None)
+    if link.room is not None:
+        yield descriptor.extents[0], link.dir, link.name, own
+        return
     opened: dict[Identity, File] = {}
-    names: dict[str, File] = {}
+    names: dict[str, tuple[Dir, str, File]] = {}
     for extent in descriptor.extents:
-        if link.room is None:
-            link.extents.append((extent, None))
-            if extent.file is not None and extent.access != "NOACCESS":
-                part = names.get(extent.file)
-                part = part or open_extent(link, extent.file, writable, allow_root, opened)
-                link.extents[-1], names[extent.file] = (extent, part), part
-        _, part = link.extents[-1]
-        header = check_extent(link, extent, part)
-        link.headers.append(header)
-        link.kinds.append(kind_of(extent, header, link.path, "" if part is None else part.path))
-        if writable:
-            require_writable(link, extent, part)
+        link.extents.append((extent, None))
+        if extent.file is None or extent.access == "NOACCESS":
+            yield extent, link.dir, link.name, None
+            continue
+        if extent.file not in names:
+            dir, name = place(link, extent.file, "extent", allow_root)
+            names[extent.file] = dir, name, _open_file(link, dir, name, writable, opened)
+        dir, name, file = names[extent.file]
+        link.extents[-1] = (extent, file)
+        yield extent, dir, name, file
 
 
-def open_extent(
-    link: Link, name: str, writable: bool, allow_root: str | None, opened: dict[Identity, File]
+def _open_file(
+    link: Link, dir: Dir, name: str, writable: bool, opened: dict[Identity, File]
 ) -> File:
-    folder, base = place(link, name, "extent", allow_root)
-    file = folder.open(base, (OPEN_WRITE if writable else OPEN_READ) | OPEN_BENEATH)
+    file = dir.open(name, (OPEN_WRITE if writable else OPEN_READ) | OPEN_BENEATH)
     stat = file.stat()
     identity = (stat.device, stat.inode)
     if identity == link.identity:
@@ -91,16 +114,16 @@ def check_extent(link: Link, extent: Extent, file: File | None) -> dict[str, int
     return header
 
 
-def require_writable(link: Link, extent: Extent, file: File | None) -> None:
-    """The last extent that was opened may be written."""
+def _require_writable(
+    link: Link, extent: Extent, file: File | None, kind: int, header: dict[str, int] | None
+) -> None:
     what = f"the extent of {link.path}" if file is None else file.path
-    written_once = WRITTEN_ONCE.get(link.kinds[-1])
+    written_once = WRITTEN_ONCE.get(kind)
     if written_once is not None:
         raise ReadOnlyError(
             f"{what} is {written_once}, and such files are written only once",
             _COPY,
         )
-    header = link.headers[-1]
     if header is not None and header["kind"] == EXTENT_SPARSE and header["version"] > 2:
         raise ReadOnlyError(
             f"{what} is hosted sparse version {header['version']}, which is only read", _COPY
