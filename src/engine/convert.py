@@ -7,20 +7,16 @@ leaves nothing, and a commit can be asked for again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._native import Chain, Disk, Io, copy, disk_sink
 from ._native import compare as native_compare
 from .create import UNIT_BYTES_MIN, NewDisk
 from .descriptor_write import new_cid, noted_commit
-from .disk import OpenDisk, open_disk
+from .disk import OpenDisk, Progress, open_disk, teller
 from .errors import UsageError
 from .layouts import require_level
 from .links import open_links, problems, split_path
-
-# called with bytes done and bytes in all
-Progress = Callable[[int, int], None]
 
 
 def convert(
@@ -78,27 +74,15 @@ def convert(
             new.sink(compress_level),
             workers=workers,
             memory_bytes=memory_bytes,
-            progress=_teller(progress, disk.size_bytes),
+            progress=teller(progress, disk.size_bytes),
         )
         new.publish()
-
-
-def _teller(progress: Progress | None, total: int) -> Callable[[int], bool] | None:
-    """What the native side calls; it stops by an exception alone."""
-    if progress is None:
-        return None
-
-    def told(done: int) -> bool:
-        progress(done, total)
-        return True
-
-    return told
 
 
 def copy_data(source: OpenDisk, target: Disk, progress: Progress | None = None) -> None:
     """Write the data of one disk into another of its size that reads as zeros, and flush it."""
     sink = disk_sink(target, UNIT_BYTES_MIN)
-    copy(source.reading, sink, progress=_teller(progress, source.size_bytes))
+    copy(source.reading, sink, progress=teller(progress, source.size_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +117,7 @@ def compare(
             common,
             workers=workers,
             memory_bytes=memory_bytes,
-            progress=_teller(progress, common),
+            progress=teller(progress, common),
         )
         if at < common:
             return Comparison(False, at, "data")

@@ -58,6 +58,22 @@ __all__ = [
 _SCRATCH_GRAIN_SECTORS = 8  # 4 KiB: no copy-up for what guests write
 
 
+# called with bytes done and bytes in all
+Progress = Callable[[int, int], None]
+
+
+def teller(progress: Progress | None, total: int) -> Callable[[int], bool] | None:
+    """What the native side calls; it stops by an exception alone."""
+    if progress is None:
+        return None
+
+    def told(done: int) -> bool:
+        progress(done, total)
+        return True
+
+    return told
+
+
 class OpenDisk:
     """An open disk. Made by ``open_disk``; a context manager.
 
@@ -164,7 +180,7 @@ class OpenDisk:
             offset += run.length_bytes
 
     def merge(
-        self, count: int, target: OpenDisk, progress: Callable[[int, int], None] | None = None
+        self, count: int, target: OpenDisk, progress: Progress | None = None
     ) -> None:
         """Write into target what the topmost links hold themselves. Asked twice, it happens once.
 
@@ -174,15 +190,9 @@ class OpenDisk:
                 by itself for writing.
             progress: Called with bytes done and bytes in all.
         """
-        total = self.size_bytes
-
-        def told(done: int) -> bool:
-            if progress is not None:
-                progress(done, total)
-            return True
-
         # nothing native is left in a variable: an exception that somebody keeps
         # would keep it too, and with it the locks of its files
+        told = teller(progress, self.size_bytes)
         merge(self._open_chain(), count, target.writing(), progress=told)
 
     def info(self) -> Info:
