@@ -15,6 +15,7 @@ import typer
 from .. import convert as copies
 from .. import disk as disks
 from ..errors import UsageError
+from ..layouts import COMPRESS_LEVEL, COMPRESS_LEVEL_MAX
 from ..ova import split_ova
 from ..units import format_size, parse_size
 from .output import print_json, print_json_list, print_table
@@ -48,16 +49,24 @@ Type = Annotated[
     str, typer.Option("--to", "--type", metavar="TYPE", help=f"One of {', '.join(disks.TYPES)}.")
 ]
 
-_disk = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
     from .check import run_check
 
     group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-    group.registered_commands += _disk.registered_commands  # _disk stays as it is
-    group.command("check")(run_check)
+    commands: dict[str, Callable[..., None]] = {
+        "info": show_info,
+        "map": show_map,
+        "check": run_check,
+        "create": run_create,
+        "convert": run_convert,
+        "compare": run_compare,
+        "commit": run_commit,
+        "serve": run_serve,
+    }
+    for name, command in commands.items():
+        group.command(name)(command)
     app.add_typer(group, name="disk", help="Look at VMDK chains, make them, copy them, serve them.")
 
 
@@ -76,7 +85,6 @@ def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-@_disk.command("info")
 def show_info(
     file: File, format: Format = None, allow_root: AllowRoot = None, as_json: AsJson = False
 ) -> None:
@@ -118,7 +126,6 @@ def _show_ova(found: disks.OvaInfo, as_json: bool) -> None:
     print_table(["disk", "type", "size", "in the archive"], rows)
 
 
-@_disk.command("map")
 def show_map(
     file: File, format: Format = None, allow_root: AllowRoot = None, as_json: AsJson = False
 ) -> None:
@@ -144,7 +151,6 @@ def _batches(entries: Iterator[disks.MapEntry]) -> Iterator[list[disks.MapEntry]
         yield batch
 
 
-@_disk.command("create")
 def run_create(
     file: File,
     size: Annotated[
@@ -177,7 +183,6 @@ def run_create(
         typer.echo(f"{file}: {type}, {format_size(found['size_bytes'])}")
 
 
-@_disk.command("convert")
 def run_convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="What to read, with its parents.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="What to make.")],
@@ -188,7 +193,9 @@ def run_convert(
     compress_level: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Of streamOptimized: 0 stored, 1 fastest, 12 smallest; else 5."
+            metavar="N",
+            help=f"Of streamOptimized: 0 stored, 1 fastest, {COMPRESS_LEVEL_MAX} smallest;"
+            f" else {COMPRESS_LEVEL}.",
         ),
     ] = None,
     allow_root: AllowRoot = None,
@@ -222,7 +229,6 @@ def run_convert(
         typer.echo(f"{target}: {to}, {format_size(found['size_bytes'])}, {allocated} allocated")
 
 
-@_disk.command("compare")
 def run_compare(
     a: Annotated[str, typer.Argument(metavar="A")],
     b: Annotated[str, typer.Argument(metavar="B")],
@@ -252,7 +258,6 @@ def run_compare(
         raise typer.Exit(1)
 
 
-@_disk.command("commit")
 def run_commit(
     child: Annotated[str, typer.Argument(metavar="CHILD", help="A disk that has a parent.")],
     allow_root: AllowRoot = None,
@@ -267,7 +272,6 @@ def run_commit(
         typer.echo(f"{child} is merged into {parent}")
 
 
-@_disk.command("serve")
 def run_serve(
     file: File,
     socket: Annotated[Path, typer.Option(metavar="PATH", help="Unix socket to make, mode 0600.")],
