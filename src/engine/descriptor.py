@@ -344,7 +344,7 @@ class _Parser:
             parent_cid=parent_cid,
             parent_hint=hint,
             version=int(version),
-            encoding=self.header.get("encoding") or encoding,
+            encoding=encoding,
             change_track_path=self.header.get("changeTrackPath"),
             ddb=tuple(self.ddb),
             other=tuple(self.other),
