@@ -82,6 +82,8 @@ def require_layout(type: str, size_bytes: int, grain_bytes: int | None, child: b
         raise UsageError(f"a disk cannot have {size_bytes} bytes", "give a smaller size")
     if layout.kind == EXTENT_COWD and size_bytes // SECTOR_BYTES >= 1 << 32:
         raise UsageError("a vmfsSparse disk is smaller than 2 TiB", "take twoGbMaxExtentSparse")
+    if layout.kind == EXTENT_SESPARSE and size_bytes > 62 << 40:
+        raise UsageError("a seSparse disk has at most 62 TiB, as on ESXi", "give a smaller size")
     if child and (layout.append_only or not layout.grain_bytes):
         raise UsageError(
             f"a {type} disk cannot have a parent",
