@@ -358,6 +358,8 @@ def test_the_content_id_changes_with_the_first_write_of_an_open(type: str, tmp_p
     seen = [cid_of(path)]
     with open_disk(path, writable=True) as disk:
         disk.pread(10, 0)
+        disk.pwrite(b"", 0)
+        disk.zero(0, 0)
         disk.flush()
     assert cid_of(path) == seen[0]
     with open_disk(path, writable=True) as disk:
@@ -622,6 +624,7 @@ def test_nothing_is_overwritten(type: str, tmp_path: Path) -> None:
         ("vmfs", -512, {}, "multiple of 512"),
         ("vmfs", 1 << 62, {}, "smaller"),
         ("vmfsSparse", 1 << 41, {}, "twoGbMaxExtentSparse"),
+        ("seSparse", (62 << 40) + 512, {}, "smaller"),
         ("twoGbMaxExtentFlat", 1 << 50, {}, "type of one file"),
         ("vmfs", MIB, {"grain_bytes": 65536}, "leave the grain"),
         ("seSparse", MIB, {"grain_bytes": 65536}, "leave the grain"),

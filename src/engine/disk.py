@@ -121,6 +121,10 @@ class OpenDisk:
             self.begin(new_cid())  # no variable has the chain: see merge
         return self._open_chain()
 
+    def _to_write(self, length: int) -> Chain:
+        """As ``writing``; but nothing at all is no write, and changes no content id."""
+        return self.writing() if length else self._open_chain()
+
     def begin(self, cid: int) -> None:
         """Give the disk a content id before its first write, unless it has got one."""
         with self._lock:
@@ -157,11 +161,11 @@ class OpenDisk:
 
     def pwrite(self, data: Buffer, offset: int) -> None:
         """Write a bytes-like object at offset; durable after ``flush``."""
-        self.writing().pwrite(data, offset)
+        self._to_write(memoryview(data).nbytes).pwrite(data, offset)
 
     def zero(self, length: int, offset: int, may_trim: bool = True) -> None:
         """Make length bytes at offset read as zeros; may_trim lets their space go."""
-        self.writing().zero(length, offset, may_trim)
+        self._to_write(length).zero(length, offset, may_trim)
 
     def flush(self) -> None:
         """Return when everything written before is durable."""
