@@ -196,6 +196,50 @@ class Recovered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     running: Running | None = None
 
 
+class Retention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How long restore points are kept, and what that may cost.
+
+    limit_bytes: of all logs of the replica together; 0: none. at_limit: what gives way
+    when they would grow over it, the oldest points or the ingest. every_seconds and
+    keep_seconds: of long-term points; 0: none are made.
+    """
+
+    window_seconds: float = 14400.0
+    limit_bytes: int = 0
+    at_limit: Literal["shorten", "refuse"] = "shorten"
+    every_seconds: float = 0.0
+    keep_seconds: float = 0.0
+
+
+class PointNote(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What was said about a restore point after it was made. A lock holds until then."""
+
+    id: int
+    name: str = ""
+    pinned: bool = False
+    locked_until: str | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether a horizon must not pass it, locks that ran out included."""
+        return self.pinned or self.locked_until is not None
+
+
+class Frozen(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A long-term restore point: ordinary VMDK chains, one a disk.
+
+    links: disk name -> the descriptor that shows the disk at the point. digests: disk
+    name -> what that link's own ranges hashed to when it was frozen.
+    """
+
+    id: int
+    time: str
+    kind: str
+    label: str
+    links: dict[str, str]
+    digests: dict[str, str] = {}
+
+
 class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All of replica.json."""
 
@@ -211,6 +255,9 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     next_point_id: int = 1
     rpo: Rpo | None = None
     gaps: list[Gap] = []
+    retention: Retention = msgspec.field(default_factory=Retention)
+    notes: list[PointNote] = []
+    frozen: list[Frozen] = []  # long-term points, oldest first
     ingest: IngestRecord | None = None
     machine: MachineSettings = msgspec.field(default_factory=MachineSettings)
     recovered: Recovered | None = None
@@ -275,8 +322,10 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 def encode(manifest: Manifest) -> bytes:
     """The bytes of replica.json, with their checksum."""
-    manifest.checksum = _checksum(manifest)
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    # Once there and back, so that 2 in a field of type float is 2.0 from now on.
+    same = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
+    manifest.checksum = same.checksum = _checksum(msgspec.to_builtins(same))
+    return msgspec.json.format(msgspec.json.encode(same), indent=2) + b"\n"
 
 
 def decode(data: bytes, where: str) -> Manifest:
@@ -309,7 +358,7 @@ def decode(data: bytes, where: str) -> Manifest:
         raise DamagedError(
             f"{where} is damaged: {error}", "restore it from a copy of the datastore"
         ) from None
-    if manifest.checksum != _checksum(manifest):
+    if manifest.checksum != _checksum(head):
         raise DamagedError(
             f"{where} is damaged: its checksum does not match its content",
             "restore it from a copy of the datastore",
@@ -317,11 +366,9 @@ def decode(data: bytes, where: str) -> Manifest:
     return manifest
 
 
-def _checksum(manifest: Manifest) -> str:
-    bare = msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))
-    # Once there and back, so that 2 in a field of type float counts as 2.0 too.
-    same = msgspec.json.encode(msgspec.json.decode(bare, type=Manifest))
-    return xxhash.xxh3_64_hexdigest(same)
+def _checksum(document: dict[str, object]) -> str:
+    """Of what the document says, however it is set, so that new fields change nothing."""
+    return xxhash.xxh3_64_hexdigest(msgspec.json.encode({**document, "checksum": ""}, order="sorted"))
 
 
 def load(directory: Dir) -> Manifest:
