@@ -26,7 +26,7 @@ ROWS = [
     {"repair"},
     {"disk", "journal", "export"},
     {"convert", "interim", "rollback", "journals", "control", "rpo"},
-    {"seed"},
+    {"seed", "scrub"},
     {"provision"},
     {"replica", "hypervisor"},
     {"replication", "mount"},

@@ -1,4 +1,4 @@
-"""Making, adopting, seeding, verifying and removing the files of a replica.
+"""Making, adopting, seeding and removing the files of a replica.
 
 The manifest is the first file that is made and the last that is removed; while the
 others come or go its state is Processing and its operation says what is going on, so
@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import control, interim, seed
+from . import control, interim, scrub, seed
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
-from .disk import check, open_disk
+from .disk import open_disk
 from .errors import Error, ExistsError, FormatError, LockedError, NotFoundError, UsageError
-from .journal import create_journal, journal_names, open_journal
+from .journal import create_journal, journal_names
 from .manifest import DiskEntry, Kind, Manifest
 from .points import now_text
 from .units import SECTOR_BYTES
@@ -37,8 +37,6 @@ class Sizes(NamedTuple):
     grain_bytes: int
     segment_bytes: int
 
-
-Progress = Callable[[str, int, int], bool]
 
 
 def create(
@@ -273,74 +271,12 @@ def resume(directory: Dir, manifest: Manifest) -> None:
         seed.copy_all(directory, manifest, operation.disks, None)
 
 
-# ---- looking, and removing ----
-
-
-def verify(
-    directory: Dir, manifest: Manifest, progress: Progress | None = None
-) -> dict[str, object]:
-    """Read journals and bases again. See Replica.verify."""
-    report: list[dict[str, object]] = []
-    for entry in manifest.disks:
-        found = _base_damage(directory, entry)
-        if entry.journal is not None:
-            found += _journal_damage(directory, entry, progress)
-        report.append({"name": entry.name, "damage": found})
-    return {
-        "name": manifest.name,
-        "ok": not any(disk["damage"] for disk in report),
-        "disks": report,
-    }
-
-
-def _damage(where: str, message: str, **place: int | None) -> dict[str, object]:
-    empty = {"position": None, "guest_offset": None, "length": None}
-    return {"where": where, "message": message, **empty, **place}
-
-
-def _base_damage(directory: Dir, entry: DiskEntry) -> list[dict[str, object]]:
-    try:
-        found = check(f"{directory.path}/{entry.base}", io=directory.io)["findings"]
-    except Error as error:
-        return [_damage("base", error.message)]
-    return [
-        {**_damage("base", f"{row['file']}: {row['message']}"), "position": row["position"]}
-        for row in found
-    ]
-
-
-def _journal_damage(
-    directory: Dir, entry: DiskEntry, progress: Progress | None
-) -> list[dict[str, object]]:
-    def tell(done: int, total: int) -> bool:
-        return progress is None or progress(entry.name, done, total)
-
-    found = []
-    try:
-        log = f"{directory.path}/{journal_names(entry.name).log}"
-        with open_journal(log, io=directory.io) as journal:
-            for position, guest_offset, length, message in journal.native.verify(tell):
-                found.append(
-                    _damage(
-                        "journal",
-                        message,
-                        position=position,
-                        guest_offset=guest_offset,
-                        length=length,
-                    )
-                )
-    except Error as error:
-        found.append(_damage("journal", error.message))
-    try:  # does the journal still fit its base?
-        open_disk(f"{directory.path}/{entry.journal}", io=directory.io).close()
-    except Error as error:
-        found.append(_damage("chain", error.message))
-    return found
+# ---- removing ----
 
 
 def _refuse_damage(directory: Dir, entries: Sequence[DiskEntry]) -> None:
     for entry in entries:
-        found = _base_damage(directory, entry)
+        found = scrub.base_damage(directory, entry)
         if found:
             raise FormatError(
                 f"{directory.path}/{entry.base} cannot be a base: {found[0]['message']}",

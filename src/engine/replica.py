@@ -294,9 +294,9 @@ class Replica:
 
     def verify(self, progress: Callable[[str, int, int], bool] | None = None) -> dict[str, object]:
         """Read everything again against its checksums; lists damage, changes nothing."""
-        from . import provision
+        from . import scrub
 
-        return provision.verify(self.directory, self.manifest, progress)
+        return scrub.verify(self.directory, self.manifest, progress)
 
     def remove(self, force_name: str | None = None) -> list[str]:
         """Remove what Rollpoint made here. Returns the disks' files that it leaves alone.
