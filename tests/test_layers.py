@@ -30,6 +30,8 @@ ROWS = [
     {"provision"},
     {"replica", "hypervisor"},
     {"replication", "mount"},
+    {"intake"},
+    {"ingest_answers"},
     {"ingest", "steps"},
     {"undoing", "merging"},
     {"operation"},

@@ -4,7 +4,7 @@
 through `<replica>/.control.sock` (mode 0600, same user or root only). A request
 is {"command": NAME, ...}; an answer {"ok": {...}} or {"error": {"type", "message",
 "hint"}}, which `ask` raises again as the class it was. What commands there are is
-told in ingest.py.
+told in ingest_answers.py.
 
 A Unix socket's address holds 108 bytes; a replica's path may be longer. So the
 socket is always named through an open directory, /proc/self/fd/N/.control.sock.
