@@ -31,7 +31,7 @@ COMMANDS = {
     "mark": "ingest",
     "hold": "ingest",
     "release": "ingest",
-    "points": "replica",
+    "points": "points",
     "failover": "failover",
     "undo": "failover",
     "permanent": "failover",

@@ -1,4 +1,4 @@
-"""rollpoint replica …, rollpoint points."""
+"""rollpoint replica …"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from ..errors import UsageError
 from ..replica import Replica, list_replicas
-from ..units import format_duration, format_size, parse_size
+from ..units import format_size, parse_size
 from .output import print_json, print_table
 from .verify import verify
 
@@ -26,7 +26,6 @@ def register(app: typer.Typer) -> None:
         group.command(command.__name__)(command)
     group.command("list")(list_all)
     app.add_typer(group, name="replica")
-    app.command("points")(points)
 
 
 def pairs(options: list[str], what: str) -> list[tuple[str, str]]:
@@ -156,31 +155,3 @@ def remove(
             print_json({"removed": replica.name, "kept": [replica.file(name) for name in kept]})
         else:
             typer.echo(f"removed {replica.name}" + (f"; kept {', '.join(kept)}" if kept else ""))
-
-
-def points(directory: Directory, as_json: AsJson = False) -> None:
-    """List restore points, gaps, and how far back a failover would go now."""
-    with Replica.open(directory) as replica:
-        found = replica.points
-        rpo = replica.rpo(found)
-        if as_json:
-            print_json(
-                {
-                    "points": [point.to_json() for point in found],
-                    "gaps": [
-                        {"start": gap.start, "end": gap.end, "cause": gap.cause}
-                        for gap in found.gaps
-                    ],
-                    "rpo": rpo,
-                }
-            )
-            return
-        print_table(
-            ("id", "time", "kind", "label"),
-            [(str(point.id), point.time, point.kind, point.label) for point in found],
-        )
-        for gap in found.gaps:
-            typer.echo(f"gap from {gap.start} to {gap.end or 'now'}: {gap.cause}")
-        lag = rpo["lag_seconds"]
-        if isinstance(lag, float):
-            typer.echo(f"a failover now would go back {format_duration(lag)}")
