@@ -125,6 +125,13 @@ class Disk:
     def flush(self) -> None: ...
     def run(self, offset: int, length: int) -> tuple[int, int, int, str | None, int]: ...
 
+# --- swap.h ---
+class Swap(Disk):
+    """A disk that stands for another one."""
+
+    def __new__(cls, first: Disk) -> Swap: ...
+    def put(self, next: Disk) -> None: ...
+
 # --- image.h ---
 EXTENT_FLAT: Final[int]
 EXTENT_ZERO: Final[int]
