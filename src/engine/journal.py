@@ -22,6 +22,7 @@ from ._native import (
     File,
     Io,
     Journal,
+    Swap,
     journal_create,
 )
 from .descriptor import Extent, require_base_name
@@ -142,13 +143,20 @@ class OpenJournal:
     """
 
     def __init__(
-        self, path: str, native: Journal, file: File, base: OpenDisk | None, writable: bool
+        self,
+        path: str,
+        native: Journal,
+        file: File,
+        base: OpenDisk | None,
+        writable: bool,
+        swap: Swap | None = None,
     ) -> None:
         self.path = path
         self.base = base
         self.writable = writable
         self._file = file
         self._native: Journal | None = native
+        self._swap = swap
 
     @property
     def native(self) -> Journal:
@@ -161,6 +169,23 @@ class OpenJournal:
     def disk(self) -> Disk:
         """The newest state of the disk; what is written to it is logged."""
         return self.native.disk()
+
+    @property
+    def target(self) -> Disk:
+        """The base as the journal has it, to be written by a destage; see open_journal."""
+        if self._swap is None:
+            raise StateError(f"the base of {self.path} is open for reading", "open it for writing")
+        return self._swap
+
+    def put_base(self, base: OpenDisk) -> OpenDisk:
+        """Read through another chain from now on, which shows the same where this one has
+        nothing; returns the one before, which nobody is in any more, for the caller to close.
+        """
+        if self._swap is None or self.base is None:
+            raise StateError(f"the base of {self.path} is open for reading", "open it for writing")
+        self._swap.put(base.reading)
+        before, self.base = self.base, base
+        return before
 
     def verify(self) -> list[Damage]:
         """Re-read everything against its checksum; what was found."""
@@ -182,9 +207,10 @@ class OpenJournal:
         finally:
             native.close()
             del native
+            self._swap = None
             self._file.close()
             if self.base is not None:
-                self.base.close(clean=False)
+                self.base.close(clean=clean)
 
     def __enter__(self) -> OpenJournal:
         return self
@@ -207,6 +233,7 @@ def open_journal(
     base_path: str | os.PathLike[str] | None = None,
     *,
     writable: bool = False,
+    writable_base: bool = False,
     epoch: int = 0,
     io: Io | None = None,
 ) -> OpenJournal:
@@ -214,9 +241,11 @@ def open_journal(
 
     Args:
         log_path: ``<disk>-journal-log.vmdk``.
-        base_path: The base's descriptor; None where neither data is read nor
-            written (points, roll back, verify).
+        base_path: The descriptor of what is below it; None where neither data is read
+            nor written (points, roll back, verify).
         writable: Takes the lock and recovers the end of the log.
+        writable_base: The base is locked too: ``target`` may be written, which is for who
+            lets the journal follow its content id, and ``put_base`` exchange it.
         epoch: The writer's; 0 takes the one on disk.
 
     Raises:
@@ -227,14 +256,15 @@ def open_journal(
     """
     path = os.fspath(log_path)
     folder, name = os.path.split(path)
-    base = None if base_path is None else open_disk(base_path, io=io)
+    base = None if base_path is None else open_disk(base_path, writable=writable_base, io=io)
     file: File | None = None
     try:
         dir = (io or Io.posix()).open_dir(folder or ".")
         file = dir.open(name, OPEN_WRITE if writable else OPEN_READ)
         below = None if base is None else base.reading
-        native = Journal(file, below, writable=writable, epoch=epoch)
-        return OpenJournal(path, native, file, base, writable)
+        swap = Swap(below) if writable_base and below is not None else None
+        native = Journal(file, swap or below, writable=writable, epoch=epoch)
+        return OpenJournal(path, native, file, base, writable, swap)
     except BaseException:
         if file is not None:
             file.close()

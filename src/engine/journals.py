@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from . import _native
+from .errors import StateError
 from .journal import OpenJournal, journal_names, open_journal
 from .points import KIND_NUMBERS, Point, Points
 from .side_by_side import side_by_side
 
 if TYPE_CHECKING:
+    from .disk import OpenDisk
     from .manifest import Gap, Manifest
 
 
@@ -29,8 +31,9 @@ class Journals:
         manifest: Says which disks there are.
         writable: Takes each journal's lock and recovers its tail.
         epoch: The writer's; 0 takes what each journal has.
-        with_bases: Open the bases too: needed to read data and to write less than a
-            grain. Without, points are listed and rolled to.
+        with_bases: Open what is below the journals too: needed to read data and to write
+            less than a grain. Without, points are listed and rolled to.
+        writable_bases: And open it for writing, for destages: takes its locks.
 
     Raises:
         LockedError: Another process has one of them open for writing.
@@ -46,9 +49,11 @@ class Journals:
         writable: bool,
         epoch: int = 0,
         with_bases: bool = False,
+        writable_bases: bool = False,
     ) -> None:
         self.gate = _native.Gate()
         self.names: list[str] = []
+        self.unsettled = False  # below may not be what the manifest says: see frozen.py
         self._open: list[OpenJournal] = []
         self._writable = writable
         try:
@@ -56,8 +61,9 @@ class Journals:
                 self._open.append(
                     open_journal(
                         f"{directory.path}/{journal_names(disk.name).log}",
-                        f"{directory.path}/{disk.base}" if with_bases else None,
+                        f"{directory.path}/{disk.below}" if with_bases else None,
                         writable=writable,
+                        writable_base=writable_bases,
                         epoch=epoch,
                         io=directory.io,
                     )
@@ -81,6 +87,36 @@ class Journals:
     def natives(self) -> list[_native.Journal]:
         """The native journals."""
         return [journal.native for journal in self._open]
+
+    @property
+    def open(self) -> list[OpenJournal]:
+        """The journals with their bases."""
+        return self._open
+
+    @property
+    def below(self) -> dict[str, OpenDisk]:
+        """What is below each journal, by disk name, as `put_base` left it."""
+        return {
+            name: journal.base
+            for name, journal in zip(self.names, self._open, strict=True)
+            if journal.base is not None
+        }
+
+    @property
+    def targets(self) -> dict[str, _native.Disk]:
+        """What a destage of each journal writes, by disk name: with `writable_bases` only.
+
+        Raises:
+            StateError: They cannot be written, or a freeze stopped half way.
+        """
+        if self.unsettled:
+            raise StateError(
+                "the chains below the journals are being changed, and that stopped half way",
+                "finish it first: it can be asked for again",
+            )
+        return {
+            name: journal.target for name, journal in zip(self.names, self._open, strict=True)
+        }
 
     @property
     def held(self) -> bool:

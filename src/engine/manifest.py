@@ -89,6 +89,12 @@ class DiskEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     grain_bytes: int
     segment_bytes: int
     adopted: bool = False  # the base was there before the replica was
+    top: str | None = None  # the newest delta disk, below the journal; None: there is none
+
+    @property
+    def below(self) -> str:
+        """The descriptor of what the journal lies on, and what a destage writes."""
+        return self.top or self.base
 
     def __post_init__(self) -> None:
         if _NAME.fullmatch(self.name) is None:
@@ -229,7 +235,7 @@ class Frozen(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A long-term restore point: ordinary VMDK chains, one a disk.
 
     links: disk name -> the descriptor that shows the disk at the point. digests: disk
-    name -> what that link's own ranges hashed to when it was frozen.
+    name -> what that link's own ranges hashed to when it was frozen; a base has none.
     """
 
     id: int
@@ -238,6 +244,29 @@ class Frozen(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     label: str
     links: dict[str, str]
     digests: dict[str, str] = {}
+
+
+class Freezing(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A long-term point that is being made: its record, and the delta disks to come on top."""
+
+    point: Frozen
+    tops: dict[str, str]  # disk name -> descriptor of the new delta disk
+
+
+class Merging(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A long-term point that expired: two links of each chain become one.
+
+    away: disk name -> the link above, which shows the next point, or what is newest. into:
+    disk name -> the link that showed the expired point, which gets all of the other.
+    cids: disk name -> the content id that the lower one gets. done: nothing needs `away`
+    any more.
+    """
+
+    point: int
+    away: dict[str, str]
+    into: dict[str, str]
+    cids: dict[str, int] = {}
+    done: bool = False
 
 
 class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -258,6 +287,8 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     retention: Retention = msgspec.field(default_factory=Retention)
     notes: list[PointNote] = []
     frozen: list[Frozen] = []  # long-term points, oldest first
+    freezing: Freezing | None = None
+    merging: Merging | None = None
     ingest: IngestRecord | None = None
     machine: MachineSettings = msgspec.field(default_factory=MachineSettings)
     recovered: Recovered | None = None

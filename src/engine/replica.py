@@ -177,7 +177,12 @@ class Replica:
             )
 
     def journals(
-        self, *, writable: bool = False, with_bases: bool = False, wait_seconds: float = 0.0
+        self,
+        *,
+        writable: bool = False,
+        with_bases: bool = False,
+        writable_bases: bool = False,
+        wait_seconds: float = 0.0,
     ) -> Journals:
         """Open all journals; for writing with the manifest's epoch, inside `locked`."""
         deadline = time.monotonic() + wait_seconds
@@ -189,6 +194,7 @@ class Replica:
                     writable=writable,
                     epoch=self.manifest.epoch if writable else 0,
                     with_bases=with_bases,
+                    writable_bases=writable_bases,
                 )
             except LockedError:
                 if time.monotonic() >= deadline:
