@@ -6,7 +6,7 @@ import time
 
 import pytest
 from rollpoint.errors import GapError, NotFoundError, UsageError
-from rollpoint.manifest import Gap
+from rollpoint.manifest import Gap, PointNote
 from rollpoint.points import Points
 from rollpoint.units import format_time
 
@@ -78,3 +78,26 @@ def test_no_points_and_unknown_ids_say_what_there_is() -> None:
     assert "from 1 to 2" in caught.value.hint
     with pytest.raises(UsageError):
         Points.common([rows(0)]).nearest("yesterday")
+
+
+def test_a_point_is_found_by_id_name_and_moment() -> None:
+    notes = [PointNote(id=2, name="before-upgrade"), PointNote(id=1, pinned=True)]
+    points = Points.common([rows(0, 2, 4)], where="web01", notes=notes)
+    for wanted, number in (
+        ("latest", 3), (" 2 ", 2), ("before-upgrade", 2), (at(3), 2), (at(0), 1)
+    ):  # fmt: skip
+        assert points.find(wanted).id == number
+    for wanted in ("soon", "before", "BEFORE-UPGRADE", ""):
+        with pytest.raises(UsageError, match="names no restore point") as caught:
+            points.find(wanted)
+        assert "before-upgrade" in caught.value.hint
+
+
+def test_a_point_that_is_not_kept_any_more_names_the_oldest() -> None:
+    points = Points(Points.common([rows(0, 2, 4)])[1:], where="web01")
+    with pytest.raises(NotFoundError, match="does not keep restore point 1 any more") as caught:
+        points.by_id(1)
+    assert f"the oldest that it has is 2, {at(2)}" in caught.value.hint
+    with pytest.raises(NotFoundError, match="before the first") as caught:
+        points.find(at(1))
+    assert at(2) in caught.value.hint

@@ -20,7 +20,7 @@ from .side_by_side import side_by_side
 
 if TYPE_CHECKING:
     from .disk import OpenDisk
-    from .manifest import Gap, Manifest
+    from .manifest import Gap, Manifest, PointNote
 
 
 class Journals:
@@ -133,9 +133,11 @@ class Journals:
         """The lowest epoch of any journal."""
         return min(int(native.info()["epoch"]) for native in self.natives)
 
-    def points(self, gaps: Sequence[Gap] = (), where: str = "") -> Points:
+    def points(
+        self, gaps: Sequence[Gap] = (), where: str = "", notes: Sequence[PointNote] = ()
+    ) -> Points:
         """The restore points that all of them have."""
-        return Points.common([native.points() for native in self.natives], gaps, where)
+        return Points.common([native.points() for native in self.natives], gaps, where, notes)
 
     @property
     def newest_time(self) -> str | None:

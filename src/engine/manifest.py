@@ -89,6 +89,7 @@ class DiskEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     grain_bytes: int
     segment_bytes: int
     adopted: bool = False  # the base was there before the replica was
+    below_cid: int | None = None  # being given to what is below the journal: see below.py
     top: str | None = None  # the newest delta disk, below the journal; None: there is none
 
     @property
@@ -285,10 +286,12 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     rpo: Rpo | None = None
     gaps: list[Gap] = []
     retention: Retention = msgspec.field(default_factory=Retention)
+    horizon: int = 0  # no older point is kept in the journals; 0: all are
     notes: list[PointNote] = []
     frozen: list[Frozen] = []  # long-term points, oldest first
     freezing: Freezing | None = None
     merging: Merging | None = None
+    warnings: list[str] = []  # of retention, as the last ingest saw it
     ingest: IngestRecord | None = None
     machine: MachineSettings = msgspec.field(default_factory=MachineSettings)
     recovered: Recovered | None = None
@@ -399,7 +402,8 @@ def decode(data: bytes, where: str) -> Manifest:
 
 def _checksum(document: dict[str, object]) -> str:
     """Of what the document says, however it is set, so that new fields change nothing."""
-    return xxhash.xxh3_64_hexdigest(msgspec.json.encode({**document, "checksum": ""}, order="sorted"))
+    bare = {**document, "checksum": ""}
+    return xxhash.xxh3_64_hexdigest(msgspec.json.encode(bare, order="sorted"))
 
 
 def load(directory: Dir) -> Manifest:

@@ -7,12 +7,12 @@ left in some of them is not a cut of the replica. This module does no I/O.
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from .errors import GapError, NotFoundError
-from .manifest import Gap
+from .errors import GapError, NotFoundError, UsageError
+from .manifest import Gap, PointNote
 from .units import format_time, parse_time
 
 KINDS = {1: "crash", 2: "app"}  # numbers of the journal format
@@ -41,10 +41,17 @@ class Point(NamedTuple):
 class Points(Sequence[Point]):
     """The restore points of a replica, oldest first."""
 
-    def __init__(self, points: Sequence[Point], gaps: Sequence[Gap] = (), where: str = "") -> None:
+    def __init__(
+        self,
+        points: Sequence[Point],
+        gaps: Sequence[Gap] = (),
+        where: str = "",
+        notes: Sequence[PointNote] = (),
+    ) -> None:
         self._points = tuple(points)
         self.gaps = tuple(gaps)
         self._where = where
+        self.names: Mapping[str, int] = {note.name: note.id for note in notes if note.name}
 
     @classmethod
     def common(
@@ -52,17 +59,18 @@ class Points(Sequence[Point]):
         journals: Sequence[Sequence[tuple[int, int, int, str]]],
         gaps: Sequence[Gap] = (),
         where: str = "",
+        notes: Sequence[PointNote] = (),
     ) -> Points:
         """The points that every journal has, from what each lists."""
         if not journals:
-            return cls((), gaps, where)
+            return cls((), gaps, where, notes)
         shared = set.intersection(*({row[0] for row in rows} for rows in journals))
         kept = [
             Point(number, time_ns, KINDS.get(kind, str(kind)), label)
             for number, time_ns, kind, label in journals[0]
             if number in shared
         ]
-        return cls(sorted(kept), gaps, where)
+        return cls(sorted(kept), gaps, where, notes)
 
     def __len__(self) -> int:
         return len(self._points)
@@ -89,15 +97,50 @@ class Points(Sequence[Point]):
         Raises:
             NotFoundError: There is none, or not in the journal of every disk.
         """
-        for point in self._points:
-            if point.id == number:
-                return point
+        index = bisect_left(self._points, number, key=lambda point: point.id)
+        if index < len(self._points) and self._points[index].id == number:
+            return self._points[index]
         self._need_one()
+        first = self._points[0]
+        if 0 < number < first.id:
+            raise NotFoundError(
+                f"{self._where} does not keep restore point {number} any more",
+                f"the oldest that it has is {first.id}, {first.time}",
+            )
         raise NotFoundError(
             f"{self._where} has no restore point {number}",
             f"it has {len(self)}, from {self._points[0].id} to {self._points[-1].id}: "
             "list them with rollpoint points",
         )
+
+    def find(self, wanted: str) -> Point:
+        """The point that a person asked for.
+
+        Args:
+            wanted: "latest", a point's id, its name, or a moment (ISO 8601): then the
+                newest point that is not after it.
+
+        Raises:
+            NotFoundError: There is no such point.
+            GapError: The moment lies in a gap.
+            UsageError: It is none of the four.
+        """
+        wanted = wanted.strip()
+        if wanted == "latest":
+            return self.latest
+        if wanted.isascii() and wanted.isdigit() and len(wanted) < 20:
+            return self.by_id(int(wanted))
+        if wanted in self.names:
+            return self.by_id(self.names[wanted])
+        try:
+            return self.nearest(wanted)
+        except UsageError:
+            known = f"; names are {', '.join(sorted(self.names)[:5])}" if self.names else ""
+            raise UsageError(
+                f"{wanted[:60]!r} names no restore point",
+                "give latest, the id of a point, its name, or a moment as in "
+                f"2026-11-22T10:15:00Z{known}",
+            ) from None
 
     def nearest(self, moment: str | int) -> Point:
         """The newest point that is not after the moment: it holds nothing younger.
@@ -115,7 +158,7 @@ class Points(Sequence[Point]):
         first, last = self._points[0], self._points[-1]
         if wanted // 1000 < first.time_ns // 1000:
             raise NotFoundError(
-                f"{format_time(wanted)} is before the first restore point of {self._where}",
+                f"{format_time(wanted)} is before the first restore point that {self._where} has",
                 f"there are points from {first.time} (id {first.id}) to {last.time} (id {last.id})",
             )
         if wanted > time.time_ns() + CLOCK_ERROR_NS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -18,11 +19,20 @@ from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
 from .disk import open_disk
-from .errors import Error, ExistsError, FormatError, LockedError, NotFoundError, UsageError
+from .errors import (
+    Error,
+    ExistsError,
+    FormatError,
+    LockedError,
+    NotFoundError,
+    StateError,
+    UsageError,
+)
 from .journal import create_journal, journal_names
 from .manifest import DiskEntry, Kind, Manifest
 from .points import now_text
-from .units import SECTOR_BYTES
+from .retention import locked_notes
+from .units import SECTOR_BYTES, parse_time
 
 BASE_TYPE = "monolithicFlat"
 GRAINS = (4096, 8192, 16384, 32768, 65536)
@@ -297,6 +307,22 @@ def remove(directory: Dir, manifest: Manifest) -> list[str]:
     manifests.store(directory, manifest)
     _remove_all(directory, manifest)
     return kept
+
+
+def refuse_locked_points(manifest: Manifest) -> None:
+    """Nobody removes a replica with a locked point by mistake.
+
+    Raises:
+        StateError: There is one; it names the one that is locked for longest.
+    """
+    locked = locked_notes(manifest.notes, time.time_ns())
+    if locked and manifest.state != "Permanent":
+        last = max(locked, key=lambda note: parse_time(note.locked_until or ""))
+        raise StateError(
+            f"cannot remove replica {manifest.name}: restore point {last.id} is locked "
+            f"until {last.locked_until}",
+            f"--force {manifest.name} removes it all the same",
+        )
 
 
 def _stays(entry: DiskEntry) -> bool:

@@ -23,6 +23,8 @@ from .manifest import Manifest
 from .points import Points
 
 _POLL_SECONDS = 0.02
+# An ingest has a replica's lock for moments, to save a note: that is no other operation.
+BRIEF_SECONDS = 0.25
 
 # What to do about a replica in that state; the second half of a refusal.
 _WAYS_ON = {
@@ -125,7 +127,7 @@ class Replica:
         return os.path.join(self.path, name)
 
     @contextlib.contextmanager
-    def locked(self, wait_seconds: float = 0.0) -> Iterator[Manifest]:
+    def locked(self, wait_seconds: float = BRIEF_SECONDS) -> Iterator[Manifest]:
         """Keep every other operation out, and work on the manifest as it is now.
 
         Inside another `locked` of the same object it does nothing.
@@ -207,7 +209,7 @@ class Replica:
         if any(disk.journal is None for disk in self.manifest.disks):
             return Points((), self.manifest.gaps, self.name)
         with self.journals() as journals:
-            return journals.points(self.manifest.gaps, self.name)
+            return journals.points(self.manifest.gaps, self.name, self.manifest.notes)
 
     def refresh(self) -> None:
         """Read the manifest again."""
@@ -313,7 +315,8 @@ class Replica:
             force_name: The replica's name, to remove it in whatever state it is.
 
         Raises:
-            StateError: It is neither Ready nor Permanent, and not forced.
+            StateError: It is neither Ready nor Permanent, or has a locked point, and
+                is not forced.
             UsageError: force_name is not its name.
             LockedError: An ingest or an operation has it open.
         """
@@ -327,6 +330,7 @@ class Replica:
         with self.locked():
             if force_name is None:
                 self.need_state("Ready", "Permanent", doing="remove {}")
+                provision.refuse_locked_points(self.manifest)
             return provision.remove(self.directory, self.manifest)
 
     def close(self) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ._native import POINT_END, Journal
-from .errors import UsageError
 from .points import Point, Points
 
 
@@ -32,29 +31,8 @@ class RollReport(NamedTuple):
 
 
 def choose(points: Points, to: str) -> Point:
-    """The point that a person asked for.
-
-    Args:
-        to: "latest", a point's id, or a moment (ISO 8601): then the newest point
-            that is not after it.
-
-    Raises:
-        NotFoundError: There is no such point.
-        GapError: The moment lies in a gap.
-        UsageError: It is neither of the three.
-    """
-    wanted = to.strip()
-    if wanted == "latest":
-        return points.latest
-    if wanted.isascii() and wanted.isdigit() and len(wanted) < 20:
-        return points.by_id(int(wanted))
-    try:
-        return points.nearest(wanted)
-    except UsageError:
-        raise UsageError(
-            f"{wanted[:60]!r} names no restore point",
-            "give latest, the id of a point, or a moment as in 2026-11-22T10:15:00Z",
-        ) from None
+    """The point that a person asked for; see Points.find."""
+    return points.find(to)
 
 
 def roll_back(journals: Mapping[str, Journal], point: Point | None) -> list[RollReport]:

@@ -32,6 +32,7 @@ COMMANDS = {
     "hold": "ingest",
     "release": "ingest",
     "points": "points",
+    "point": "point",
     "failover": "failover",
     "undo": "failover",
     "permanent": "failover",

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 def failover(
     directory: Directory,
     to: Annotated[
-        str, typer.Option(metavar="POINT", help="latest, a point's id, or a moment (ISO 8601).")
+        str, typer.Option(metavar="POINT", help="latest, a point's id or name, or a moment.")
     ] = "latest",
     no_power_on: Annotated[
         bool, typer.Option("--no-power-on", help="Leave the disks ready; start nothing.")

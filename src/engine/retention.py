@@ -1,0 +1,304 @@
+"""How long restore points are kept: the arithmetic of the ring. No I/O, and no clock.
+
+The horizon is the oldest restore point that the journals keep. It moves when a point is
+older than the window, or earlier when the log is nearly full and the policy says so; a
+pinned or locked point stops it. What lies before it goes into the base.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from .errors import UsageError
+from .manifest import PointNote, Retention
+from .points import Point
+from .units import format_duration, format_size, parse_time
+
+WINDOW_SECONDS_MIN, WINDOW_SECONDS_MAX = 60.0, 30 * 86400.0
+LIMIT_SEGMENTS_MIN = 8  # of each disk: those being written, those being freed, a root
+EVERY_SECONDS_MIN = 60.0
+STEPS_IN_WINDOW = 32  # the horizon moves so often while a window passes
+STEP_SECONDS_MIN = 1.0
+RATE_SECONDS = 300.0  # the write rate is taken over that long
+WARN_SHARES = (0.90, 0.75)
+
+
+class Use(NamedTuple):
+    """What the logs of a replica use together."""
+
+    used_bytes: int
+    limit_bytes: int  # 0: none
+    segment_bytes: int  # the largest of any disk
+    disks: int
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What should stay free, so that nobody has to wait for it."""
+        return min(
+            max(self.limit_bytes // 16, 2 * self.disks * self.segment_bytes),
+            self.limit_bytes // 2,
+        )
+
+    @property
+    def excess_bytes(self) -> int:
+        """What should be freed now; 0 while there is room enough."""
+        if self.limit_bytes == 0 or self.used_bytes + self.reserve_bytes <= self.limit_bytes:
+            return 0
+        # One more reserve, so that it is not asked for again at once.
+        return self.used_bytes + 2 * self.reserve_bytes - self.limit_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a disk that needs another segment may not get one."""
+        return 0 < self.limit_bytes < self.used_bytes + self.disks * self.segment_bytes
+
+
+def check(retention: Retention, segments_bytes: Sequence[int]) -> Retention:
+    """The settings, when a replica can have them.
+
+    Args:
+        segments_bytes: Of each disk's journal.
+
+    Raises:
+        UsageError: It says which one cannot be.
+    """
+    window, limit = retention.window_seconds, retention.limit_bytes
+    every, keep = retention.every_seconds, retention.keep_seconds
+    if not WINDOW_SECONDS_MIN <= window <= WINDOW_SECONDS_MAX:
+        raise UsageError(
+            f"a window of {format_duration(window)} cannot be kept", "take 1m to 30d, as in 4h"
+        )
+    least = LIMIT_SEGMENTS_MIN * sum(segments_bytes)
+    if 0 < limit < least:
+        raise UsageError(
+            f"{format_size(limit)} is too little for the journals of {len(segments_bytes)} disk(s)",
+            f"take at least {format_size(least)}, or 0 for no limit",
+        )
+    if (every > 0) != (keep > 0):
+        raise UsageError(
+            "long-term points need both: how often, and how long they are kept",
+            "as in --every 8h --keep 7d; 0s for both makes none",
+        )
+    if 0 < every < EVERY_SECONDS_MIN or keep < every:
+        raise UsageError(
+            f"a long-term point every {format_duration(every)}, kept for {format_duration(keep)}, "
+            "makes no sense",
+            "take at least 1m, and keep them for longer than that",
+        )
+    return retention
+
+
+# ---- where the horizon goes ----
+
+
+def _time(point: Point) -> int:
+    return point.time_ns
+
+
+def _id(point: Point) -> int:
+    return point.id
+
+
+def locked_notes(notes: Iterable[PointNote], now_ns: int) -> list[PointNote]:
+    """Those whose locks have not run out."""
+    return [
+        note
+        for note in notes
+        if note.locked_until is not None and parse_time(note.locked_until) > now_ns
+    ]
+
+
+def stopping(notes: Iterable[PointNote], now_ns: int) -> frozenset[int]:
+    """Ids of the points that may not be given up now."""
+    notes = list(notes)
+    kept = [note for note in notes if note.pinned] + locked_notes(notes, now_ns)
+    return frozenset(note.id for note in kept)
+
+
+def by_window(points: Sequence[Point], now_ns: int, window_seconds: float) -> Point | None:
+    """The newest point that is not younger than the window.
+
+    With it every moment of the window has a point that is not after it.
+    """
+    border = now_ns - int(window_seconds * 1e9)
+    index = bisect_right(points, border, key=_time)
+    return points[index - 1] if index else None
+
+
+def by_room(
+    points: Sequence[Point], now_ns: int, excess_bytes: int, used_bytes: int
+) -> Point | None:
+    """The oldest point whose horizon should free that much, if the log grew evenly.
+
+    At most the newest point, which is never given up. None: nothing has to be freed.
+    """
+    if excess_bytes <= 0 or not points:
+        return None
+    first_ns = points[0].time_ns
+    share = min(1.0, excess_bytes / max(1, used_bytes))
+    border = first_ns + int(max(0, now_ns - first_ns) * share)
+    index = max(1, bisect_left(points, border, key=_time))
+    return points[min(index, len(points) - 1)]
+
+
+def bounded(points: Sequence[Point], wanted: Point | None, stops: Collection[int]) -> Point | None:
+    """wanted, or the oldest point before it that may not be given up."""
+    if wanted is None:
+        return None
+    for number in sorted(stops):
+        if number >= wanted.id:
+            break
+        index = bisect_left(points, number, key=_id)
+        if points[index].id == number:
+            return points[index]
+    return wanted
+
+
+def due_long_term(
+    points: Sequence[Point], wanted: Point, last_ns: int | None, every_seconds: float
+) -> Point | None:
+    """The first point not after wanted that the schedule keeps for long.
+
+    Args:
+        last_ns: Of the newest long-term point; None: there is none, so the first is due.
+    """
+    if every_seconds <= 0:
+        return None
+    border = 0 if last_ns is None else last_ns + int(every_seconds * 1e9)
+    index = bisect_left(points, border, key=_time)
+    return points[index] if index < len(points) and points[index].id <= wanted.id else None
+
+
+class Move(NamedTuple):
+    """A horizon to go to."""
+
+    point: Point
+    why: str  # "window" or "room"
+    freeze: bool  # the schedule keeps the point for long
+
+
+def next_move(
+    points: Sequence[Point],
+    now_ns: int,
+    retention: Retention,
+    use: Use,
+    stops: Collection[int],
+    horizon: int,
+    last_long_term_ns: int | None = None,
+) -> Move | None:
+    """Where the horizon goes now; None: it stays.
+
+    Args:
+        points: Those that every journal has, oldest first.
+        stops: Ids of points that may not be given up.
+        horizon: Id of the point at which it is; 0: it never moved.
+    """
+    if not points:
+        return None
+    wanted, why = by_window(points, now_ns, retention.window_seconds), "window"
+    step_ns = max(retention.window_seconds / STEPS_IN_WINDOW, STEP_SECONDS_MIN) * 1e9
+    # While there is room it moves in steps: what was written twice meanwhile is copied once.
+    if wanted is not None and not use.excess_bytes and horizon == points[0].id and (
+        wanted.time_ns - points[0].time_ns < step_ns
+    ):
+        wanted = None
+    if retention.at_limit == "shorten":
+        for_room = by_room(points, now_ns, use.excess_bytes, use.used_bytes)
+        if for_room is not None and (wanted is None or wanted.id < for_room.id):
+            wanted, why = for_room, "room"
+    wanted = bounded(points, wanted, stops)
+    if wanted is None or wanted.id <= horizon:
+        return None
+    freeze = due_long_term(points, wanted, last_long_term_ns, retention.every_seconds)
+    return Move(freeze or wanted, why, freeze is not None)
+
+
+# ---- what is told ----
+
+
+class Rate:
+    """Bytes a second that the logs grow by, over the last minutes."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def sample(self, now_seconds: float, written_bytes: int) -> None:
+        """written_bytes: in all, freed ones included; asked about every second."""
+        self._samples.append((now_seconds, written_bytes))
+        while now_seconds - self._samples[0][0] > RATE_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def bytes_per_second(self) -> float:
+        if len(self._samples) < 2:
+            return 0.0
+        (first, before), (last, after) = self._samples[0], self._samples[-1]
+        return max(0.0, (after - before) / max(last - first, 1e-9))
+
+
+class Outlook(NamedTuple):
+    """How far back restore points go now, and will."""
+
+    asked_seconds: float
+    kept_seconds: float | None  # from the oldest point to now; None: there is none
+    possible_seconds: float | None  # what the limit allows at this write rate; None: all
+    full_in_seconds: float | None  # None: it is not filling up
+
+    @property
+    def share(self) -> float:
+        """Of the window that can still be kept, how much is used; 0 when all asked for can."""
+        possible = self.possible_seconds
+        if self.kept_seconds is None or possible is None or possible >= self.asked_seconds:
+            return 0.0
+        return min(1.0, self.kept_seconds / possible) if possible > 0 else 1.0
+
+    @property
+    def level(self) -> int:
+        """0, 75 or 90: what to warn of."""
+        return next((round(border * 100) for border in WARN_SHARES if self.share >= border), 0)
+
+
+def outlook(
+    points: Sequence[Point], now_ns: int, asked_seconds: float, use: Use, bytes_per_second: float
+) -> Outlook:
+    """Predict from the write rate what window the limit allows."""
+    kept = max(0, now_ns - points[0].time_ns) / 1e9 if points else None
+    if use.limit_bytes == 0 or bytes_per_second <= 0:
+        return Outlook(asked_seconds, kept, None, None)
+    left = max(0, use.limit_bytes - use.reserve_bytes - use.used_bytes) / bytes_per_second
+    return Outlook(asked_seconds, kept, (kept or 0.0) + left, left)
+
+
+def warnings(
+    view: Outlook, use: Use, retention: Retention, stopped_by: Sequence[int], shortened: bool
+) -> dict[str, str]:
+    """What the operator should know: what it is about -> one sentence each."""
+    found: dict[str, str] = {}
+    asked, limit = format_duration(view.asked_seconds), format_size(use.limit_bytes)
+    kept = format_duration(view.kept_seconds or 0.0)
+    held = ", ".join(str(number) for number in stopped_by)
+    if shortened and view.kept_seconds is not None and view.kept_seconds < view.asked_seconds:
+        found["shortened"] = (
+            f"history was shortened: {kept} of the window of {asked} are kept, because the "
+            f"journals may have {limit}"
+        )
+    if use.is_full:
+        if retention.at_limit == "refuse":
+            why = "as was asked for (--at-limit refuse)"
+        elif held:
+            why = "because pinned or locked points stop the horizon"
+        else:
+            why = "because nothing older than the newest restore point is left to give up"
+        found["full"] = f"the journals are full with {limit}, and writes are refused, {why}"
+    elif view.level and not shortened:
+        found[f"filling {view.level}"] = (
+            f"{view.level} % of the window that can still be kept is used: at this write rate "
+            f"{format_duration(view.possible_seconds or 0.0)} of {asked} fit into {limit}, which "
+            f"is reached in {format_duration(view.full_in_seconds or 0.0)}"
+        )
+    if held and (use.excess_bytes or view.level):
+        found["stopped"] = f"the horizon cannot pass restore point {held}: pinned or locked"
+    return found

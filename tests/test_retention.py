@@ -1,0 +1,241 @@
+"""Where the horizon goes, and what is warned of: arithmetic over points, rooms and rates."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rollpoint import retention as room
+from rollpoint.errors import UsageError
+from rollpoint.manifest import PointNote, Retention
+from rollpoint.points import Point
+from rollpoint.units import format_time
+
+SECOND = 1_000_000_000
+START = 1_700_000_000 * SECOND
+SEGMENT = 1 << 20
+ROOMY = room.Use(0, 0, SEGMENT, 1)
+
+
+def points_at(*seconds: float) -> list[Point]:
+    return [Point(i, START + int(s * SECOND), "crash", "") for i, s in enumerate(seconds, 1)]
+
+
+def now(seconds: float) -> int:
+    return START + int(seconds * SECOND)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> tuple[list[Point], int, float]:
+    """Points, now and a window."""
+    steps = draw(st.lists(st.floats(0.001, 5000), min_size=1, max_size=40))
+    seconds, at = [], 0.0
+    for step in steps:
+        seconds.append(at)
+        at += step
+    return points_at(*seconds), now(at), draw(st.floats(1, 20_000))
+
+
+# ---- the window ----
+
+
+@given(lives())
+def test_every_moment_of_the_window_keeps_a_point_not_after_it(
+    life: tuple[list[Point], int, float],
+) -> None:
+    points, now_ns, window = life
+    move = room.next_move(points, now_ns, Retention(window_seconds=window), ROOMY, (), 0)
+    if move is None:
+        return
+    border = now_ns - int(window * 1e9)
+    assert move.point.time_ns <= border
+    assert move.why == "window"
+    assert not any(move.point.time_ns < point.time_ns <= border for point in points)
+
+
+@given(lives(), st.sets(st.integers(1, 40)))
+def test_no_horizon_passes_a_point_that_is_kept(
+    life: tuple[list[Point], int, float], stops: set[int]
+) -> None:
+    points, now_ns, window = life
+    for use in (ROOMY, room.Use(100 * SEGMENT, 100 * SEGMENT, SEGMENT, 1)):
+        move = room.next_move(points, now_ns, Retention(window_seconds=window), use, stops, 0)
+        if move is not None:
+            assert not any(point.id < move.point.id and point.id in stops for point in points)
+
+
+def test_a_point_that_fell_out_of_the_window_becomes_the_oldest_when_the_next_one_has() -> None:
+    points = points_at(0, 100, 200)
+    keep = Retention(window_seconds=150)
+    assert room.next_move(points, now(249), keep, ROOMY, (), 1) is None
+    assert room.next_move(points, now(250), keep, ROOMY, (), 1) == (points[1], "window", False)
+    assert room.next_move(points[1:], now(251), keep, ROOMY, (), 2) is None
+
+
+def test_the_first_move_is_to_the_first_point_that_is_old_enough() -> None:
+    points = points_at(0, 100)
+    keep = Retention(window_seconds=60)
+    assert room.next_move(points, now(59), keep, ROOMY, (), 0) is None
+    assert room.next_move(points, now(60), keep, ROOMY, (), 0) == (points[0], "window", False)
+    assert room.next_move([], now(60), keep, ROOMY, (), 0) is None
+
+
+def test_while_there_is_room_it_moves_in_steps() -> None:
+    points = points_at(*range(0, 1000, 10))
+    keep = Retention(window_seconds=640)  # steps of 20 s
+    assert room.next_move(points, now(651), keep, ROOMY, (), 1) is None
+    move = room.next_move(points, now(661), keep, ROOMY, (), 1)
+    assert move is not None
+    assert move.point == points[2]
+
+
+def test_a_clock_that_was_set_back_moves_nothing() -> None:
+    points = points_at(0, 100, 200)
+    assert room.next_move(points, now(-9999), Retention(), ROOMY, (), 0) is None
+
+
+# ---- the limit ----
+
+
+@given(lives(), st.integers(0, 400), st.integers(16, 300))
+def test_shortening_gives_up_old_points_only_and_never_the_newest(
+    life: tuple[list[Point], int, float], used: int, limit: int
+) -> None:
+    points, now_ns, _ = life
+    use = room.Use(used * SEGMENT, limit * SEGMENT, SEGMENT, 1)
+    move = room.next_move(points, now_ns, Retention(window_seconds=86400.0), use, (), 0)
+    if move is not None and move.why == "room":
+        assert use.excess_bytes > 0
+        assert move.point in points
+        assert len(points) == 1 or move.point.id > points[0].id
+
+
+def test_refusing_keeps_the_window_whatever_is_used() -> None:
+    points = points_at(*range(0, 1000, 10))
+    use = room.Use(99 * SEGMENT, 100 * SEGMENT, SEGMENT, 1)
+    refuse = Retention(window_seconds=3600, at_limit="refuse")
+    assert room.next_move(points, now(1000), refuse, use, (), 1) is None
+    shorten = room.next_move(points, now(1000), Retention(window_seconds=3600), use, (), 1)
+    assert shorten is not None
+    assert shorten.why == "room"
+    assert 2 <= shorten.point.id <= 20, "about a tenth has to go"
+
+
+def test_room_is_asked_for_before_it_is_gone() -> None:
+    for used in range(0, 101):
+        use = room.Use(used * SEGMENT, 100 * SEGMENT, SEGMENT, 2)
+        assert (use.excess_bytes > 0) == (used >= 94)  # a sixteenth is kept free
+        assert use.is_full == (used > 98)
+        assert not use.is_full or use.excess_bytes
+        assert use.excess_bytes <= use.used_bytes
+    assert room.Use(5 << 40, 0, SEGMENT, 2).excess_bytes == 0
+
+
+# ---- long-term points ----
+
+
+def test_the_schedule_keeps_the_first_point_of_every_interval() -> None:
+    points = points_at(*range(0, 1000, 10))
+    daily = Retention(window_seconds=60, every_seconds=300, keep_seconds=3000)
+    first = room.next_move(points, now(900), daily, ROOMY, (), 0)
+    assert first == (points[0], "window", True)
+    second = room.next_move(points, now(900), daily, ROOMY, (), 1, points[0].time_ns)
+    assert second == (points[30], "window", True)
+    rest = room.next_move(points[30:], now(900), daily, ROOMY, (), 31, points[60].time_ns)
+    assert rest == (points[84], "window", False)
+
+
+# ---- notes ----
+
+
+def test_pins_and_running_locks_stop_the_horizon_and_names_do_not() -> None:
+    notes = [
+        PointNote(id=1, name="x"),
+        PointNote(id=2, pinned=True),
+        PointNote(id=3, locked_until=format_time(now(10))),
+    ]
+    assert room.stopping(notes, now(9)) == {2, 3}
+    assert room.stopping(notes, now(10)) == {2}
+
+
+# ---- what is told ----
+
+
+def use_of(segments: float, limit: int = 100) -> room.Use:
+    return room.Use(int(segments * SEGMENT), limit * SEGMENT, SEGMENT, 1)
+
+
+@pytest.mark.parametrize(("used", "level"), [(60, 0), (71, 75), (86, 90), (99, 90)])
+def test_it_warns_at_75_and_90_percent_of_the_window_that_can_be_kept(
+    used: int, level: int
+) -> None:
+    """One segment a second since the beginning, and a window that does not fit."""
+    view = room.outlook(points_at(0), now(used), 3600, use_of(used), float(SEGMENT))
+    assert view.level == level
+    assert view.possible_seconds == max(93.75, used)
+    found = room.warnings(view, use_of(used), Retention(window_seconds=3600), [], False)
+    assert [name for name in found if name.startswith("filling")] == (
+        [f"filling {level}"] if level and not use_of(used).is_full else []
+    )
+
+
+def test_a_window_that_fits_is_not_warned_of_however_full_the_log_is() -> None:
+    view = room.outlook(points_at(0), now(60), 60, use_of(80), float(SEGMENT) / 2)
+    assert (view.level, view.share) == (0, 0.0)
+    assert room.warnings(view, use_of(80), Retention(window_seconds=60), [], False) == {}
+
+
+def test_without_a_limit_nothing_is_predicted() -> None:
+    view = room.outlook(points_at(0), now(60), 3600, ROOMY, 1e9)
+    assert (view.kept_seconds, view.possible_seconds, view.level) == (60.0, None, 0)
+    assert room.outlook([], now(60), 3600, use_of(50), 1.0).kept_seconds is None
+
+
+def test_what_stops_the_horizon_and_what_was_shortened_is_named() -> None:
+    view = room.outlook(points_at(0), now(99), 3600, use_of(99.5), float(SEGMENT))
+    keep = Retention(window_seconds=3600)
+    found = room.warnings(view, use_of(99.5), keep, [4, 9], True)
+    assert "1 m 39 s of the window of 60 m" in found["shortened"].replace("1 h 0 m", "60 m")
+    assert "pinned or locked points stop the horizon" in found["full"]
+    assert "4, 9" in found["stopped"]
+    refused = Retention(window_seconds=3600, at_limit="refuse")
+    assert "--at-limit refuse" in room.warnings(view, use_of(99.5), refused, [], False)["full"]
+
+
+@given(st.lists(st.integers(0, 1 << 30), min_size=2, max_size=400))
+def test_the_rate_is_what_was_written_over_the_last_minutes(growth: list[int]) -> None:
+    rate, total = room.Rate(), 0
+    for second, more in enumerate(growth):
+        total += more
+        rate.sample(float(second), total)
+    last = growth[-int(room.RATE_SECONDS) :] if len(growth) > room.RATE_SECONDS else growth[1:]
+    assert rate.bytes_per_second == pytest.approx(sum(last) / len(last))
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"window_seconds": 59.0}, "window"),
+        ({"window_seconds": 31 * 86400.0}, "window"),
+        ({"limit_bytes": 15 * SEGMENT}, "too little"),
+        ({"every_seconds": 3600.0}, "both"),
+        ({"keep_seconds": 3600.0}, "both"),
+        ({"every_seconds": 30.0, "keep_seconds": 3600.0}, "no sense"),
+        ({"every_seconds": 3600.0, "keep_seconds": 60.0}, "no sense"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, float], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        room.check(Retention(**settings), [SEGMENT, SEGMENT])  # type: ignore[arg-type]
+
+
+def test_settings_at_their_edges_are_taken() -> None:
+    for settings in (
+        Retention(),
+        Retention(window_seconds=60.0, limit_bytes=16 * SEGMENT, at_limit="refuse"),
+        Retention(window_seconds=30 * 86400.0, every_seconds=60.0, keep_seconds=60.0),
+    ):
+        assert room.check(settings, [SEGMENT, SEGMENT]) is settings
