@@ -56,4 +56,20 @@ int rp_compare (struct rp_disk *a, struct rp_disk *b, uint64_t length,
 int rp_merge (struct rp_disk *chain, uint32_t links, struct rp_disk *target,
               const struct rp_copy_options *options, struct rp_fault *fault);
 
+/* What a region of a disk reads as. */
+struct rp_region {
+  int      status;               /* RP_OK, or why it cannot be read */
+  uint64_t digest;               /* XXH3 (64 bits, seed 0) of its bytes */
+  char     message[RP_FAULT_MESSAGE_BYTES];  /* of the fault */
+};
+
+/* Digest regions of region_bytes (the last one of a disk may be shorter),
+ * numbers [first, first + count), on all cores.  Holes are not read.  One that
+ * cannot be read has a status, and does not end the others.
+ */
+int rp_digest_regions (struct rp_disk *disk, uint64_t region_bytes,
+                       uint64_t first, uint64_t count,
+                       const struct rp_copy_options *options,
+                       struct rp_region *out, struct rp_fault *fault);
+
 #endif /* RP_COPY_H */

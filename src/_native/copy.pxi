@@ -22,6 +22,13 @@ cdef extern from "copy.h":
                    uint64_t *offset_out, rp_fault *fault) nogil
     int rp_merge(rp_disk *chain, uint32_t links, rp_disk *target,
                  const rp_copy_options *options, rp_fault *fault) nogil
+    struct rp_region:
+        int status
+        uint64_t digest
+        char message[320]
+    int rp_digest_regions(rp_disk *disk, uint64_t region_bytes, uint64_t first, uint64_t count,
+                          const rp_copy_options *options, rp_region *out,
+                          rp_fault *fault) nogil
 
 cdef extern from "stream.h":
     struct rp_stream_create:
@@ -163,3 +170,35 @@ def merge(Chain chain not None, uint32_t links, Disk target not None, *, uint32_
     if state.error is not None:
         raise state.error
     check(status, &fault)
+
+
+def digest_regions(Disk disk not None, uint64_t region_bytes, uint64_t first, uint64_t count, *,
+                   uint32_t workers=0, uint64_t memory_bytes=0, progress=None):
+    """XXH3 of each region of a disk, or what keeps it from being read, as text.
+
+    progress(done_bytes), counted on the disk, is called by this thread; False cancels.
+    """
+    cdef rp_disk *source = disk.pointer()
+    cdef _Progress state = _Progress.__new__(_Progress)
+    cdef rp_copy_options options
+    cdef rp_region *regions = <rp_region *>calloc(count + 1, sizeof(rp_region))
+    cdef rp_fault fault
+    cdef int status
+    if regions is NULL:
+        raise MemoryError("a list of digests")
+    try:
+        state.callback = progress if progress is not None else _always
+        _fill_options(&options, workers, memory_bytes, state)
+        with nogil:
+            status = rp_digest_regions(source, region_bytes, first, count, &options, regions,
+                                       &fault)
+        if state.error is not None:
+            raise state.error
+        check(status, &fault)
+        return [
+            regions[i].digest if regions[i].status == RP_OK
+            else regions[i].message.decode("utf-8", "replace")
+            for i in range(count)
+        ]
+    finally:
+        free(regions)

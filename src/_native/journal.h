@@ -167,21 +167,71 @@ int rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
 int rp_journal_close_clean (struct rp_journal *journal, struct rp_fault *fault);
 
 struct rp_journal_damage {
+  uint64_t segment;              /* number; UINT64_MAX: head or root */
   uint64_t position;             /* byte in the log file */
   uint64_t guest_offset_bytes;   /* UINT64_MAX for metadata */
   uint64_t length_bytes;
   char     message[128];
 };
 
-/* Re-read every header, entry, summary, root and grain against its checksum.
- * each is called once per damage; progress may be NULL, false stops (RP_STATE).
+struct rp_scrub_progress {
+  uint64_t done_bytes, total_bytes;
+  uint64_t next_segment, chain;  /* a later scrub may begin here: from_… */
+};
+
+struct rp_scrub {
+  /* Segments of lower numbers are not read.  from_chain: what the progress of
+     that scrub said with it (0: not compared); RP_NOT_FOUND where the segments
+     before are still there and are not those. */
+  uint64_t from_segment, from_chain;
+  uint64_t segment_count;        /* of numbers; 0: to the end */
+  /* once for each damage */
+  void   (*each) (void *context, const struct rp_journal_damage *damage);
+  /* NULL is allowed; false stops with RP_CANCELLED */
+  bool   (*progress) (void *context, const struct rp_scrub_progress *progress);
+  void    *context;
+};
+
+/* Re-read headers, entries, summaries, points and grains of segments, and
+ * always the head and the shown root, against their checksums; what cannot be
+ * read is damage too.  A journal that is open for reading may be written by
+ * another meanwhile: what it appends is not looked at, but segments that it
+ * frees look damaged: see rp_journal_affected.
  * Returns RP_OK when it ran through, whatever it found.
  */
+int rp_journal_scrub (struct rp_journal *journal, const struct rp_scrub *scrub,
+                      struct rp_fault *fault);
+
+/* All of it. */
 int rp_journal_verify (struct rp_journal *journal,
                        void (*each) (void *context,
                                      const struct rp_journal_damage *damage),
                        bool (*progress) (void *context, uint64_t done_bytes,
                                          uint64_t total_bytes),
                        void *context, struct rp_fault *fault);
+
+/* Whom a damage harms.  For data these are the points whose map names the
+ * place; for anything else of a segment all points in it and behind it, since
+ * finding or replaying them may need it. */
+struct rp_affected {
+  uint64_t segment, position;    /* of the damage */
+  bool     gone;                 /* the journal has no such segment any more */
+  bool     end;                  /* the end of the log is affected */
+  uint64_t first_point, last_point;  /* ids; 0: none */
+};
+int rp_journal_affected (struct rp_journal *journal,
+                         struct rp_affected *items, uint64_t count,
+                         struct rp_fault *fault);
+
+/* Write a damaged grain again, if data (grain_bytes of it) is proven to be what
+ * was there: its checksum is the one in the log's entry (32 bits).  data NULL:
+ * the entries of the segment's summary, proven by the trailer's checksum, out
+ * of its batches.  Not synced: see rp_file_sync.
+ * Returns RP_OK, RP_CORRUPT (not proven, nothing was written), RP_NOT_FOUND (no
+ * entry names the place), RP_READ_ONLY, RP_IO ...
+ */
+int rp_journal_mend (struct rp_journal *journal, uint64_t segment,
+                     uint64_t position, const void *data,
+                     struct rp_fault *fault);
 
 #endif /* RP_JOURNAL_H */

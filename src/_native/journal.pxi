@@ -44,6 +44,7 @@ cdef extern from "journal.h":
         uint64_t bytes_written
         uint64_t root_sector
     struct rp_journal_damage:
+        uint64_t segment
         uint64_t position
         uint64_t guest_offset_bytes
         uint64_t length_bytes
@@ -70,6 +71,30 @@ cdef extern from "journal.h":
                           void (*each)(void *, const rp_journal_damage *) noexcept nogil,
                           journal_bool (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
                           void *context, rp_fault *fault) nogil
+    struct rp_scrub_progress:
+        uint64_t done_bytes
+        uint64_t total_bytes
+        uint64_t next_segment
+        uint64_t chain
+    struct rp_scrub:
+        uint64_t from_segment
+        uint64_t from_chain
+        uint64_t segment_count
+        void (*each)(void *, const rp_journal_damage *) noexcept nogil
+        journal_bool (*progress)(void *, const rp_scrub_progress *) noexcept nogil
+        void *context
+    int rp_journal_scrub(rp_journal *journal, const rp_scrub *scrub, rp_fault *fault) nogil
+    struct rp_affected:
+        uint64_t segment
+        uint64_t position
+        journal_bool gone
+        journal_bool end
+        uint64_t first_point
+        uint64_t last_point
+    int rp_journal_affected(rp_journal *journal, rp_affected *items, uint64_t count,
+                            rp_fault *fault) nogil
+    int rp_journal_mend(rp_journal *journal, uint64_t segment, uint64_t position,
+                        const void *data, rp_fault *fault) nogil
 
 cdef extern from "journal_synthesize.h":
     struct rp_synthesis:
@@ -167,6 +192,29 @@ cdef journal_bool _verify_progress(void *context, uint64_t done, uint64_t total)
     state.said = done
     try:
         return state.progress(done, total) is not False
+    except BaseException as error:
+        state.error = error
+        return False
+
+
+cdef void _scrub_damage(void *context, const rp_journal_damage *damage) noexcept with gil:
+    cdef rp_journal_damage one = damage[0]
+    segment = None if one.segment == <uint64_t>-1 else one.segment
+    guest = None if one.guest_offset_bytes == <uint64_t>-1 else one.guest_offset_bytes
+    (<_Verification>context).found.append(
+        (segment, one.position, guest, one.length_bytes, one.message.decode("utf-8", "replace")))
+
+
+cdef journal_bool _scrub_progress(void *context, const rp_scrub_progress *at) noexcept with gil:
+    cdef _Verification state = <_Verification>context
+    cdef rp_scrub_progress now = at[0]
+    if state.progress is None or (now.done_bytes < now.total_bytes
+                                  and now.done_bytes - state.said < 1 << 23):
+        return True
+    state.said = now.done_bytes
+    try:
+        return state.progress(now.done_bytes, now.total_bytes, now.next_segment,
+                              now.chain) is not False
     except BaseException as error:
         state.error = error
         return False
@@ -341,7 +389,7 @@ cdef class Journal:
 
         Returns damages as (position in the log, guest offset or None, length,
         message). progress(done_bytes, total_bytes) is called now and then;
-        False stops with StateError.
+        False stops with CancelledError.
         """
         cdef _JournalHandle handle = self.handle()
         cdef _Verification state = _Verification(progress)
@@ -355,6 +403,80 @@ cdef class Journal:
             raise state.error
         check(status, &fault)
         return state.found
+
+    def scrub(self, list found not None, progress=None, *, uint64_t from_segment=0,
+              uint64_t from_chain=0, uint64_t segment_count=0):
+        """Re-read segments, the head and the shown root; see rp_journal_scrub.
+
+        Each damage is appended to found as (segment or None, position, guest offset or
+        None, length, message). progress(done, total, next_segment, chain) is called now
+        and then; False stops with CancelledError.
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef _Verification state = _Verification(progress)
+        cdef rp_scrub how
+        cdef rp_fault fault
+        cdef int status
+        state.found = found
+        how.from_segment = from_segment
+        how.from_chain = from_chain
+        how.segment_count = segment_count
+        how.each = _scrub_damage
+        how.progress = _scrub_progress
+        how.context = <void *>state
+        with nogil:
+            status = rp_journal_scrub(handle.journal, &how, &fault)
+        if state.error is not None:
+            raise state.error
+        check(status, &fault)
+
+    def affected(self, places):
+        """Whom damages harm, given as (segment or None, position).
+
+        For each (gone, end of the log too, first point or 0, last point or 0).
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef list asked = list(places)
+        cdef uint64_t count = len(asked)
+        cdef rp_affected *items = <rp_affected *>calloc(count + 1, sizeof(rp_affected))
+        cdef rp_fault fault
+        cdef int status
+        if items is NULL:
+            raise MemoryError("a list of damage")
+        try:
+            for i in range(count):
+                segment, position = asked[i]
+                items[i].segment = <uint64_t>-1 if segment is None else <uint64_t>segment
+                items[i].position = position
+            with nogil:
+                status = rp_journal_affected(handle.journal, items, count, &fault)
+            check(status, &fault)
+            return [(bool(items[i].gone), bool(items[i].end), items[i].first_point,
+                     items[i].last_point) for i in range(count)]
+        finally:
+            free(items)
+
+    def mend(self, uint64_t segment, uint64_t position, data=None):
+        """Write a grain again, or (None) the entries of a summary; see rp_journal_mend.
+
+        DamagedError where it is not proven to be what was there. Not synced.
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef _Lease lease
+        cdef const void *at = NULL
+        cdef rp_journal_info_t info
+        cdef rp_fault fault
+        cdef int status
+        if data is not None:
+            lease = _Lease.take(data, False)
+            at = lease.view.buf
+            with nogil:
+                rp_journal_read_info(handle.journal, &info)
+            if <uint64_t>lease.view.len != info.options.grain_bytes:
+                raise _errors.UsageError("a grain is mended whole", "give all bytes of it")
+        with nogil:
+            status = rp_journal_mend(handle.journal, segment, position, at, &fault)
+        check(status, &fault)
 
     def close(self):
         """Let it go without committing, as in a crash. May be called twice."""

@@ -5,7 +5,8 @@
  *   journal_commit.c  group commit, summaries, superblock
  *   journal_open.c    recovery
  *   journal_roll.c    walking entries, reading and writing roots
- *   journal_verify.c  re-reading everything
+ *   journal_verify.c  re-reading everything; journal_reader.c reads ahead
+ *   journal_mend.c    whom a damage harms; writing again what was there
  *
  * How an append travels: under the lock, entries and grains are put into the
  * open batch, in a chunk of memory that stands for a stretch of the file.  A

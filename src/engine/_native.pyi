@@ -1,6 +1,6 @@
 """Everything Python may call on the native side, on one page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from typing_extensions import Buffer
@@ -251,6 +251,18 @@ def merge(
     progress: Callable[[int], bool] | None = None,
 ) -> None: ...
 
+def digest_regions(
+    disk: Disk,
+    region_bytes: int,
+    first: int,
+    count: int,
+    *,
+    workers: int = 0,
+    memory_bytes: int = 0,
+    progress: Callable[[int], bool] | None = None,
+) -> list[int | str]:
+    """XXH3 of each region, or what keeps it from being read."""
+
 # --- journal.h ---
 POINT_LATEST: Final[int]
 POINT_END: Final[int]
@@ -290,6 +302,19 @@ class Journal:
     def verify(
         self, progress: Callable[[int, int], bool] | None = None
     ) -> list[tuple[int, int | None, int, str]]: ...
+    def scrub(
+        self,
+        found: list[tuple[int | None, int, int | None, int, str]],
+        progress: Callable[[int, int, int, int], bool] | None = None,
+        *,
+        from_segment: int = 0,
+        from_chain: int = 0,
+        segment_count: int = 0,
+    ) -> None: ...
+    def affected(
+        self, places: Iterable[tuple[int | None, int]]
+    ) -> list[tuple[bool, bool, int, int]]: ...
+    def mend(self, segment: int, position: int, data: Buffer | None = None) -> None: ...
 
 # --- gate.h ---
 class Gate:

@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Whom a damage harms, and writing again what was there. */
+#include "journal_private.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NEVER UINT64_MAX
+
+static const struct rp_segment *
+find_segment (const struct rp_journal *journal, uint64_t number,
+              uint64_t *index)
+{
+  for (*index = 0; *index < journal->segment_count; ++*index)
+    if (journal->segments[*index]->number == number)
+      return journal->segments[*index];
+  return NULL;
+}
+
+/* The entry of the segment whose data lies at position, or count. */
+static uint64_t
+find_entry (const uint8_t *entries, uint64_t count, uint64_t position)
+{
+  for (uint64_t i = 0; i < count; i++) {
+    const struct rp_log_entry entry
+      = rp_log_get_entry (entries + i * RP_LOG_ENTRY_BYTES);
+
+    if (entry.place > RP_PLACE_ZEROS
+        && (uint64_t) entry.place * RP_SECTOR_BYTES == position)
+      return i;
+  }
+  return count;
+}
+
+/* ---- whom a damage harms ---- */
+
+/* A damaged grain: shown by cuts behind entry number `entry` up to `until`. */
+struct shown {
+  struct rp_affected *item;
+  uint64_t entry, until;
+  uint32_t grain;
+};
+
+struct search {
+  struct rp_journal *journal;
+  struct shown *shown;
+  uint64_t count;
+  uint8_t *memory;               /* a summary */
+  uint64_t room;
+};
+
+static uint64_t
+cut_of (const struct rp_journal *journal, uint64_t point)
+{
+  const struct rp_point_record *record = &journal->points[point];
+
+  return journal->segments[record->segment]->first_entry + record->ordinal;
+}
+
+static void
+add_point (const struct rp_journal *journal, struct rp_affected *item,
+           uint64_t point)
+{
+  const uint64_t id = journal->points[point].id;
+
+  if (item->first_point == 0)
+    item->first_point = id;
+  item->last_point = id;
+}
+
+/* Where the damaged place is; what is no data is settled at once. */
+static int
+look_up (struct search *search, struct rp_affected *item,
+         struct rp_fault *fault)
+{
+  struct rp_journal *journal = search->journal;
+  const struct rp_segment *segment;
+  const uint8_t *entries = NULL;
+  uint64_t index, i;
+  int status;
+
+  item->gone = item->end = false;
+  item->first_point = item->last_point = 0;
+  if (item->segment == UINT64_MAX)
+    return RP_OK;
+  segment = find_segment (journal, item->segment, &index);
+  item->gone = !segment;
+  if (!segment)
+    return RP_OK;
+  status = rp_journal_entries (journal, segment, &entries, &search->memory,
+                               &search->room, fault);
+  if (status == RP_OK) {
+    i = find_entry (entries, segment->prepared, item->position);
+    if (i < segment->prepared) {
+      search->shown[search->count++] = (struct shown) {
+        .item = item, .entry = segment->first_entry + i, .until = NEVER,
+        .grain = rp_load32 (entries + i * RP_LOG_ENTRY_BYTES),
+      };
+      return RP_OK;
+    }
+  }
+  item->end = true;
+  for (uint64_t point = 0; point < journal->point_count; point++)
+    if (journal->points[point].segment >= index)
+      add_point (journal, item, point);
+  return status == RP_CORRUPT || status == RP_IO ? RP_OK : status;
+}
+
+static int
+by_grain (const void *a, const void *b)
+{
+  const struct shown *left = a, *right = b;
+
+  return (left->grain > right->grain) - (left->grain < right->grain);
+}
+
+/* An entry writes over count grains: who was shown there is not any more. */
+static void
+write_over (struct search *search, uint64_t grain, uint64_t count,
+            uint64_t entry)
+{
+  uint64_t low = 0, high = search->count;
+
+  while (low < high) {
+    const uint64_t middle = low + (high - low) / 2;
+
+    if (search->shown[middle].grain < grain)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  for (; low < search->count && search->shown[low].grain - grain < count;
+       low++)
+    if (search->shown[low].entry < entry && search->shown[low].until == NEVER)
+      search->shown[low].until = entry;
+}
+
+static int
+find_ends (struct search *search, struct rp_fault *fault)
+{
+  struct rp_journal *journal = search->journal;
+  int status = RP_OK;
+
+  for (uint64_t s = 0; status == RP_OK && s < journal->segment_count; s++) {
+    const struct rp_segment *segment = journal->segments[s];
+    const uint8_t *entries;
+
+    status = rp_journal_entries (journal, segment, &entries, &search->memory,
+                                 &search->room, fault);
+    if (status == RP_CORRUPT || status == RP_IO) {
+      status = RP_OK;            /* who writes over it is not known */
+      continue;
+    }
+    for (uint64_t i = 0; status == RP_OK && i < segment->prepared; i++) {
+      const struct rp_log_entry entry
+        = rp_log_get_entry (entries + i * RP_LOG_ENTRY_BYTES);
+
+      write_over (search, entry.grain,
+                  entry.place == RP_PLACE_ZEROS ? entry.value : 1,
+                  segment->first_entry + i);
+    }
+  }
+  return status;
+}
+
+int
+rp_journal_affected (struct rp_journal *journal, struct rp_affected *items,
+                     uint64_t count, struct rp_fault *fault)
+{
+  struct search search = {
+    .journal = journal, .shown = calloc (count + 1, sizeof *search.shown),
+  };
+  int status = RP_OK;
+
+  if (!search.shown)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a list of damage");
+  for (uint64_t i = 0; status == RP_OK && i < count; i++)
+    status = look_up (&search, &items[i], fault);
+  qsort (search.shown, search.count, sizeof *search.shown, by_grain);
+  if (status == RP_OK && search.count > 0)
+    status = find_ends (&search, fault);
+  for (uint64_t i = 0; status == RP_OK && i < search.count; i++) {
+    const struct shown *shown = &search.shown[i];
+
+    shown->item->end = shown->until == NEVER;
+    for (uint64_t point = 0; point < journal->point_count; point++) {
+      const uint64_t cut = cut_of (journal, point);
+
+      if (cut > shown->entry && cut <= shown->until)
+        add_point (journal, shown->item, point);
+    }
+  }
+  free (search.memory);
+  free (search.shown);
+  return status;
+}
+
+/* ---- mending ---- */
+
+static int
+mend_grain (struct rp_journal *journal, const struct rp_segment *segment,
+            uint64_t position, const void *data, struct rp_fault *fault)
+{
+  const uint32_t bytes = journal->super.grain_bytes;
+  const uint8_t *entries = NULL;
+  struct rp_log_entry entry = { .value = 0 };
+  uint8_t *memory = NULL;
+  uint64_t room = 0, i = segment->prepared;
+  int status = rp_journal_entries (journal, segment, &entries, &memory, &room,
+                                   fault);
+
+  if (status == RP_OK)
+    i = find_entry (entries, segment->prepared, position);
+  if (i < segment->prepared)
+    entry = rp_log_get_entry (entries + i * RP_LOG_ENTRY_BYTES);
+  else if (status == RP_OK)
+    status = rp_fail (fault, RP_NOT_FOUND, position, "%s: no grain at %"
+                      PRIu64, rp_journal_name (journal), position);
+  free (memory);
+  if (status != RP_OK)
+    return status;
+  if ((uint32_t) rp_log_hash (data, bytes) != entry.value)
+    return rp_fail (fault, RP_CORRUPT, position,
+                    "%s: what is offered for the grain at %" PRIu64
+                    " is not what was written there",
+                    rp_journal_name (journal), position);
+  return rp_file_pwrite (journal->file, data, bytes, position, fault);
+}
+
+/* The entries of a segment, out of its batches. */
+static int
+collect_entries (struct rp_journal *journal, const struct rp_segment *segment,
+                 uint8_t *block, uint8_t *out, struct rp_fault *fault)
+{
+  uint64_t position = segment->position + journal->block_bytes;
+  uint64_t done = 0;
+
+  while (position < segment->end) {
+    struct rp_log_batch batch;
+    int status = rp_file_pread_all (journal->file, block,
+                                    journal->block_bytes, position, fault);
+
+    if (status != RP_OK)
+      return status;
+    if (!rp_log_get_batch (block, journal->block_bytes, &batch)
+        || !rp_journal_owns_batch (journal, &batch, segment, position)
+        || batch.entry_count > segment->prepared - done)
+      break;
+    memcpy (out + done * RP_LOG_ENTRY_BYTES, block + RP_LOG_BATCH_BYTES,
+            (size_t) batch.entry_count * RP_LOG_ENTRY_BYTES);
+    done += batch.entry_count;
+    position += journal->block_bytes
+                + (uint64_t) batch.data_count * journal->super.grain_bytes;
+  }
+  if (rp_log_hash (out, segment->prepared * RP_LOG_ENTRY_BYTES)
+      != segment->entries_checksum)
+    return rp_fail (fault, RP_CORRUPT, segment->summary_position,
+                    "%s: the batches of segment %" PRIu64
+                    " do not give its summary", rp_journal_name (journal),
+                    segment->number);
+  return RP_OK;
+}
+
+static int
+mend_summary (struct rp_journal *journal, const struct rp_segment *segment,
+              uint64_t position, struct rp_fault *fault)
+{
+  const uint64_t bytes = segment->prepared * RP_LOG_ENTRY_BYTES;
+  uint8_t *block, *entries;
+  int status;
+
+  if (segment->summary != RP_SUMMARY_COMPLETE
+      || position != segment->summary_position)
+    return rp_fail (fault, RP_NOT_FOUND, position, "%s: no summary at %"
+                    PRIu64, rp_journal_name (journal), position);
+  block = malloc (journal->block_bytes);
+  entries = calloc (1, bytes + 1);
+  if (!block || !entries)
+    status = rp_fail (fault, RP_NO_MEMORY, 0, "the summary of a segment");
+  else
+    status = collect_entries (journal, segment, block, entries, fault);
+  if (status == RP_OK)
+    status = rp_file_pwrite (journal->file, entries, bytes, position, fault);
+  free (entries);
+  free (block);
+  return status;
+}
+
+int
+rp_journal_mend (struct rp_journal *journal, uint64_t number,
+                 uint64_t position, const void *data, struct rp_fault *fault)
+{
+  const struct rp_segment *segment;
+  uint64_t index;
+
+  if (!journal->writable)
+    return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing to mend",
+                    rp_journal_name (journal));
+  segment = find_segment (journal, number, &index);
+  if (!segment)
+    return rp_fail (fault, RP_NOT_FOUND, position, "%s: no segment %" PRIu64,
+                    rp_journal_name (journal), number);
+  return data ? mend_grain (journal, segment, position, data, fault)
+              : mend_summary (journal, segment, position, fault);
+}
