@@ -140,6 +140,39 @@ def test_adopt_seed_list_and_remove(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_retention_is_chosen_shown_and_changed(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    made = run(
+        "replica", "create", path, "--disk", "d=1M", "--window", "15m",
+        "--journal-limit", "200G", "--at-limit", "refuse", "--every", "8h", "--keep", "7d",
+    )  # fmt: skip
+    wanted = {
+        "window_seconds": 900.0, "limit_bytes": 200 << 30, "at_limit": "refuse",
+        "every_seconds": 28800.0, "keep_seconds": 7 * 86400.0,
+    }  # fmt: skip
+    assert wanted.items() <= made["retention"].items()
+    assert made["retention"]["kept_seconds"] is None
+    run("mark", path)
+    changed = run("replica", "set", path, "--window", "30d", "--at-limit", "shorten")
+    wanted |= {"window_seconds": 30 * 86400.0, "at_limit": "shorten"}
+    assert wanted.items() <= changed["retention"].items()
+    assert changed["retention"]["oldest"]["id"] == 1
+    assert changed["retention"]["kept_seconds"] >= 0
+    assert changed["retention"]["used_bytes"] > 0
+    told = run("replica", "show", path, text=True)
+    assert "window  30 d 0 h asked, " in told
+    assert "kept, from restore point 1, " in told
+    assert "of 200 GiB; at the limit: shorten" in told
+    assert "long    every 8 h 0 m, kept for 7 d: 0 now" in told
+    off = run("replica", "set", path, "--every", "0s", "--keep", "0s", "--journal-limit", "0")
+    assert (off["retention"]["every_seconds"], off["retention"]["limit_bytes"]) == (0.0, 0)
+    assert "no limit" in run("replica", "show", path, text=True)
+    run("failover", path, "--no-power-on")
+    run("permanent", path)
+    assert run("replica", "set", path, "--window", "1h", code=1)["type"] == "StateError"
+    assert "last    permanent, " in run("replica", "show", path, text=True)
+
+
 # ---- bad input: a clear error, exit 1 or 2, nothing changed ----
 
 ON_A_REPLICA = [
@@ -157,12 +190,18 @@ ON_A_REPLICA = [
     ("resume",),
     ("ingest", "--socket", "SOCKET"),
     ("replica", "seed", "--disk", "d=IMAGE"),
+    ("replica", "set", "--window", "1h"),
+    ("point", "name", "1", "x"),
+    ("point", "pin", "1"),
+    ("point", "unpin", "1"),
+    ("point", "lock", "1", "--until", "2999-01-01"),
+    ("point", "show", "1"),
 ]
 
 
 def words(command: tuple[str, ...], path: Path, tmp_path: Path) -> list[str]:
     """The command with the directory behind its name, and real places for the others."""
-    named = 2 if command[0] == "replica" else 1
+    named = 2 if command[0] in ("replica", "point") else 1
     replaced = [word.replace("IMAGE", f"{tmp_path}/image").replace("SOCKET", f"{tmp_path}/sock")
                 for word in command]  # fmt: skip
     return [*replaced[:named], str(path), *replaced[named:]]
@@ -259,6 +298,18 @@ MISUSE = [
     ("ingest", "READY", "--socket", "SOCKET", "--rpo", "1ms"),
     ("replica", "remove", "READY", "--force", "other"),
     ("replica", "adopt", "READY", "--disk", "x=/etc/hostname"),
+    ("replica", "create", "PATH", "--disk", "d=1M", "--window", "30s"),
+    ("replica", "create", "PATH", "--disk", "d=1M", "--window", "31d"),
+    ("replica", "create", "PATH", "--disk", "d=1M", "--journal-limit", "1G", "--at-limit", "burn"),
+    ("replica", "create", "PATH", "--disk", "d=1M", "--every", "8h"),
+    ("replica", "set", "READY"),
+    ("replica", "set", "READY", "--window", "4"),
+    ("replica", "set", "READY", "--journal-limit", "1M"),
+    ("replica", "set", "READY", "--every", "8h", "--keep", "1h"),
+    ("point", "name", "READY", "1", "latest"),
+    ("point", "name", "READY", "nothing", "x"),
+    ("point", "lock", "READY", "1"),
+    ("point", "lock", "READY", "1", "--until", "soon"),
 ]
 
 

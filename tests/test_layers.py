@@ -28,7 +28,7 @@ ROWS = [
     {"disk", "journal", "export"},
     {"convert", "interim", "rollback", "journals", "control", "rpo", "below"},
     {"seed", "scrub"},
-    {"provision"},
+    {"provision", "showing"},
     {"replica", "hypervisor"},
     {"replication", "mount", "noting"},
     {"intake"},

@@ -119,6 +119,11 @@ class Journals:
         }
 
     @property
+    def used_bytes(self) -> int:
+        """What their logs use together: segments, and roots."""
+        return sum(int(native.info()["log_bytes"]) for native in self.natives)
+
+    @property
     def held(self) -> bool:
         """Whether any journal's superblock says that replication is on hold."""
         return any(bool(native.info()["held"]) for native in self.natives)

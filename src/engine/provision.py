@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import control, interim, scrub, seed
+from . import control, interim, retention, scrub, seed
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -29,9 +29,8 @@ from .errors import (
     UsageError,
 )
 from .journal import create_journal, journal_names
-from .manifest import DiskEntry, Kind, Manifest
+from .manifest import DiskEntry, Kind, Manifest, Retention
 from .points import now_text
-from .retention import locked_notes
 from .units import SECTOR_BYTES, parse_time
 
 BASE_TYPE = "monolithicFlat"
@@ -42,10 +41,11 @@ SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = 64 << 10, 1 << 30
 
 
 class Sizes(NamedTuple):
-    """Of the journals to be made; see Replica.create."""
+    """Of the journals to be made, and how long they keep points; see Replica.create."""
 
     grain_bytes: int
     segment_bytes: int
+    retention: Retention
 
 
 
@@ -56,7 +56,7 @@ def create(
     io: Io,
 ) -> tuple[Dir, Manifest]:
     """Make a directory with empty bases and journals. See Replica.create."""
-    _check_sizes(sizes)
+    _check_sizes(sizes, len(disks))
     _check_names([name for name, _ in disks])
     for name, size_bytes in disks:
         if size_bytes < SECTOR_BYTES or size_bytes % SECTOR_BYTES:
@@ -76,7 +76,7 @@ def create(
         for name, size_bytes in disks
     ]
     try:
-        return directory, _make(directory, entries, "create")
+        return directory, _make(directory, entries, "create", sizes.retention)
     except BaseException:
         if made:
             with contextlib.suppress(Error):
@@ -91,7 +91,7 @@ def adopt(
     io: Io,
 ) -> tuple[Dir, Manifest]:
     """Make a replica around VMDKs that are in its directory. See Replica.adopt."""
-    _check_sizes(sizes)
+    _check_sizes(sizes, len(disks))
     _check_names(list(disks))
     place = manifests.place_of(path)
     directory = io.open_dir(place)
@@ -126,10 +126,10 @@ def adopt(
             )
         )
     _refuse_damage(directory, entries)
-    return directory, _make(directory, entries, "adopt")
+    return directory, _make(directory, entries, "adopt", sizes.retention)
 
 
-def _check_sizes(sizes: Sizes) -> None:
+def _check_sizes(sizes: Sizes, disks: int) -> None:
     if sizes.grain_bytes not in GRAINS:
         raise UsageError(
             f"a journal cannot have grains of {sizes.grain_bytes} bytes",
@@ -141,6 +141,7 @@ def _check_sizes(sizes: Sizes) -> None:
             f"a journal cannot have segments of {segment} bytes",
             "take 64 KiB to 1 GiB, a multiple of the grain",
         )
+    retention.check(sizes.retention, [segment] * disks)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -209,7 +210,7 @@ def _locked(directory: Dir) -> Iterator[None]:
         lock.close()
 
 
-def _make(directory: Dir, entries: list[DiskEntry], kind: Kind) -> Manifest:
+def _make(directory: Dir, entries: list[DiskEntry], kind: Kind, keep: Retention) -> Manifest:
     manifest = Manifest(
         format=manifests.FORMAT,
         version=manifests.VERSION,
@@ -220,6 +221,7 @@ def _make(directory: Dir, entries: list[DiskEntry], kind: Kind) -> Manifest:
         epoch=1,
         held=False,
         disks=entries,
+        retention=keep,
     )
     manifest.begin(kind, now_text())
     for entry in entries:
@@ -315,7 +317,7 @@ def refuse_locked_points(manifest: Manifest) -> None:
     Raises:
         StateError: There is one; it names the one that is locked for longest.
     """
-    locked = locked_notes(manifest.notes, time.time_ns())
+    locked = retention.locked_notes(manifest.notes, time.time_ns())
     if locked and manifest.state != "Permanent":
         last = max(locked, key=lambda note: parse_time(note.locked_until or ""))
         raise StateError(

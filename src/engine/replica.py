@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from msgspec import structs
+
 from . import _native, control
 from . import manifest as manifests
 from .errors import Error, LockedError, NotFoundError, StateError, UsageError
 from .journal import GRAIN_BYTES, SEGMENT_BYTES
 from .journals import Journals
-from .manifest import Manifest
+from .manifest import Manifest, Retention
 from .points import Points
 
 _POLL_SECONDS = 0.02
@@ -66,6 +68,7 @@ class Replica:
         *,
         grain_bytes: int = GRAIN_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
+        retention: Retention | None = None,
         io: _native.Io | None = None,
     ) -> Replica:
         """Make a replica with empty disks in a directory that is missing or empty.
@@ -74,14 +77,15 @@ class Replica:
             disks: Name and size in bytes of each, a multiple of 512.
             grain_bytes: What the journals log at least; 4096 .. 65536, a power of two.
             segment_bytes: What a log grows by; 64 KiB .. 1 GiB.
+            retention: How long restore points are kept; 4 hours without a limit.
 
         Raises:
             ExistsError: The directory has something in it.
-            UsageError: A name or size is impossible, or there is no disk.
+            UsageError: A name, a size or a setting is impossible, or there is no disk.
         """
         from . import provision  # what a failover does not need is not imported for it
 
-        sizes = provision.Sizes(grain_bytes, segment_bytes)
+        sizes = provision.Sizes(grain_bytes, segment_bytes, retention or Retention())
         return cls(*provision.create(path, disks, sizes, io or _native.Io.posix()))
 
     @classmethod
@@ -92,6 +96,7 @@ class Replica:
         *,
         grain_bytes: int = GRAIN_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
+        retention: Retention | None = None,
         io: _native.Io | None = None,
     ) -> Replica:
         """Make a replica of VMDKs that are in the directory; not one byte of them changes.
@@ -105,7 +110,7 @@ class Replica:
         """
         from . import provision  # what a failover does not need is not imported for it
 
-        sizes = provision.Sizes(grain_bytes, segment_bytes)
+        sizes = provision.Sizes(grain_bytes, segment_bytes, retention or Retention())
         return cls(*provision.adopt(path, disks, sizes, io or _native.Io.posix()))
 
     @property
@@ -218,49 +223,31 @@ class Replica:
 
     def show(self) -> dict[str, object]:
         """What `replica show --json` prints. Paths are absolute."""
-        manifest = self.manifest
-        recovered = manifest.recovered
-        operation = manifest.operation
-        return {
-            "id": manifest.id,
-            "name": manifest.name,
-            "path": self.path,
-            "created": manifest.created,
-            "state": manifest.state,
-            "epoch": manifest.epoch,
-            "held": manifest.held,
-            "disks": [
-                {
-                    "name": disk.name,
-                    "size_bytes": disk.size_bytes,
-                    "base": self.file(disk.base),
-                    "journal": self.file(disk.journal) if disk.journal else None,
-                    "grain_bytes": disk.grain_bytes,
-                    "interim": self.file(recovered.interims[disk.name])
-                    if recovered and disk.name in recovered.interims
-                    else None,
-                }
-                for disk in manifest.disks
-            ],
-            "recovered": None if recovered is None else _builtins(recovered),
-            "ingest": self._show_ingest(),
-            "gaps": [_builtins(gap) for gap in manifest.gaps],
-            "operation": None if operation is None else _builtins(operation),
-            "history": [_builtins(ended) for ended in manifest.history],
-        }
+        from . import showing
 
-    def _show_ingest(self) -> dict[str, object] | None:
-        record = self.manifest.ingest
-        if record is None:
-            return None
-        running = True
-        try:
-            control.ask(self.control_path, "status", timeout_seconds=5.0)
-        except control.NotRunningError:
-            running = False
-        except Error:
-            pass  # it answered, if only to complain
-        return {**_builtins(record), "running": running}
+        return showing.show(self.directory, self.manifest, self.rpo)
+
+    def set_retention(self, **settings: object) -> Retention:
+        """Change some settings of manifest.Retention; a running ingest takes them up.
+
+        Raises:
+            UsageError: A setting is out of its range, or they do not fit together.
+            StateError: It is no replica any more.
+        """
+        from . import retention
+
+        with self.locked() as manifest:
+            if manifest.state == "Permanent":
+                raise StateError(
+                    f"cannot set what replica {self.name} keeps: its state is Permanent",
+                    _WAYS_ON["Permanent"],
+                )
+            manifest.retention = retention.check(
+                structs.replace(manifest.retention, **settings),
+                [disk.segment_bytes for disk in manifest.disks],
+            )
+            self.save()
+            return manifest.retention
 
     def rpo(self, points: Points | None = None) -> dict[str, object]:
         """How far back a failover would go now; never better than the truth.
@@ -398,11 +385,3 @@ def _lock_within(lock: _native.File, wait_seconds: float, path: str) -> None:
                     "wait until it has ended",
                 ) from None
         time.sleep(_POLL_SECONDS)
-
-
-def _builtins(value: object) -> dict[str, object]:
-    import msgspec
-
-    made: dict[str, object] = msgspec.to_builtins(value)
-    return made
-

@@ -100,7 +100,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for people: "12 ms", "1.25 s", "4 m 30 s"."""
+    """A duration for people: "12 ms", "1.25 s", "4 m 30 s", "4 h 0 m", "30 d 0 h"."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
@@ -109,4 +109,6 @@ def format_duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} m {rest} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} m"
+    if hours < 48:
+        return f"{hours} h {minutes} m"
+    return f"{hours // 24} d {hours % 24} h"

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import UsageError
+from ..manifest import Retention
 from ..replica import Replica, list_replicas
-from ..units import format_size, parse_size
+from ..units import format_duration, format_size, parse_duration, parse_size
 from .output import print_json, print_table
 from .verify import verify
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Window = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="How far back every moment can be had, as in 4h; to 30d."),
+]
+JournalLimit = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Of all journals together; 0: no limit.")
+]
+AtLimit = Annotated[
+    str | None,
+    typer.Option(metavar="POLICY", help="shorten: older points go. refuse: writes get ENOSPC."),
+]
+Every = Annotated[
+    str | None, typer.Option(metavar="TIME", help="A long-term point so often; 0s: none.")
+]
+Keep = Annotated[str | None, typer.Option(metavar="TIME", help="How long those are kept.")]
 Grain = Annotated[
     str, typer.Option(metavar="SIZE", help="The least that the journals log: 4K to 64K.")
 ]
@@ -24,6 +40,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Make, look at and remove replicas.", no_args_is_help=True)
     for command in (create, adopt, seed, show, verify, remove):
         group.command(command.__name__)(command)
+    group.command("set")(set_retention)
     group.command("list")(list_all)
     app.add_typer(group, name="replica")
 
@@ -45,17 +62,50 @@ def pairs(options: list[str], what: str) -> list[tuple[str, str]]:
     return made
 
 
+def _retention(
+    window: str | None,
+    journal_limit: str | None,
+    at_limit: str | None,
+    every: str | None,
+    keep: str | None,
+) -> dict[str, Any]:
+    """Settings of manifest.Retention that the options say.
+
+    Raises:
+        UsageError: One of them is no duration, no size, or no policy.
+    """
+    settings: dict[str, Any] = {}
+    for name, text in (("window", window), ("every", every), ("keep", keep)):
+        if text is not None:
+            settings[f"{name}_seconds"] = parse_duration(text)
+    if journal_limit is not None:
+        settings["limit_bytes"] = parse_size(journal_limit)
+    if at_limit is not None:
+        if at_limit not in ("shorten", "refuse"):
+            raise UsageError(f"--at-limit {at_limit!r} is not a policy", "take shorten or refuse")
+        settings["at_limit"] = at_limit
+    return settings
+
+
 def create(
     directory: Directory,
     disk: Annotated[
         list[str], typer.Option(metavar="NAME=SIZE", help="For every disk, as in system=40G.")
     ],
     grain: Grain = "4K",
+    window: Window = None,
+    journal_limit: JournalLimit = None,
+    at_limit: AtLimit = None,
+    every: Every = None,
+    keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a replica with empty disks, in a directory that is missing or empty."""
     sizes = [(name, parse_size(size)) for name, size in pairs(disk, "SIZE")]
-    with Replica.create(directory, sizes, grain_bytes=parse_size(grain)) as replica:
+    retention = Retention(**_retention(window, journal_limit, at_limit, every, keep))
+    with Replica.create(
+        directory, sizes, grain_bytes=parse_size(grain), retention=retention
+    ) as replica:
         _show(replica, as_json)
 
 
@@ -65,11 +115,19 @@ def adopt(
         list[str], typer.Option(metavar="NAME=FILE", help="For every disk: a VMDK that is in DIR.")
     ],
     grain: Grain = "4K",
+    window: Window = None,
+    journal_limit: JournalLimit = None,
+    at_limit: AtLimit = None,
+    every: Every = None,
+    keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a replica of VMDKs that are in its directory. Not one byte of them changes."""
+    """Make a replica of VMDKs that are in its directory."""
     files = dict(pairs(disk, "FILE"))
-    with Replica.adopt(directory, files, grain_bytes=parse_size(grain)) as replica:
+    retention = Retention(**_retention(window, journal_limit, at_limit, every, keep))
+    with Replica.adopt(
+        directory, files, grain_bytes=parse_size(grain), retention=retention
+    ) as replica:
         _show(replica, as_json)
 
 
@@ -87,8 +145,26 @@ def seed(
         _show(replica, as_json)
 
 
+def set_retention(
+    directory: Directory,
+    window: Window = None,
+    journal_limit: JournalLimit = None,
+    at_limit: AtLimit = None,
+    every: Every = None,
+    keep: Keep = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change how long restore points are kept. A running ingest takes it up."""
+    settings = _retention(window, journal_limit, at_limit, every, keep)
+    if not settings:
+        raise UsageError("nothing to set", "give --window, --journal-limit, --at-limit or --every")
+    with Replica.open(directory) as replica:
+        replica.set_retention(**settings)
+        _show(replica, as_json)
+
+
 def show(directory: Directory, as_json: AsJson = False) -> None:
-    """Show a replica: its disks, state, and the operation in progress."""
+    """Show a replica: its disks, state, what it keeps, and its operations."""
     with Replica.open(directory) as replica:
         _show(replica, as_json)
 
@@ -106,6 +182,8 @@ def _show(replica: Replica, as_json: bool) -> None:
         journal = f", journal {disk.journal}" if disk.journal else ""
         size = format_size(disk.size_bytes)
         typer.echo(f"disk    {disk.name}: {size}, base {disk.base}{journal}")
+    if manifest.state != "Permanent":
+        _show_kept(facts)
     if manifest.ingest is not None:
         error = f", failed: {manifest.ingest.error}" if manifest.ingest.error else ""
         typer.echo(f"ingest  process {manifest.ingest.pid} at {manifest.ingest.socket}{error}")
@@ -115,6 +193,38 @@ def _show(replica: Replica, as_json: bool) -> None:
         operation = manifest.operation
         why = f": {operation.error}" if operation.error else ""
         typer.echo(f"open    {operation.kind}, begun {operation.started}{why}")
+    elif manifest.history:
+        last = manifest.history[-1]
+        why = f": {last.error}" if last.error else ""
+        typer.echo(f"last    {last.kind}, begun {last.started}, {last.outcome}{why}")
+
+
+def _show_kept(facts: dict[str, Any]) -> None:
+    """What is kept and used, and how late it is."""
+    keep, rpo = facts["retention"], facts["rpo"]
+    asked, kept = format_duration(keep["window_seconds"]), keep["kept_seconds"]
+    oldest = keep["oldest"]
+    what = (
+        f"{format_duration(kept)} kept, from restore point {oldest['id']}, {oldest['time']}"
+        if oldest
+        else "no restore point yet"
+    )
+    typer.echo(f"window  {asked} asked, {what}")
+    limit = f" of {format_size(keep['limit_bytes'])}" if keep["limit_bytes"] else ", no limit"
+    used = format_size(keep["used_bytes"])
+    typer.echo(f"journal {used}{limit}; at the limit: {keep['at_limit']}")
+    if keep["every_seconds"] or keep["long_term"]:
+        every, days = format_duration(keep["every_seconds"]), keep["keep_seconds"] / 86400
+        typer.echo(f"long    every {every}, kept for {days:g} d: {keep['long_term']} now")
+    if rpo is not None and rpo["target_seconds"] is not None:
+        lag = rpo["lag_seconds"]
+        late = "no point yet" if lag is None else f"the newest point is {format_duration(lag)} old"
+        target = format_duration(rpo["target_seconds"])
+        typer.echo(f"RPO     {target} asked, {late}, missed {rpo['missed']} times")
+    for warning in keep["warnings"]:
+        typer.echo(f"warning {warning}")
+    if facts["error"]:
+        typer.echo(f"error   {facts['error']}")
 
 
 def list_all(

@@ -1,0 +1,114 @@
+"""What `replica show` says: a replica's disks, what it keeps, how late it is, its operations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from . import control
+from ._native import Dir
+from .errors import Error
+from .journals import Journals
+from .manifest import CONTROL_NAME, Manifest
+from .points import Points
+
+ASK_SECONDS = 5.0
+Facts = dict[str, object]
+
+
+def show(directory: Dir, manifest: Manifest, rpo: Callable[[Points], Facts]) -> Facts:
+    """See Replica.show.
+
+    Args:
+        rpo: How far back a failover would go, with these points.
+    """
+    operation = manifest.operation
+    status = _ask(directory)
+    points, used_bytes, error = _look(directory, manifest)
+    return {
+        "id": manifest.id,
+        "name": manifest.name,
+        "path": directory.path,
+        "created": manifest.created,
+        "state": manifest.state,
+        "epoch": manifest.epoch,
+        "held": manifest.held,
+        "disks": _disks(directory, manifest),
+        "recovered": None if manifest.recovered is None else _builtins(manifest.recovered),
+        "retention": _retention(manifest, points, used_bytes, status),
+        "rpo": None if points is None else rpo(points),
+        "error": error,
+        "ingest": None
+        if manifest.ingest is None
+        else {**_builtins(manifest.ingest), "running": status is not None},
+        "gaps": [_builtins(gap) for gap in manifest.gaps],
+        "operation": None if operation is None else _builtins(operation),
+        "history": [_builtins(ended) for ended in manifest.history],
+    }
+
+
+def _disks(directory: Dir, manifest: Manifest) -> list[Facts]:
+    interims = manifest.recovered.interims if manifest.recovered else {}
+
+    def place(name: str | None) -> str | None:
+        return f"{directory.path}/{name}" if name else None
+
+    return [
+        {
+            "name": disk.name,
+            "size_bytes": disk.size_bytes,
+            "base": place(disk.base),
+            "journal": place(disk.journal),
+            "grain_bytes": disk.grain_bytes,
+            "interim": place(interims.get(disk.name)),
+        }
+        for disk in manifest.disks
+    ]
+
+
+def _ask(directory: Dir) -> Facts | None:
+    """What a running ingest says; None: none runs."""
+    try:
+        return control.ask(f"{directory.path}/{CONTROL_NAME}", "status", ASK_SECONDS)
+    except control.NotRunningError:
+        return None
+    except Error:
+        return {}  # it answered, if only to complain
+
+
+def _look(directory: Dir, manifest: Manifest) -> tuple[Points | None, int, str | None]:
+    """Points, bytes that the logs use, and why they cannot be seen."""
+    if any(disk.journal is None for disk in manifest.disks):
+        return None, 0, None
+    try:
+        with Journals(directory, manifest, writable=False) as journals:
+            points = journals.points(manifest.gaps, manifest.name, manifest.notes)
+            return points, journals.used_bytes, None
+    except Error as error:
+        return None, 0, error.message
+
+
+def _retention(
+    manifest: Manifest, points: Points | None, used_bytes: int, status: Facts | None
+) -> Facts:
+    oldest = points[0] if points else None
+    known = (status or {}).get("retention")
+    live = known if isinstance(known, dict) else {}
+    return {
+        **_builtins(manifest.retention),
+        "kept_seconds": None
+        if oldest is None
+        else max(0, time.time_ns() - oldest.time_ns) / 1e9,
+        "oldest": None if oldest is None else {"id": oldest.id, "time": oldest.time},
+        "used_bytes": used_bytes,
+        "long_term": len(manifest.frozen),
+        "destaging": live.get("destaging"),
+        "warnings": live.get("warnings", manifest.warnings),
+    }
+
+
+def _builtins(value: object) -> Facts:
+    made: Facts = msgspec.to_builtins(value)
+    return made
