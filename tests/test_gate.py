@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nbd_peers import ESHUTDOWN, FUA, WRITE, Raw, flat_disk
+from nbd_peers import DISC, ESHUTDOWN, FUA, WRITE, Raw, flat_disk
 from rollpoint import _native
 from rollpoint._native import Chain, Disk, Gate, Image, Io, Journal, journal_create
-from rollpoint.errors import HeldError, UsageError
+from rollpoint.errors import HeldError, StateError, UsageError
 from rollpoint.export import Export, Server, serve
 
 SIZE = 1 << 20
@@ -113,6 +113,71 @@ def test_a_cut_that_fails_opens_the_gate_again(pair: Pair) -> None:
     pair.gate.leave()
     pair.gate.cut(pair.journals, 6, 2000, CRASH)
     assert [point[0] for point in pair.journals[1].points()] == [5, 6]
+
+
+def test_a_cut_in_steps_spans_gates(pair: Pair) -> None:
+    other = Gate()
+    pair.gate.begin(1000)
+    other.begin(1000)
+    pair.gate.mark(pair.journals, 1, 1000, CRASH, "both")
+    assert pair.gate.end() > 0
+    assert other.end() > 0
+    assert pair.journals[0].points() == []  # not durable yet
+    for journal in pair.journals:
+        journal.commit()
+        assert journal.points() == [(1, 1000, CRASH, "both")]
+    with pytest.raises(StateError, match="no cut has begun"):
+        pair.gate.mark(pair.journals, 2, 2000, CRASH)
+    assert pair.gate.end() == 0
+    other.begin(1000)
+    with pytest.raises(StateError, match="did not end in 5 ms"):
+        other.begin(5)
+    other.end()
+    other.begin(5)
+    other.end()
+
+
+def test_point_cuts_count_the_entries_before_each_point(pair: Pair) -> None:
+    journal = pair.journals[0]
+    for number, grains in enumerate((0, 3, 1), 1):
+        for grain in range(grains):
+            pair.disks[0].pwrite(bytes([number]) * 4096, grain * 4096)
+        pair.gate.cut(pair.journals, number, number * 1000, CRASH)
+    assert journal.point_cuts() == [0, 3, 4]
+    assert pair.journals[1].point_cuts() == [0, 0, 0]
+
+
+def leave(pair: Pair, how: str, *, write: bool) -> None:
+    client = Raw(pair.path).enter("b")
+    if write:
+        assert client.error(WRITE, 0, 4, data=b"last") == 0
+    else:
+        assert client.read(8192, 4) == bytes(4)
+    if how == "disc":
+        client.request(DISC)
+        assert client.closed()
+    client.socket.close()
+
+
+def test_a_writer_that_leaves_without_a_word_raises_the_alarm(pair: Pair) -> None:
+    pair.gate.watch(True)
+    for how, write in (("disc", True), ("disc", False), ("gone", False)):
+        leave(pair, how, write=write)
+    assert eventually(lambda: pair.server.stats()["connections_open"] == 0)
+    assert not pair.gate.alarmed
+    leave(pair, "gone", write=True)
+    assert eventually(lambda: pair.gate.alarmed)
+    other = Raw(pair.path).enter("a")
+    other.request(WRITE, 0, 4, data=b"more")
+    pair.gate.cut(pair.journals, 1, 1000, CRASH)  # just what was there at the loss
+    assert pair.disks[0].pread(4, 0) == bytes(4)
+    pair.gate.heed()
+    assert other.simple() == 0
+    assert [journal.info()["entries_since_point"] for journal in pair.journals] == [1, 0]
+    other.socket.close()
+    assert eventually(lambda: pair.gate.alarmed)
+    pair.gate.watch(False)
+    assert not pair.gate.alarmed
 
 
 class Writer(threading.Thread):

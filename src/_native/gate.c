@@ -17,19 +17,25 @@ struct rp_gate {
   pthread_cond_t   changed;
   bool             held;
   bool             cutting;      /* one cut at a time */
+  bool             watched, alarmed;
+  uint64_t         closed_ns;    /* of the cut */
 };
 
 int
 rp_gate_create (struct rp_gate **out, struct rp_fault *fault)
 {
   struct rp_gate *gate = calloc (1, sizeof *gate);
+  pthread_condattr_t attributes;
 
   *out = NULL;
   if (!gate)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a gate");
   atomic_init (&gate->state, 0);
   RP_CHECK (pthread_mutex_init (&gate->lock, NULL) == 0);
-  RP_CHECK (pthread_cond_init (&gate->changed, NULL) == 0);
+  RP_CHECK (pthread_condattr_init (&attributes) == 0);
+  RP_CHECK (pthread_condattr_setclock (&attributes, CLOCK_MONOTONIC) == 0);
+  RP_CHECK (pthread_cond_init (&gate->changed, &attributes) == 0);
+  pthread_condattr_destroy (&attributes);
   *out = gate;
   return RP_OK;
 }
@@ -65,7 +71,7 @@ rp_gate_enter (struct rp_gate *gate, struct rp_fault *fault)
   while (atomic_fetch_add (&gate->state, 1) & CLOSED) {
     rp_gate_leave (gate);
     pthread_mutex_lock (&gate->lock);
-    while (gate->cutting && !gate->held)
+    while ((gate->cutting || gate->alarmed) && !gate->held)
       pthread_cond_wait (&gate->changed, &gate->lock);
     held = gate->held;
     pthread_mutex_unlock (&gate->lock);
@@ -75,23 +81,48 @@ rp_gate_enter (struct rp_gate *gate, struct rp_fault *fault)
   return RP_OK;
 }
 
+static uint64_t
+now_ns (void)
+{
+  struct timespec now;
+
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  return (uint64_t) now.tv_sec * 1000000000u + (uint64_t) now.tv_nsec;
+}
+
+/* With the lock: until something changes.  False: it is until_ns (0: never). */
+static bool
+wait_until (struct rp_gate *gate, uint64_t until_ns)
+{
+  const struct timespec until = {
+    .tv_sec = (time_t) (until_ns / 1000000000u),
+    .tv_nsec = (long) (until_ns % 1000000000u),
+  };
+
+  if (until_ns == 0)
+    return pthread_cond_wait (&gate->changed, &gate->lock) == 0;
+  return pthread_cond_timedwait (&gate->changed, &gate->lock, &until) == 0;
+}
+
 /* With the lock: keep newcomers out and wait until nobody is inside, or until
- * a release has overtaken the hold that waits.
+ * a release has overtaken the hold that waits.  False: it is until_ns.
  */
-static void
-close_and_wait (struct rp_gate *gate)
+static bool
+close_and_wait (struct rp_gate *gate, uint64_t until_ns)
 {
   atomic_fetch_or (&gate->state, CLOSED);
   while ((gate->held || gate->cutting)
          && (atomic_load (&gate->state) & ~CLOSED) != 0)
-    pthread_cond_wait (&gate->changed, &gate->lock);
+    if (!wait_until (gate, until_ns))
+      return false;
+  return true;
 }
 
 /* With the lock: open unless somebody else keeps it closed. */
 static void
 open_again (struct rp_gate *gate)
 {
-  if (!gate->held && !gate->cutting)
+  if (!gate->held && !gate->cutting && !gate->alarmed)
     atomic_fetch_and (&gate->state, ~CLOSED);
   pthread_cond_broadcast (&gate->changed);
 }
@@ -102,7 +133,7 @@ rp_gate_hold (struct rp_gate *gate)
   pthread_mutex_lock (&gate->lock);
   gate->held = true;
   pthread_cond_broadcast (&gate->changed);   /* who waits for a cut may go */
-  close_and_wait (gate);
+  close_and_wait (gate, 0);
   pthread_mutex_unlock (&gate->lock);
 }
 
@@ -126,13 +157,65 @@ rp_gate_is_held (struct rp_gate *gate)
   return held;
 }
 
-static uint64_t
-now_ns (void)
-{
-  struct timespec now;
+/* ---- cuts ---- */
 
-  clock_gettime (CLOCK_MONOTONIC, &now);
-  return (uint64_t) now.tv_sec * 1000000000u + (uint64_t) now.tv_nsec;
+int
+rp_gate_begin (struct rp_gate *gate, uint32_t timeout_ms,
+               struct rp_fault *fault)
+{
+  const uint64_t until_ns = timeout_ms
+                            ? now_ns () + timeout_ms * UINT64_C (1000000) : 0;
+  bool fine = true;
+
+  pthread_mutex_lock (&gate->lock);
+  while (fine && gate->cutting)
+    fine = wait_until (gate, until_ns);
+  if (fine) {
+    gate->cutting = true;
+    gate->closed_ns = now_ns ();
+    fine = close_and_wait (gate, until_ns);
+    if (!fine) {
+      gate->cutting = false;
+      open_again (gate);
+    }
+  }
+  pthread_mutex_unlock (&gate->lock);
+  if (!fine)
+    return rp_fail (fault, RP_STATE, 0,
+                    "a write or another cut did not end in %u ms",
+                    timeout_ms);
+  return RP_OK;
+}
+
+int
+rp_gate_mark (struct rp_gate *gate, struct rp_journal *const *journals,
+              uint32_t journal_count, const struct rp_point *point,
+              struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  pthread_mutex_lock (&gate->lock);
+  if (!gate->cutting)
+    status = rp_fail (fault, RP_STATE, 0, "the gate: no cut has begun");
+  pthread_mutex_unlock (&gate->lock);
+  for (uint32_t i = 0; i < journal_count && status == RP_OK; i++)
+    status = rp_journal_mark (journals[i], point, fault);
+  return status;
+}
+
+uint64_t
+rp_gate_end (struct rp_gate *gate)
+{
+  uint64_t barrier_ns = 0;
+
+  pthread_mutex_lock (&gate->lock);
+  if (gate->cutting) {
+    gate->cutting = false;
+    open_again (gate);
+    barrier_ns = now_ns () - gate->closed_ns;
+  }
+  pthread_mutex_unlock (&gate->lock);
+  return barrier_ns;
 }
 
 int
@@ -140,27 +223,59 @@ rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
              uint32_t journal_count, const struct rp_point *point,
              uint64_t *barrier_ns_out, struct rp_fault *fault)
 {
-  int status = RP_OK;
-  uint64_t closed_ns;
+  int status = rp_gate_begin (gate, 0, fault);
 
-  pthread_mutex_lock (&gate->lock);
-  while (gate->cutting)
-    pthread_cond_wait (&gate->changed, &gate->lock);
-  gate->cutting = true;
-  closed_ns = now_ns ();
-  close_and_wait (gate);
-  pthread_mutex_unlock (&gate->lock);
-
-  for (uint32_t i = 0; i < journal_count && status == RP_OK; i++)
-    status = rp_journal_mark (journals[i], point, fault);
-
-  pthread_mutex_lock (&gate->lock);
-  gate->cutting = false;
-  open_again (gate);
-  pthread_mutex_unlock (&gate->lock);
-  *barrier_ns_out = now_ns () - closed_ns;
-
+  *barrier_ns_out = 0;
+  if (status != RP_OK)
+    return status;
+  status = rp_gate_mark (gate, journals, journal_count, point, fault);
+  *barrier_ns_out = rp_gate_end (gate);
   for (uint32_t i = 0; i < journal_count && status == RP_OK; i++)
     status = rp_journal_commit (journals[i], fault);
   return status;
+}
+
+/* ---- alarms ---- */
+
+void
+rp_gate_watch (struct rp_gate *gate, bool on)
+{
+  pthread_mutex_lock (&gate->lock);
+  gate->watched = on;
+  if (!on) {
+    gate->alarmed = false;
+    open_again (gate);
+  }
+  pthread_mutex_unlock (&gate->lock);
+}
+
+void
+rp_gate_alarm (struct rp_gate *gate)
+{
+  pthread_mutex_lock (&gate->lock);
+  if (gate->watched && !gate->held) {
+    gate->alarmed = true;
+    atomic_fetch_or (&gate->state, CLOSED);
+  }
+  pthread_mutex_unlock (&gate->lock);
+}
+
+bool
+rp_gate_is_alarmed (struct rp_gate *gate)
+{
+  bool alarmed;
+
+  pthread_mutex_lock (&gate->lock);
+  alarmed = gate->alarmed;
+  pthread_mutex_unlock (&gate->lock);
+  return alarmed;
+}
+
+void
+rp_gate_heed (struct rp_gate *gate)
+{
+  pthread_mutex_lock (&gate->lock);
+  gate->alarmed = false;
+  open_again (gate);
+  pthread_mutex_unlock (&gate->lock);
 }

@@ -10,6 +10,11 @@
  * A hold closes and stays closed: newcomers get RP_HELD, so after a hold
  * returns no write is acknowledged or applied.
  *
+ * A watched gate has an alarm, for a writer that was lost: it closes the gate
+ * at once, without waiting for anybody, and keeps it closed until somebody
+ * heeds it.  A point that is marked meanwhile has what was written before the
+ * alarm, and nothing that came later.
+ *
  * Threads: any.  A thread that is inside must not enter again or close.
  * Tests:   tests/native/gate_threads_test.c, tests/test_gate.py
  */
@@ -45,5 +50,28 @@ bool rp_gate_is_held (struct rp_gate *gate);
 int  rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
                   uint32_t journal_count, const struct rp_point *point,
                   uint64_t *barrier_ns_out, struct rp_fault *fault);
+
+/* The same cut in steps, so that several gates can share one: begin them all,
+ * mark them all, end them all; then commit the journals.
+ *   begin  closes; timeout_ms 0 waits for ever.  RP_STATE: a write or another
+ *          cut was inside for longer, and the gate is as it was.
+ *   mark   between begin and end (else RP_STATE); once for each begin.
+ *   end    opens; returns how long writers were kept out, in nanoseconds, 0
+ *          where nothing had begun.
+ */
+int rp_gate_begin (struct rp_gate *gate, uint32_t timeout_ms,
+                   struct rp_fault *fault);
+int rp_gate_mark (struct rp_gate *gate, struct rp_journal *const *journals,
+                  uint32_t journal_count, const struct rp_point *point,
+                  struct rp_fault *fault);
+uint64_t rp_gate_end (struct rp_gate *gate);
+
+/* Alarms count from watch (true) on; watch (false) ends one that is on. */
+void rp_gate_watch (struct rp_gate *gate, bool on);
+/* May be called by a thread that is inside.  Nothing where the gate is not
+ * watched, or is held. */
+void rp_gate_alarm (struct rp_gate *gate);
+bool rp_gate_is_alarmed (struct rp_gate *gate);
+void rp_gate_heed (struct rp_gate *gate);
 
 #endif /* RP_GATE_H */

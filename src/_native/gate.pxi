@@ -11,6 +11,13 @@ cdef extern from "gate.h":
     bint rp_gate_is_held(rp_gate *gate) nogil
     int rp_gate_cut(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
                     const rp_point *point, uint64_t *barrier_ns_out, rp_fault *fault) nogil
+    int rp_gate_begin(rp_gate *gate, uint32_t timeout_ms, rp_fault *fault) nogil
+    int rp_gate_mark(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
+                     const rp_point *point, rp_fault *fault) nogil
+    uint64_t rp_gate_end(rp_gate *gate) nogil
+    void rp_gate_watch(rp_gate *gate, bint on) nogil
+    bint rp_gate_is_alarmed(rp_gate *gate) nogil
+    void rp_gate_heed(rp_gate *gate) nogil
 
 
 cdef class Gate:
@@ -54,20 +61,71 @@ cdef class Gate:
         """Mark all journals at one cut and commit; returns the barrier in nanoseconds."""
         cdef list handles = [(<Journal?>journal).handle() for journal in journals]
         cdef uint32_t count = len(handles)
-        cdef rp_journal **pointers = <rp_journal **>calloc(count or 1, sizeof(rp_journal *))
+        cdef rp_journal **pointers = _journal_pointers(handles)
         cdef uint64_t barrier_ns = 0
         cdef rp_point point
         cdef rp_fault fault
         cdef int status
-        if pointers is NULL:
-            raise MemoryError(f"{count} journals")
         try:
             _fill_point(&point, id, time_ns, kind, label)
-            for index in range(count):
-                pointers[index] = (<_JournalHandle>handles[index]).journal
             with nogil:
                 status = rp_gate_cut(self._gate, pointers, count, &point, &barrier_ns, &fault)
             check(status, &fault)
         finally:
             free(pointers)
         return barrier_ns
+
+    def begin(self, uint32_t timeout_ms):
+        """Begin a cut: close, with nobody inside. StateError after timeout_ms (0: never)."""
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_gate_begin(self._gate, timeout_ms, &fault)
+        check(status, &fault)
+
+    def mark(self, journals, uint64_t id, int64_t time_ns, uint32_t kind, str label=""):
+        """Mark all journals at the cut that has begun. They are to be committed after its end."""
+        cdef list handles = [(<Journal?>journal).handle() for journal in journals]
+        cdef uint32_t count = len(handles)
+        cdef rp_journal **pointers = _journal_pointers(handles)
+        cdef rp_point point
+        cdef rp_fault fault
+        cdef int status
+        try:
+            _fill_point(&point, id, time_ns, kind, label)
+            with nogil:
+                status = rp_gate_mark(self._gate, pointers, count, &point, &fault)
+            check(status, &fault)
+        finally:
+            free(pointers)
+
+    def end(self):
+        """End a cut: open. Returns the barrier in nanoseconds, 0 where none had begun."""
+        cdef uint64_t barrier_ns
+        with nogil:
+            barrier_ns = rp_gate_end(self._gate)
+        return barrier_ns
+
+    def watch(self, bint on):
+        """Whether a writer that is lost raises the alarm; False ends one that is on."""
+        with nogil:
+            rp_gate_watch(self._gate, on)
+
+    @property
+    def alarmed(self):
+        return bool(rp_gate_is_alarmed(self._gate))
+
+    def heed(self):
+        """Let writers in again after an alarm."""
+        with nogil:
+            rp_gate_heed(self._gate)
+
+
+cdef rp_journal **_journal_pointers(list handles) except NULL:
+    """The native journals, for one call; the caller frees it, and keeps the handles."""
+    cdef rp_journal **pointers = <rp_journal **>calloc(len(handles) or 1, sizeof(rp_journal *))
+    if pointers is NULL:
+        raise MemoryError(f"{len(handles)} journals")
+    for index in range(len(handles)):
+        pointers[index] = (<_JournalHandle>handles[index]).journal
+    return pointers

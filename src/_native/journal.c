@@ -603,3 +603,25 @@ rp_journal_point (struct rp_journal *journal, uint64_t index,
   pthread_mutex_unlock (&journal->lock);
   return status;
 }
+
+int
+rp_journal_point_cut (struct rp_journal *journal, uint64_t index,
+                      uint64_t *entries_out, struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  *entries_out = 0;
+  pthread_mutex_lock (&journal->lock);
+  if (index >= durable_points (journal))
+    status = rp_fail (fault, RP_NOT_FOUND, index,
+                      "%s has no point number %" PRIu64,
+                      rp_journal_name (journal), index);
+  else {
+    const struct rp_point_record *record = &journal->points[index];
+
+    *entries_out = journal->segments[record->segment]->first_entry
+                   + record->ordinal;
+  }
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}

@@ -139,6 +139,9 @@ int rp_journal_mark (struct rp_journal *journal, const struct rp_point *point,
 /* Point number index, 0 = oldest.  RP_NOT_FOUND past the end. */
 int rp_journal_point (struct rp_journal *journal, uint64_t index,
                       struct rp_point *out, struct rp_fault *fault);
+/* The same point's cut: how many entries of the log come before it. */
+int rp_journal_point_cut (struct rp_journal *journal, uint64_t index,
+                          uint64_t *entries_out, struct rp_fault *fault);
 
 /* Commit, then make the epoch and the held flag durable.  epoch >= the present
  * one.  Held: every later write fails with RP_HELD until set otherwise.

@@ -62,6 +62,8 @@ cdef extern from "journal.h":
     int rp_journal_mark(rp_journal *journal, const rp_point *point, rp_fault *fault) nogil
     int rp_journal_point(rp_journal *journal, uint64_t index, rp_point *out,
                          rp_fault *fault) nogil
+    int rp_journal_point_cut(rp_journal *journal, uint64_t index, uint64_t *entries_out,
+                             rp_fault *fault) nogil
     int rp_journal_set_epoch(rp_journal *journal, uint64_t epoch, bint held,
                              rp_fault *fault) nogil
     int rp_journal_roll(rp_journal *journal, uint64_t point_id, rp_roll *out,
@@ -345,6 +347,22 @@ cdef class Journal:
             check(status, &fault)
             found.append((point.id, point.time_ns, point.kind,
                           point.label.decode("utf-8", "replace")))
+            index += 1
+
+    def point_cuts(self):
+        """For each of points(), how many entries of the log come before it."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_fault fault
+        cdef uint64_t index = 0, entries
+        cdef int status
+        found = []
+        while True:
+            with nogil:
+                status = rp_journal_point_cut(handle.journal, index, &entries, &fault)
+            if status == RP_NOT_FOUND:
+                return found
+            check(status, &fault)
+            found.append(entries)
             index += 1
 
     def set_epoch(self, uint64_t epoch, bint held):

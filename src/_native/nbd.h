@@ -73,5 +73,10 @@ void rp_nbd_server_stop (struct rp_nbd_server *server, uint32_t deadline_ms);
 void rp_nbd_server_destroy (struct rp_nbd_server *server); /* stops; NULL ok */
 void rp_nbd_server_stats (struct rp_nbd_server *server,
                           struct rp_nbd_stats *out);
+/* How many connections to the export number index, as they were added, ended
+ * without NBD_CMD_DISC after they had asked for a change; not those that stop
+ * ends.  The export's gate gets an alarm for each.  0 for any other index.
+ */
+uint64_t rp_nbd_server_lost (struct rp_nbd_server *server, uint32_t index);
 
 #endif /* RP_NBD_H */

@@ -34,6 +34,7 @@ cdef extern from "nbd.h":
     void rp_nbd_server_stop(rp_nbd_server *server, uint32_t deadline_ms) nogil
     void rp_nbd_server_destroy(rp_nbd_server *server) nogil
     void rp_nbd_server_stats(rp_nbd_server *server, rp_nbd_stats *out) nogil
+    uint64_t rp_nbd_server_lost(rp_nbd_server *server, uint32_t index) nogil
 
 
 cdef class NbdServer:
@@ -46,6 +47,7 @@ cdef class NbdServer:
 
     cdef rp_nbd_server *_server      # owned; NULL only inside __cinit__
     cdef list _keep                  # disks and gates
+    cdef list _names                 # of the exports, as they were added
 
     def __cinit__(self, *, uint32_t connections=0, uint32_t connections_per_export=0,
                   uint32_t handshake_ms=0, uint32_t receive_ms=0, uint32_t send_ms=0,
@@ -64,6 +66,7 @@ cdef class NbdServer:
         limits.protocol_errors = protocol_errors
         limits.workers = workers
         self._keep = []
+        self._names = []
         check(rp_nbd_server_create(&limits, &self._server, &fault), &fault)
 
     def __dealloc__(self):
@@ -81,6 +84,7 @@ cdef class NbdServer:
         check(rp_nbd_server_add(self._server, text, disk.pointer(), pointer, read_only, &fault),
               &fault)
         self._keep.append((disk, gate))
+        self._names.append(name)
 
     def listen(self, int socket_fd):
         """Take over a listening socket; before start. The server closes it."""
@@ -102,3 +106,8 @@ cdef class NbdServer:
         with nogil:
             rp_nbd_server_stats(self._server, &stats)
         return stats
+
+    def lost(self):
+        """For each export, how many clients that had written left without a word."""
+        return {name: rp_nbd_server_lost(self._server, index)
+                for index, name in enumerate(self._names)}

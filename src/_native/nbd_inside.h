@@ -53,6 +53,7 @@ struct nbd_export {
   struct rp_gate  *gate;              /* may be NULL */
   uint16_t         flags;             /* transmission flags, without DF */
   uint32_t         connections;       /* the door's */
+  _Atomic uint64_t lost;              /* writers that left without a word */
 };
 
 struct nbd_request {
@@ -140,6 +141,8 @@ struct nbd_connection {
   int64_t        request_deadline_ms; /* of one that has begun; 0: none has */
   int64_t        queue_deadline_ms;   /* 0 while nothing is stuck in it */
   uint32_t       protocol_errors;
+  bool           changed;             /* it has asked for a change */
+  bool           disconnected;        /* it said that it would leave */
 
   atomic_bool     broken;             /* sending failed: drop replies */
   pthread_mutex_t send_lock;          /* who holds it may send */

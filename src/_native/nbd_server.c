@@ -350,3 +350,9 @@ rp_nbd_server_stats (struct rp_nbd_server *server, struct rp_nbd_stats *out)
     .bytes_written = server->bytes_written,
   };
 }
+
+uint64_t
+rp_nbd_server_lost (struct rp_nbd_server *server, uint32_t index)
+{
+  return index < server->export_count ? server->exports[index]->lost : 0;
+}

@@ -303,6 +303,7 @@ serve (struct nbd_connection *c, const struct nbd_request *request,
       return false;
     return refuse (c, request, error);
   }
+  c->changed = c->changed || nbd_is_write (request);
   switch (request->type) {
   case NBD_CMD_READ:
     if (request->length > NBD_INLINE_MAX || c->cold >= NBD_COLD)
@@ -338,8 +339,12 @@ serve_buffered (struct nbd_connection *c)
     const bool is_write = request.type == NBD_CMD_WRITE;
     uint32_t whole = NBD_REQUEST_BYTES;
 
-    if (nbd_load32 (at) != NBD_REQUEST_MAGIC || request.type == NBD_CMD_DISC)
+    if (nbd_load32 (at) != NBD_REQUEST_MAGIC)
       return false;
+    if (request.type == NBD_CMD_DISC) {
+      c->disconnected = true;
+      return false;
+    }
     if (is_write && request.length > NBD_PAYLOAD_MAX)
       return false;
     if (is_write && request.length <= NBD_INLINE_MAX)
@@ -465,6 +470,19 @@ receive (struct nbd_connection *c)
   }
 }
 
+/* A client that wrote and is gone without a word may be writing elsewhere:
+ * whoever marks restore points wants to know before it marks another one.
+ */
+static void
+note_loss (struct nbd_connection *c)
+{
+  if (!c->changed || c->disconnected || c->stopping)
+    return;
+  nbd_count (&c->export->lost, 1);
+  if (c->export->gate)
+    rp_gate_alarm (c->export->gate);
+}
+
 void *
 nbd_transmission (void *argument)
 {
@@ -478,6 +496,7 @@ nbd_transmission (void *argument)
     if (!serve_buffered (c))
       break;
   }
+  note_loss (c);
   if (c->in)
     end_batch (c);
   wait_for_jobs (c, 1);

@@ -88,6 +88,101 @@ hold_against_release (void)
   CHECK (!rp_gate_is_held (gate));
 }
 
+/* A cut in steps: writers wait, and are not refused, from begin to end. */
+static unsigned
+cut_in_steps (void)
+{
+  struct rp_fault fault;
+  unsigned checks = 0;
+
+  for (int round = 0; round < HOLDS / 4; round++) {
+    const unsigned refused_before = refused;
+    uint64_t before;
+
+    OK (rp_gate_begin (gate, 0, &fault));
+    CHECK (inside == 0);
+    before = sum ();
+    if (round % 16 == 0)
+      usleep (100);
+    CHECK (sum () == before);
+    CHECK (rp_gate_end (gate) > 0);
+    CHECK (rp_gate_end (gate) == 0);
+    CHECK (refused == refused_before);
+    checks += 5;
+  }
+  return checks;
+}
+
+/* An alarm keeps newcomers out until it is heeded, without refusing them. */
+static unsigned
+alarms (void)
+{
+  struct rp_fault fault;
+  unsigned checks = 0;
+
+  rp_gate_alarm (gate);
+  CHECK (!rp_gate_is_alarmed (gate));         /* nobody watches */
+  rp_gate_watch (gate, true);
+  for (int round = 0; round < HOLDS / 4; round++) {
+    const unsigned refused_before = refused;
+    uint64_t before;
+
+    rp_gate_alarm (gate);
+    CHECK (rp_gate_is_alarmed (gate));
+    OK (rp_gate_begin (gate, 0, &fault));     /* a cut is possible, */
+    before = sum ();
+    rp_gate_end (gate);                       /* and does not open it */
+    if (round % 16 == 0)
+      usleep (100);
+    CHECK (sum () == before);
+    CHECK (refused == refused_before);
+    if (round % 2)
+      rp_gate_heed (gate);
+    else {
+      rp_gate_watch (gate, false);
+      rp_gate_watch (gate, true);
+    }
+    CHECK (!rp_gate_is_alarmed (gate));
+    checks += 4;
+  }
+  rp_gate_hold (gate);
+  rp_gate_alarm (gate);
+  CHECK (!rp_gate_is_alarmed (gate));         /* it is closed anyway */
+  rp_gate_release (gate);
+  rp_gate_watch (gate, false);
+  return checks + 2;
+}
+
+static void *
+begin_in_vain (void *unused)
+{
+  struct rp_fault fault;
+
+  (void) unused;
+  CHECK (rp_gate_begin (gate, 5, &fault) == RP_STATE);
+  return NULL;
+}
+
+/* Who begins a cut gives up where a writer stays inside, and lets others in. */
+static void
+begin_gives_up (void)
+{
+  struct rp_fault fault;
+  pthread_t thread;
+
+  OK (rp_gate_enter (gate, &fault));
+  CHECK (pthread_create (&thread, NULL, begin_in_vain, NULL) == 0);
+  CHECK (pthread_join (thread, NULL) == 0);
+  rp_gate_leave (gate);
+  OK (rp_gate_enter (gate, &fault));
+  rp_gate_leave (gate);
+  OK (rp_gate_begin (gate, 0, &fault));
+  CHECK (pthread_create (&thread, NULL, begin_in_vain, NULL) == 0);
+  CHECK (pthread_join (thread, NULL) == 0);
+  rp_gate_end (gate);
+  CHECK (rp_gate_mark (gate, NULL, 0, NULL, &fault) == RP_STATE);
+}
+
 int
 main (void)
 {
@@ -99,6 +194,7 @@ main (void)
   for (int i = 0; i < WRITERS; i++)
     CHECK (pthread_create (&threads[i], NULL, writer, &plain[i]) == 0);
   checks = hold_means_hold ();
+  checks += cut_in_steps () + alarms ();
   hold_against_release ();
   finished = 1;
   for (int i = 0; i < WRITERS; i++)
@@ -110,6 +206,7 @@ main (void)
   rp_gate_release (gate);
   OK (rp_gate_enter (gate, &fault));
   rp_gate_leave (gate);
+  begin_gives_up ();
   rp_gate_destroy (gate);
   rp_gate_destroy (NULL);
   printf ("gate_threads_test: %u checks\n", checks);
