@@ -8,7 +8,7 @@ lock is held while they are open for writing, and every commit carries the epoch
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -53,6 +53,7 @@ class Journals:
     ) -> None:
         self.gate = _native.Gate()
         self.names: list[str] = []
+        self.on_mark: Callable[[Point], object] | None = None  # told of each point made here
         self.unsettled = False  # below may not be what the manifest says: see frozen.py
         self._open: list[OpenJournal] = []
         self._writable = writable
@@ -164,7 +165,10 @@ class Journals:
         self.gate.cut(self.natives, number, time_ns, KIND_NUMBERS[kind], label)
         self.next_point_id, self._newest_ns = number + 1, time_ns
         self._uneven = False
-        return Point(number, time_ns, kind, label)
+        point = Point(number, time_ns, kind, label)
+        if self.on_mark is not None:
+            self.on_mark(point)
+        return point
 
     @property
     def has_news(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Self
 
 from msgspec import structs
 
-from . import _native, control
+from . import _native, below, control
 from . import manifest as manifests
 from .errors import Error, LockedError, NotFoundError, StateError, UsageError
 from .journal import GRAIN_BYTES, SEGMENT_BYTES
@@ -58,7 +58,13 @@ class Replica:
             FormatError, UnsupportedError, DamagedError: Its manifest cannot be used.
         """
         directory = (io or _native.Io.posix()).open_dir(manifests.place_of(path))
-        return cls(directory, manifests.load(directory))
+        replica = cls(directory, manifests.load(directory))
+        if any(disk.below_cid is not None for disk in replica.manifest.disks):
+            # A crash left that, or an ingest is at it: then it is done when we have the lock.
+            with contextlib.suppress(Error), replica.locked():
+                pass
+            replica.refresh()
+        return replica
 
     @classmethod
     def create(
@@ -149,11 +155,19 @@ class Replica:
         try:
             _lock_within(lock, wait_seconds, self.path)
             self.manifest = manifests.load(self.directory)
+            self._mend()
             self._lock = lock
             yield self.manifest
         finally:
             self._lock = None
             lock.close()
+
+    def _mend(self) -> None:
+        """Finish what a crash left of a change of content ids: see below.py."""
+        if any(disk.below_cid is not None for disk in self.manifest.disks):
+            # Where that fails, whoever opens the chain says what is wrong with it.
+            with contextlib.suppress(Error):
+                below.mend(self.directory, self.manifest)
 
     def save(self) -> None:
         """Replace the manifest. Only inside `locked`."""
