@@ -161,6 +161,7 @@ def edit(
     *,
     cid: int | None = None,
     parent_cid: int | None = None,
+    parent_hint: str | None = None,
     commit: int | None = None,
     end_commit: bool = False,
     drop_tracking: bool = False,
@@ -171,6 +172,7 @@ def edit(
         data: A text that ``parse`` accepts, without padding.
         cid: The new content id; the tail of ddb.longContentID follows it.
         parent_cid: The new content id of the parent.
+        parent_hint: The new file name of the parent, of a child.
         commit: Note that a commit has begun, and the content id the parent gets.
         end_commit: Take that note away.
         drop_tracking: Take the change tracking file out: it is stale as soon as
@@ -188,6 +190,8 @@ def edit(
         )
     if parent_cid is not None:
         data = _set(data, rb"parentCID", b"%08x" % parent_cid)
+    if parent_hint is not None:
+        data = _set_text(data, b"parentFileNameHint", quoted(parent_hint).encode())
     if commit is not None or end_commit:
         key = re.escape(COMMIT_KEY.encode())
         data = re.sub(rb"(?im)^[ \t]*%s[ \t]*=[^\n]*(?:\n|\Z)" % key, b"", data)
@@ -203,12 +207,15 @@ def edit(
 
 
 def _set(data: bytes, key: bytes, value: bytes) -> bytes:
-    changed, count = re.subn(
-        rb"(?im)^([ \t]*%s[ \t]*=[ \t]*\"?)[0-9a-f]{1,8}" % key,
-        lambda match: match[1] + value,
-        data,
-        count=1,
-    )
+    return _replace(data, key, rb"(?im)^([ \t]*%s[ \t]*=[ \t]*\"?)[0-9a-f]{1,8}" % key, value)
+
+
+def _set_text(data: bytes, key: bytes, value: bytes) -> bytes:
+    return _replace(data, key, rb"(?im)^([ \t]*%s[ \t]*=[ \t]*)[^\r\n]*" % key, value)
+
+
+def _replace(data: bytes, key: bytes, pattern: bytes, value: bytes) -> bytes:
+    changed, count = re.subn(pattern, lambda match: match[1] + value, data, count=1)
     if count != 1:
         raise FormatError(f"the descriptor has no {key.decode()} line", "take another copy")
     return changed

@@ -78,6 +78,7 @@ class Link:
         *,
         cid: int | None = None,
         parent_cid: int | None = None,
+        parent_hint: str | None = None,
         commit: int | None = None,
         end_commit: bool = False,
         drop_tracking: bool = False,
@@ -88,10 +89,12 @@ class Link:
         new content id.
         """
         assert self.descriptor is not None, "a raw disk has no descriptor"
+        self.text = text_now(self)  # another handle may have given it another parent
         text = edit(
             self.text,
             cid=cid,
             parent_cid=parent_cid,
+            parent_hint=parent_hint,
             commit=commit,
             end_commit=end_commit,
             drop_tracking=drop_tracking or cid is not None,

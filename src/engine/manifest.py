@@ -195,11 +195,16 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Recovered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the replica is failed over to."""
+    """What the replica is failed over to.
+
+    parents: disk name -> the link that the overlay lies on, which shows a long-term
+    point; empty when the journals show the point.
+    """
 
     operation: str
     point: int
     interims: dict[str, str]  # disk name -> descriptor of its overlay
+    parents: dict[str, str] = {}
     running: Running | None = None
 
 

@@ -2,20 +2,22 @@
 
   power off     the machine lets go of its disks (operation.py)
   stop ingest   an ingest that is on hold ends: there will be nothing to replicate to
-  merge         what overlay and journal hold is written into each base, and synced
+  merge         what overlay, journal and delta disks hold is written into each base
   state         the replica is Permanent: this is the moment from which it is done
-  clean up      overlay and journal are removed
+  clean up      overlay, journal and all delta disks are removed
 
-While the merge goes on, journal and overlay still hold all that it writes: read
-through them the disk shows the same before, during and after; so a merge that was cut
-short is done again from the start, and comes to the same.
+The chain that is merged is the one that the overlay lies on: the journal and what is below
+it, or the links down from the one that shows a long-term point. While the merge goes on,
+the links above the base still hold all that it writes: read through them the disk shows the
+same before, during and after; so a merge that was cut short is done again from the start,
+and comes to the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import control, interim
+from . import chains, control, interim
 from ._native import Chain, Dir, merge
 from .disk import open_disk
 from .errors import DamagedError, StateError
@@ -55,23 +57,35 @@ def _merge_all(replica: Replica, begun: bool, progress: Progress | None) -> str:
     assert recovered is not None
     merged = 0
     for disk in replica.manifest.disks:
-        merged += _merge(replica.directory, disk, recovered.interims[disk.name], begun, progress)
+        overlay = recovered.interims[disk.name]
+        parent = recovered.parents.get(disk.name, disk.journal)
+        merged += _merge(replica.directory, disk, overlay, parent, begun, progress)
     return f"{merged} bytes looked through"
 
 
 def _merge(
-    directory: Dir, disk: DiskEntry, overlay: str, begun: bool, progress: Progress | None
+    directory: Dir,
+    disk: DiskEntry,
+    overlay: str,
+    parent: str | None,
+    begun: bool,
+    progress: Progress | None,
 ) -> int:
-    """Merge the two top links of a chain into its base; durable on return."""
+    """Merge all links of a chain into its base; durable on return.
+
+    Args:
+        overlay, parent: The first two links.
+        begun: The base may have its new content id already.
+    """
     links = open_links(f"{directory.path}/{overlay}", io=directory.io)
     try:
-        if [link.name for link in links] != [overlay, disk.journal, disk.base]:
+        names = [link.name for link in links]
+        if names[:2] != [overlay, parent] or names[-1] != disk.base:
             raise DamagedError(
-                f"{directory.path}/{overlay}: its chain is "
-                f"{', '.join(link.name for link in links)}",
-                f"it should be {overlay}, {disk.journal}, {disk.base}",
+                f"{directory.path}/{overlay}: its chain is {', '.join(names)}",
+                f"it should begin with {overlay}, {parent}, and end with {disk.base}",
             )
-        for problem in problems(links[:2] if begun else links):
+        for problem in problems(links[:-1] if begun else links):
             raise problem
         with open_disk(
             f"{directory.path}/{disk.base}", writable=True, io=directory.io
@@ -82,7 +96,7 @@ def _merge(
             def tell(done: int) -> bool:
                 return progress is None or progress(disk.name, done, total)
 
-            merge(chain, 2, base.writing(), progress=tell)
+            merge(chain, len(links) - 1, base.writing(), progress=tell)
             base.flush()
             return total
     finally:
@@ -97,13 +111,16 @@ def _state(replica: Replica) -> str:
 
 
 def _clean_up(replica: Replica) -> str:
-    """Remove overlays and journals: the manifest says Permanent by now."""
-    if replica.manifest.state != "Permanent":
+    """Remove overlays, journals and delta disks: the manifest says Permanent by now."""
+    manifest = replica.manifest
+    if manifest.state != "Permanent":
         raise StateError("nothing is removed before the replica is Permanent")
-    for disk in replica.manifest.disks:
+    for disk in manifest.disks:
         interim.remove_interim(replica.directory, disk.name)
         remove_journal(replica.directory, disk.name)
-        disk.journal = None
-    replica.manifest.recovered = None
-    replica.manifest.gaps = []
-    return f"{len(replica.manifest.disks)} disk(s)"
+        chains.remove_links(replica.directory, manifest, disk)
+    for disk in manifest.disks:
+        disk.journal = disk.top = None
+    manifest.recovered = manifest.freezing = manifest.merging = None
+    manifest.frozen, manifest.gaps = [], []
+    return f"{len(manifest.disks)} disk(s)"

@@ -2,8 +2,9 @@
 
   hold       replication is stopped and fenced; from here on nothing gets lost or added
   state      Ready -> Failover; the restore point is chosen and recorded
-  roll back  every journal shows its disk as of the point
-  interim    an empty overlay for every disk, above its journal
+  roll back  every journal shows its disk as of the point; a long-term point needs none
+  interim    an empty overlay for every disk, above its journal, or above the link that
+             shows the long-term point
   export     the overlays are mounted: served to this host, read at both ends
   convert    the guest gets what its new hypervisor needs (left as it is, for now)
   close      the exports end; nobody has the disks open any more
@@ -20,7 +21,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import interim, merging, replication, rollback, undoing
+from . import frozen, interim, merging, replication, rollback, undoing
 from .errors import ExistsError, StateError
 from .manifest import DiskEntry, MachineSettings, Recovered, Running
 from .mount import Mount
@@ -36,6 +37,7 @@ from .steps import (
     known_outcome,
     outcome_of,
     require_chains,
+    unrecorded_outcome,
 )
 
 if TYPE_CHECKING:
@@ -154,7 +156,8 @@ def resume(
     with replica.locked():
         operation = replica.manifest.operation
         if operation is None:
-            return None
+            gone = frozen.finish(replica)
+            return None if gone is None else unrecorded_outcome(replica, "expire", gone, begun)
         if operation.kind in ("create", "adopt", "seed", "remove"):
             from . import provision
 
@@ -298,20 +301,27 @@ class _Failover:
         return self._point
 
     def _state(self) -> str:
-        point = self._chosen()
-        self._replica.manifest.state = "Failover"
-        self._replica.manifest.recovered = Recovered(
+        manifest, point = self._replica.manifest, self._chosen()
+        long_term = next((row for row in manifest.frozen if row.id == point.id), None)
+        manifest.state = "Failover"
+        manifest.recovered = Recovered(
             operation=self._runner.operation.id,
             point=point.id,
-            interims={
-                disk.name: interim.interim_name(disk.name)
-                for disk in self._replica.manifest.disks
-            },
+            interims={disk.name: interim.interim_name(disk.name) for disk in manifest.disks},
+            parents={} if long_term is None else dict(long_term.links),
         )
         return f"point {point.id}, {point.time}"
 
+    def _parents(self) -> dict[str, str]:
+        """Disk name -> what its overlay lies on, unless that is its journal."""
+        recovered = self._replica.manifest.recovered
+        assert recovered is not None
+        return recovered.parents
+
     def _roll(self) -> str:
         point = self._chosen()
+        if self._parents():
+            return "not needed: a long-term point"
         journals = self._replica.journals(writable=True, wait_seconds=replication.LOCK_SECONDS)
         try:
             done = side_by_side(
@@ -325,16 +335,17 @@ class _Failover:
         return f"{walked} writes walked, {tables} tables written"
 
     def _interim(self) -> str:
-        directory = self._replica.directory
+        directory, parents = self._replica.directory, self._parents()
 
         def create(disk: DiskEntry) -> None:
-            assert disk.journal is not None
+            parent = parents.get(disk.name, disk.journal)
+            assert parent is not None
             left = any(
                 directory.exists(name)
                 for name in (interim.interim_name(disk.name), interim.delta_name(disk.name))
             )
             interim.create_interim(
-                directory, disk.name, disk.journal, disk.size_bytes, replace=left
+                directory, disk.name, parent, disk.size_bytes, replace=left
             )
 
         side_by_side(create, self._replica.manifest.disks)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import NamedTuple
 
 from .errors import GapError, NotFoundError, UsageError
-from .manifest import Gap, PointNote
+from .manifest import Frozen, Gap, PointNote
 from .units import format_time, parse_time
 
 KINDS = {1: "crash", 2: "app"}  # numbers of the journal format
@@ -27,6 +28,7 @@ class Point(NamedTuple):
     time_ns: int  # since 1970, UTC
     kind: str  # "crash" or "app"
     label: str
+    long_term: bool = False  # shown by a chain of its own, not by the journals
 
     @property
     def time(self) -> str:
@@ -34,8 +36,9 @@ class Point(NamedTuple):
         return format_time(self.time_ns)
 
     def to_json(self) -> dict[str, object]:
-        """As `mark` prints it."""
-        return {"id": self.id, "time": self.time, "kind": self.kind, "label": self.label}
+        """As `mark` prints it; a long-term point says so."""
+        facts = {"id": self.id, "time": self.time, "kind": self.kind, "label": self.label}
+        return {**facts, "long_term": True} if self.long_term else facts
 
 
 class Points(Sequence[Point]):
@@ -71,6 +74,15 @@ class Points(Sequence[Point]):
             if number in shared
         ]
         return cls(sorted(kept), gaps, where, notes)
+
+    def with_long_term(self, frozen: Sequence[Frozen]) -> Points:
+        """These and the long-term points. One that is both is listed as long-term."""
+        rows = {point.id: point for point in self._points}
+        for row in frozen:
+            rows[row.id] = Point(row.id, parse_time(row.time), row.kind, row.label, True)
+        made = copy(self)
+        made._points = tuple(sorted(rows.values()))
+        return made
 
     def __len__(self) -> int:
         return len(self._points)

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import control, interim, retention, scrub, seed
+from . import chains, control, interim, retention, scrub, seed
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -347,6 +347,7 @@ def _remove_files(directory: Dir, manifest: Manifest) -> None:
         if entry.journal is not None:
             seed.remove_journal(directory, entry.name)
             names.append(entry.journal)
+            chains.remove_links(directory, manifest, entry)
         names = [f"{name}.new" for name in names]  # a descriptor that was being replaced
         if not _stays(entry):
             names += [entry.base, f"{entry.base}.new", f"{entry.name}-flat.vmdk"]

@@ -157,6 +157,7 @@ class Replica:
             self.manifest = manifests.load(self.directory)
             self._mend()
             self._lock = lock
+            self._settle()
             yield self.manifest
         finally:
             self._lock = None
@@ -168,6 +169,20 @@ class Replica:
             # Where that fails, whoever opens the chain says what is wrong with it.
             with contextlib.suppress(Error):
                 below.mend(self.directory, self.manifest)
+
+    def _settle(self) -> None:
+        """Put right what a crash left between two links of a chain, if it can be.
+
+        Where it cannot, whoever needs the chain is told.
+        """
+        manifest = self.manifest
+        if manifest.state != "Ready" or manifest.operation is not None:
+            return
+        if manifest.freezing is not None or manifest.merging is not None:
+            from . import chains  # a rare need, and a failover's time
+
+            with contextlib.suppress(Error):
+                chains.settle(self.directory, manifest)
 
     def save(self) -> None:
         """Replace the manifest. Only inside `locked`."""
@@ -228,7 +243,8 @@ class Replica:
         if any(disk.journal is None for disk in self.manifest.disks):
             return Points((), self.manifest.gaps, self.name)
         with self.journals() as journals:
-            return journals.points(self.manifest.gaps, self.name, self.manifest.notes)
+            found = journals.points(self.manifest.gaps, self.name, self.manifest.notes)
+            return found.with_long_term(self.manifest.frozen)
 
     def refresh(self) -> None:
         """Read the manifest again."""

@@ -176,6 +176,20 @@ def outcome_of(replica: Replica, operation: Operation, begun: float | None) -> O
     )
 
 
+def unrecorded_outcome(replica: Replica, kind: str, point: int, begun: float) -> Outcome:
+    """Of what is no operation, and was finished beside them: a long-term point given up."""
+    return Outcome(
+        operation="",
+        kind=kind,
+        state=replica.manifest.state,
+        point=point,
+        interims=interim_paths(replica),
+        bases={disk.name: replica.file(disk.base) for disk in replica.manifest.disks},
+        steps=(),
+        seconds=time.perf_counter() - begun,
+    )
+
+
 def interim_paths(replica: Replica) -> dict[str, str]:
     """Disk name and absolute path of each overlay; empty when it is not failed over."""
     recovered = replica.manifest.recovered
