@@ -78,5 +78,9 @@ void rp_nbd_server_stats (struct rp_nbd_server *server,
  * ends.  The export's gate gets an alarm for each.  0 for any other index.
  */
 uint64_t rp_nbd_server_lost (struct rp_nbd_server *server, uint32_t index);
+/* How many changes to that export did not fit (RP_FULL), which its clients were
+ * told by NBD_ENOSPC.  The export's gate gets an alarm for each.
+ */
+uint64_t rp_nbd_server_refused (struct rp_nbd_server *server, uint32_t index);
 
 #endif /* RP_NBD_H */

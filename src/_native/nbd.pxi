@@ -35,6 +35,7 @@ cdef extern from "nbd.h":
     void rp_nbd_server_destroy(rp_nbd_server *server) nogil
     void rp_nbd_server_stats(rp_nbd_server *server, rp_nbd_stats *out) nogil
     uint64_t rp_nbd_server_lost(rp_nbd_server *server, uint32_t index) nogil
+    uint64_t rp_nbd_server_refused(rp_nbd_server *server, uint32_t index) nogil
 
 
 cdef class NbdServer:
@@ -110,4 +111,9 @@ cdef class NbdServer:
     def lost(self):
         """For each export, how many clients that had written left without a word."""
         return {name: rp_nbd_server_lost(self._server, index)
+                for index, name in enumerate(self._names)}
+
+    def refused(self):
+        """For each export, how many writes were answered with ENOSPC, the journal being full."""
+        return {name: rp_nbd_server_refused(self._server, index)
                 for index, name in enumerate(self._names)}

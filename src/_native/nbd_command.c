@@ -207,6 +207,21 @@ nbd_read (struct nbd_connection *connection, const struct nbd_request *request,
   out->length += request->length;
 }
 
+/* The client was told that its change did not fit, and may never send it again:
+ * as with one that left, no restore point may be marked before that is known.
+ */
+static void
+note_refusal (struct nbd_connection *connection, int status)
+{
+  struct nbd_export *export = connection->export;
+
+  if (status != RP_FULL)
+    return;
+  nbd_count (&export->refused, 1);
+  if (export->gate)
+    rp_gate_alarm (export->gate);
+}
+
 uint32_t
 nbd_write (struct nbd_connection *connection,
            const struct nbd_request *request, const uint8_t *payload)
@@ -219,6 +234,7 @@ nbd_write (struct nbd_connection *connection,
   nbd_count (&connection->server->writes, 1);
   if (status == RP_OK)
     nbd_count (&connection->server->bytes_written, request->length);
+  note_refusal (connection, status);
   return nbd_error_of (status, &fault);
 }
 
@@ -228,9 +244,11 @@ nbd_zero (struct nbd_connection *connection,
 {
   struct rp_fault fault;
   const bool may_trim = !(request->flags & NBD_CMD_FLAG_NO_HOLE);
+  const int status = rp_disk_zero (connection->export->disk, length, offset,
+                                   may_trim, &fault);
 
-  return nbd_error_of (rp_disk_zero (connection->export->disk, length, offset,
-                                     may_trim, &fault), &fault);
+  note_refusal (connection, status);
+  return nbd_error_of (status, &fault);
 }
 
 uint32_t

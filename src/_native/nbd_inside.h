@@ -54,6 +54,7 @@ struct nbd_export {
   uint16_t         flags;             /* transmission flags, without DF */
   uint32_t         connections;       /* the door's */
   _Atomic uint64_t lost;              /* writers that left without a word */
+  _Atomic uint64_t refused;           /* changes that did not fit */
 };
 
 struct nbd_request {

@@ -356,3 +356,9 @@ rp_nbd_server_lost (struct rp_nbd_server *server, uint32_t index)
 {
   return index < server->export_count ? server->exports[index]->lost : 0;
 }
+
+uint64_t
+rp_nbd_server_refused (struct rp_nbd_server *server, uint32_t index)
+{
+  return index < server->export_count ? server->exports[index]->refused : 0;
+}
