@@ -69,7 +69,7 @@ def test_the_life_of_a_replica_in_json(run: Run, tmp_path: Path) -> None:
     assert set(listed) == {"points", "gaps", "rpo"}
     assert listed["points"] == [point]
     assert listed["gaps"] == []
-    assert {"target_seconds", "lag_seconds", "newest", "missed"} == set(listed["rpo"])
+    assert {"target_seconds", "lag_seconds", "newest", "missed"} <= set(listed["rpo"])
     done = run("failover", path, "--to", 1, "--no-power-on")
     assert {"state", "point", "disks", "steps", "seconds"} <= set(done)
     assert (done["state"], done["point"]) == ("Failover", 1)

@@ -16,10 +16,10 @@ NATIVE = ROOT / "src" / "_native"
 # in the same row only where SAME_ROW says so.
 ROWS = [
     {"errors"},
-    {"units", "_native"},
+    {"units", "_native", "lags"},
     {"descriptor", "descriptor_write", "layouts", "config", "manifest", "points", "side_by_side"},
     {"retention"},
-    {"dialects", "ova"},
+    {"dialects", "ova", "rpo"},
     {"link"},
     {"extents"},
     {"links"},

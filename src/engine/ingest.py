@@ -82,9 +82,10 @@ class Ingest:
                     replica.control_path, self._selector, self._answers
                 )
                 intake.note_gaps()
-                missed = manifest.rpo.missed if manifest.rpo else 0
-                intake.record.missed = missed
-                manifest.rpo = Rpo(target_seconds=intake.rpo_seconds, missed=missed)
+                rpo = manifest.rpo or Rpo(target_seconds=intake.rpo_seconds)
+                intake.record.take(rpo.missed, rpo.lag, rpo.disk_lags)
+                rpo.target_seconds = intake.rpo_seconds
+                manifest.rpo = rpo
                 manifest.ingest = IngestRecord(
                     pid=os.getpid(),
                     socket=self._socket_path,

@@ -58,6 +58,7 @@ class Answers:
 
     def _status(self, request: Answer) -> Answer:
         intake = self._intake
+        intake.look()
         return {
             "state": "held" if intake.journals is None else "running",
             "pid": os.getpid(),

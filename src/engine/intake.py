@@ -34,7 +34,7 @@ class Intake:
     def __init__(self, replica: Replica, rpo_seconds: float) -> None:
         self.replica = replica
         self.rpo_seconds = rpo_seconds
-        self.record = RpoRecord(rpo_seconds)
+        self.record = RpoRecord(rpo_seconds, [disk.name for disk in replica.manifest.disks])
         self.journals: Journals | None = None  # None: held
         self.server: _native.NbdServer | None = None
         self.listener: socket.socket | None = None
@@ -47,8 +47,7 @@ class Intake:
         self.journals = journals = self.replica.journals(writable=True, with_bases=True)
         self.epoch = self.replica.manifest.epoch
         points = journals.points()
-        self.record.newest = points.latest if len(points) else None
-        self.record.look(False)
+        self.record.start(points.latest if len(points) else None, journals.seen())
         return journals
 
     def note_gaps(self) -> None:
@@ -68,6 +67,7 @@ class Intake:
                     "end": None,
                     "cause": gap.cause,
                     "resync": gap.resync,
+                    "disks": gap.disks,
                 }
                 self.record.catching_up = gap.resync
 
@@ -118,22 +118,29 @@ class Intake:
         """Whether something is newer than the newest point."""
         return self.journals is not None and self.journals.has_news
 
+    def look(self) -> None:
+        """See which disks have news."""
+        if self.journals is not None:
+            now = time.monotonic()  # before the look, not after: see rpo.py
+            self.record.look(self.journals.seen(), now)
+
     def commit(self) -> None:
         """Make durable what was written, and tell the manifest of gaps when it is free."""
         if self.journals is None:
             self.refuse_clients()
             return
-        self.record.look(self.journals.has_news)
+        self.look()
         self.journals.commit()
-        if self.record.has_gaps_to_note:
+        if self.record.is_due:
             with contextlib.suppress(LockedError), self.replica.locked():
                 self.write_notes()
                 self.replica.save()
 
     def mark(self, kind: str, label: str) -> Point:
         """A restore point, now."""
-        point = self.need_running().mark(kind, label)
-        self.record.marked(point)
+        journals, begun = self.need_running(), time.monotonic()
+        point = journals.mark(kind, label)
+        self.record.marked(point, begun, journals.seen(), journals.barrier_ns)
         return point
 
     def mark_if_news(self) -> None:
@@ -152,11 +159,11 @@ class Intake:
         """Fence: the last point, journals closed with that epoch. The lock is with who asks."""
         if epoch < self.epoch:
             raise StaleEpochError(f"epoch {epoch} is older than {self.epoch}, which is set")
-        journals = self.journals or self._reopen(epoch)
+        journals, begun = self.journals or self._reopen(epoch), time.monotonic()
         try:
             last = journals.fence(epoch, consistent=not self.record.catching_up)
             if last is not None:
-                self.record.marked(last)
+                self.record.marked(last, begun, journals.seen())
             self.stop_serving()
             journals.close_clean()
         except Error as error:

@@ -16,6 +16,7 @@ from . import _native
 from .errors import StateError
 from .journal import OpenJournal, journal_names, open_journal
 from .points import KIND_NUMBERS, Point, Points
+from .rpo import Seen
 from .side_by_side import side_by_side
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Journals:
         # A crash may leave a mark in some journals only; it is no point of the replica,
         # and hides what came before it from entries_since_point.
         self._uneven = len({end[0][0] if end else 0 for end in ends}) > 1
+        self.barrier_ns = 0  # how long writers waited for the newest point
 
     @property
     def natives(self) -> list[_native.Journal]:
@@ -158,17 +160,50 @@ class Journals:
             FailedError, StorageError: A journal could not take it; the point does not
                 count, and that journal takes nothing more.
         """
-        number = self.next_point_id
+        point = Point(self.next_point_id, self.next_time_ns, kind, label)
+        self.barrier_ns = self.gate.cut(
+            self.natives, point.id, point.time_ns, KIND_NUMBERS[kind], label
+        )
+        self._took(point)
+        return point
+
+    @property
+    def next_time_ns(self) -> int:
+        """The time of a point that is marked now."""
         # Microseconds are what is printed, and what is printed can be asked for. A
         # clock that was set back must not turn the order of points around.
-        time_ns = max(time.time_ns() // 1000 * 1000, self._newest_ns // 1000 * 1000 + 1000)
-        self.gate.cut(self.natives, number, time_ns, KIND_NUMBERS[kind], label)
-        self.next_point_id, self._newest_ns = number + 1, time_ns
+        return max(time.time_ns() // 1000 * 1000, self._newest_ns // 1000 * 1000 + 1000)
+
+    def mark_begun(self, time_ns: int, kind: str, label: str = "") -> Point:
+        """A restore point in all journals at the cut that the gate has begun.
+
+        It is durable with the next commit, after the gate's end.
+
+        Args:
+            time_ns: Of the cut; not below next_time_ns of when it began.
+
+        Raises:
+            FailedError, StorageError: As mark.
+        """
+        point = Point(self.next_point_id, time_ns, kind, label)
+        self.gate.mark(self.natives, point.id, time_ns, KIND_NUMBERS[kind], label)
+        self._took(point)
+        return point
+
+    def _took(self, point: Point) -> None:
+        self.next_point_id, self._newest_ns = point.id + 1, point.time_ns
         self._uneven = False
-        point = Point(number, time_ns, kind, label)
         if self.on_mark is not None:
             self.on_mark(point)
-        return point
+
+    def seen(self) -> dict[str, Seen]:
+        """Each disk by name: how many entries its log has, and whether some are news."""
+        found = {}
+        for name, native in zip(self.names, self.natives, strict=True):
+            info = native.info()
+            news = self._uneven or bool(info["entries_since_point"])
+            found[name] = Seen(int(info["entry_count"]), news)
+        return found
 
     @property
     def has_news(self) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 import xxhash
 
 from .errors import DamagedError, FormatError, NotFoundError, UnsupportedError, UsageError
+from .lags import Lag
 
 if TYPE_CHECKING:
     from ._native import Dir
@@ -116,13 +117,14 @@ class Gap(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A time without a provable copy: not recoverable. end None: it goes on.
 
     resync: It ends only when the source says that it has sent again what may be
-    missing; until then nothing is marked.
+    missing; until then nothing is marked. disks: which may miss something; none: all.
     """
 
     start: str
     end: str | None
     cause: str
     resync: bool = False
+    disks: list[str] = []
 
 
 class IngestRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -136,10 +138,23 @@ class IngestRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Rpo(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What was asked of replication, and how often it was missed since creation."""
+    """What was asked of replication, how often it was missed, and how late it was: see rpo.py."""
 
     target_seconds: float
     missed: int = 0
+    lag: Lag | None = None
+    disk_lags: dict[str, Lag] = {}
+
+
+class GroupPoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A restore point that several replicas have at one cut: all of them, durably.
+
+    group: the same in every member. members: their ids.
+    """
+
+    id: int
+    group: str
+    members: list[str]
 
 
 class MachineSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -290,6 +305,7 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     next_point_id: int = 1
     rpo: Rpo | None = None
     gaps: list[Gap] = []
+    groups: list[GroupPoint] = []
     retention: Retention = msgspec.field(default_factory=Retention)
     horizon: int = 0  # no older point is kept in the journals; 0: all are
     notes: list[PointNote] = []

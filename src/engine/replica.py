@@ -16,7 +16,7 @@ from typing import Self
 
 from msgspec import structs
 
-from . import _native, below, control
+from . import _native, below, control, rpo
 from . import manifest as manifests
 from .errors import Error, LockedError, NotFoundError, StateError, UsageError
 from .journal import GRAIN_BYTES, SEGMENT_BYTES
@@ -280,25 +280,13 @@ class Replica:
             return manifest.retention
 
     def rpo(self, points: Points | None = None) -> dict[str, object]:
-        """How far back a failover would go now; never better than the truth.
-
-        target_seconds: what the ingest was asked for, null if there never was one.
-        lag_seconds: from the newest point to now. newest: its time. missed: how often
-        a point came later than the target asked.
-        """
+        """How far back a failover would go now, and would have gone: see rpo.report."""
         points = self.points if points is None else points
-        target = self.manifest.rpo
-        newest = points.latest if len(points) else None
-        now_ns = time.time_ns()
-        missed: object = target.missed if target else 0
+        status = None
         with contextlib.suppress(Error):
-            missed = control.ask(self.control_path, "status", timeout_seconds=5.0)["missed"]
-        return {
-            "target_seconds": target.target_seconds if target else None,
-            "lag_seconds": None if newest is None else max(0, now_ns - newest.time_ns) / 1e9,
-            "newest": None if newest is None else newest.time,
-            "missed": missed,
-        }
+            status = control.ask(self.control_path, "status", timeout_seconds=5.0)
+        newest = points.latest if len(points) else None
+        return rpo.report(self.manifest.rpo, self.manifest.gaps, newest, status)
 
     def seed(
         self,

@@ -7,13 +7,17 @@ crash leaves, the manifest's epoch is the highest there is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
+
+import msgspec
 
 from . import control
 from .errors import GapError, HeldError, StateError, UsageError
 from .manifest import Gap, Rpo
 from .points import KIND_NUMBERS, Point
 from .replica import Replica
+from .rpo import joined_doubts
 from .units import parse_time
 
 # After an ingest was killed, its journals' locks are free as soon as the kernel has
@@ -227,14 +231,21 @@ def needs_resync(replica: Replica) -> bool:
     return any(gap.end is None and gap.resync for gap in replica.manifest.gaps)
 
 
-def open_gap(replica: Replica, start: str, cause: str, *, resync: bool = False) -> None:
-    """Begin a gap; one that is open goes on, and takes resync. Locked; the caller saves."""
+def open_gap(
+    replica: Replica, start: str, cause: str, *, resync: bool = False, disks: Sequence[str] = ()
+) -> None:
+    """Begin a gap; one that is open goes on, and takes resync. Locked; the caller saves.
+
+    Args:
+        disks: Which may miss something; none: all.
+    """
     for gap in replica.manifest.gaps:
         if gap.end is None:
             if resync and not gap.resync:
                 gap.cause, gap.resync = cause, True
+            gap.disks = joined_doubts(gap.disks, disks)
             return
-    new = Gap(start=start, end=None, cause=cause, resync=resync)
+    new = Gap(start=start, end=None, cause=cause, resync=resync, disks=sorted(disks))
     replica.manifest.gaps = [*replica.manifest.gaps, new]
 
 
@@ -249,13 +260,25 @@ def take_notes(replica: Replica, notes: dict[str, object]) -> None:
     """Put into the manifest what an ingest could not write itself. Locked."""
     manifest = replica.manifest
     for row in cast("list[dict[str, Any]]", notes.get("gaps", [])):
-        open_gap(replica, row["start"], row["cause"], resync=bool(row.get("resync")))
+        open_gap(
+            replica,
+            row["start"],
+            row["cause"],
+            resync=bool(row.get("resync")),
+            disks=row.get("disks", ()),
+        )
         if row["end"] is not None:
             close_gap(replica, row["end"])
     manifest.next_point_id = max(manifest.next_point_id, cast(int, notes["next_point_id"]))
     if notes.get("rpo_seconds") is not None:
-        manifest.rpo = Rpo(
-            target_seconds=cast(float, notes["rpo_seconds"]), missed=cast(int, notes["missed"])
+        manifest.rpo = msgspec.convert(
+            {
+                "target_seconds": notes["rpo_seconds"],
+                "missed": notes["missed"],
+                "lag": notes.get("lag"),
+                "disk_lags": notes.get("disk_lags", {}),
+            },
+            Rpo,
         )
 
 
