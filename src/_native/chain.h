@@ -16,7 +16,7 @@
 #include "sparse.h"
 #include "stream.h"
 
-#define RP_CHAIN_LINKS_MAX 255u
+#define RP_CHAIN_LINKS_MAX 1024u
 
 struct rp_extent {
   enum rp_extent_kind kind;

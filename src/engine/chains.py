@@ -168,7 +168,8 @@ def settle(directory: Dir, manifest: Manifest) -> None:
     merging = manifest.merging
     if merging is None:
         return
-    if merging.done:
+    if merging.stage != "data":
+        relink(directory, manifest)
         drop_merged(directory, manifest)
         return
     for disk, cid in merging.cids.items():
@@ -228,11 +229,23 @@ def begin_merging(directory: Dir, manifest: Manifest, into: Mapping[str, OpenDis
 
 
 def finish_merging(directory: Dir, manifest: Manifest) -> None:
-    """All data of the upper links lies in the lower ones: nothing names the upper ones any
-    more after this. Inside the lock; `drop_merged` comes next.
+    """All data of the upper links lies in the lower ones, durably. Inside the lock.
+
+    From here on nothing of it may move again: some links may name the lower ones already.
     """
     merging = manifest.merging
     assert merging is not None
+    merging.stage = "links"
+    manifests.store(directory, manifest)
+    relink(directory, manifest)
+
+
+def relink(directory: Dir, manifest: Manifest) -> None:
+    """Nothing names the upper links of a merge any more after this. Inside the lock."""
+    merging = manifest.merging
+    assert merging is not None
+    if merging.stage == "files":
+        return
     for disk in manifest.disks:
         away, into = merging.away[disk.name], merging.into[disk.name]
         child = _child_of(directory, disk, away)
@@ -245,15 +258,15 @@ def finish_merging(directory: Dir, manifest: Manifest) -> None:
                 frozen.digests.pop(disk.name, None)
         if disk.top == away:
             disk.top = None if into == disk.base else into
-    merging.done = True
+    merging.stage = "files"
     manifests.store(directory, manifest)
 
 
 def drop_merged(directory: Dir, manifest: Manifest) -> None:
-    """Remove the links that a finished merge has emptied. Inside the lock."""
+    """Remove the upper links of a merge, which nothing names any more. Inside the lock."""
     merging = manifest.merging
     assert merging is not None
-    assert merging.done
+    assert merging.stage == "files"
     for name in merging.away.values():
         remove_delta(directory, name)
     manifest.merging = None

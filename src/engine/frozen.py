@@ -172,12 +172,9 @@ def expire(
     """
     gone: list[int] = []
     with _alone(replica) if journals is None else contextlib.nullcontext():
-        while (merging := _next_merge(replica, now_ns)) is not None:
+        while (merging := _next_merge(replica, now_ns, journals)) is not None:
             _merge(replica, journals, progress)
             gone.append(merging.point)
-        if journals is not None and journals.unsettled:
-            with replica.locked():
-                _put_bases(replica, journals, {})
     _add_digests(replica, progress)
     return gone
 
@@ -198,13 +195,16 @@ def _alone(replica: Replica) -> Iterator[Manifest]:
         yield manifest
 
 
-def _next_merge(replica: Replica, now_ns: int) -> Merging | None:
+def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Merging | None:
     """The merge that is under way, or the next one, which is recorded."""
     with replica.locked() as manifest:
-        if manifest.merging is None and _expired(manifest, now_ns) is None:
+        unsettled = journals is not None and journals.unsettled
+        if not unsettled and manifest.merging is None and _expired(manifest, now_ns) is None:
             return None
         _require_ready(replica, "give up a long-term point of {}")
         chains.settle(replica.directory, manifest)
+        if journals is not None and unsettled:
+            _put_bases(replica, journals, {})
         if manifest.merging is None:
             index = _expired(manifest, now_ns)
             if index is None:

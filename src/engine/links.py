@@ -28,7 +28,7 @@ from .extents import open_extents
 from .link import Identity, Link, link_of, place, read_link, text_now
 from .ova import open_member, split_ova
 
-LINKS_MAX = 64  # VMware documents 32 snapshots
+LINKS_MAX = 1000  # a link a long-term point; VMware documents 32 snapshots
 _PARENT = OPEN_READ | OPEN_BENEATH
 
 
@@ -60,7 +60,7 @@ def open_links(
 
     Raises:
         FormatError, UnsupportedError, DamagedError: A file is not what it should be,
-            or the chain names itself, or is deeper than 64 links.
+            or the chain names itself, or is deeper than 1000 links.
         LockedError: Somebody has the child open for writing.
     """
     if format not in (None, "raw", "vmdk"):

@@ -287,7 +287,7 @@ class Merging(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     away: dict[str, str]
     into: dict[str, str]
     cids: dict[str, int] = {}
-    done: bool = False
+    stage: Literal["data", "links", "files"] = "data"
 
 
 class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
