@@ -187,7 +187,8 @@ struct rp_scrub {
      that scrub said with it (0: not compared); RP_NOT_FOUND where the segments
      before are still there and are not those. */
   uint64_t from_segment, from_chain;
-  uint64_t segment_count;        /* of numbers; 0: to the end */
+  uint64_t segment_count;        /* of numbers: these segments and nothing
+                                    else; 0: to the end, head and root */
   /* once for each damage */
   void   (*each) (void *context, const struct rp_journal_damage *damage);
   /* NULL is allowed; false stops with RP_CANCELLED */
@@ -195,9 +196,9 @@ struct rp_scrub {
   void    *context;
 };
 
-/* Re-read headers, entries, summaries, points and grains of segments, and
- * always the head and the shown root, against their checksums; what cannot be
- * read is damage too.  A journal that is open for reading may be written by
+/* Re-read headers, entries, summaries, points and grains of segments, and the
+ * head and the shown root, against their checksums; what cannot be read is
+ * damage too.  A journal that is open for reading may be written by
  * another meanwhile: what it appends is not looked at, but segments that it
  * frees look damaged: see rp_journal_affected.
  * Returns RP_OK when it ran through, whatever it found.

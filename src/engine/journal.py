@@ -191,6 +191,14 @@ class OpenJournal:
         """Re-read everything against its checksum; what was found."""
         return [Damage(*row) for row in self.native.verify()]
 
+    def sync(self) -> None:
+        """Make durable what was written past the log's own appending, as by a mend."""
+        self._file.sync()
+
+    def read_file(self, length: int, offset: int) -> bytes:
+        """Bytes of the log as they lie in its file; fewer where it ends."""
+        return self._file.pread(length, offset)
+
     def close(self, clean: bool = False) -> None:
         """Let it go, with its lock, as in a crash. May be called twice.
 

@@ -291,7 +291,7 @@ def _refuse_damage(directory: Dir, entries: Sequence[DiskEntry]) -> None:
         found = scrub.base_damage(directory, entry)
         if found:
             raise FormatError(
-                f"{directory.path}/{entry.base} cannot be a base: {found[0]['message']}",
+                f"{directory.path}/{entry.base} cannot be a base: {found[0].message}",
                 "see rollpoint disk check",
             )
 
@@ -333,7 +333,7 @@ def _stays(entry: DiskEntry) -> bool:
 
 def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
-    for name in (manifests.CONTROL_NAME, manifests.FILE_NAME):
+    for name in (manifests.CONTROL_NAME, *scrub.FILE_NAMES, manifests.FILE_NAME):
         with contextlib.suppress(NotFoundError):
             directory.unlink(name)
         directory.sync()

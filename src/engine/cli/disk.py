@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,7 @@ from ..errors import UsageError
 from ..layouts import COMPRESS_LEVEL, COMPRESS_LEVEL_MAX
 from ..ova import split_ova
 from ..units import format_size, parse_size
-from .output import print_json, print_json_list, print_table
+from .output import print_json, print_json_list, print_table, progress_bar
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Format = Annotated[
@@ -68,21 +67,6 @@ def register(app: typer.Typer) -> None:
     for name, command in commands.items():
         group.command(name)(command)
     app.add_typer(group, name="disk", help="Look at VMDK chains, make them, copy them, serve them.")
-
-
-@contextmanager
-def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal; nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_info(
@@ -208,7 +192,7 @@ def run_convert(
     as_json: AsJson = False,
 ) -> None:
     """Write a disk as a new one of another type, leaving out zeros."""
-    with _progress("convert", as_json) as progress:
+    with progress_bar("convert", as_json) as progress:
         copies.convert(
             source,
             target,
@@ -242,7 +226,7 @@ def run_compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare what two disks show. Exit code 1 where they differ."""
-    with _progress("compare", as_json) as progress:
+    with progress_bar("compare", as_json) as progress:
         found = copies.compare(
             a, b, a_format=a_format, b_format=b_format, allow_root=allow_root, progress=progress
         )
@@ -264,7 +248,7 @@ def run_commit(
     as_json: AsJson = False,
 ) -> None:
     """Merge a child into its parent. The child stays, and reads the same."""
-    with _progress("commit", as_json) as progress:
+    with progress_bar("commit", as_json) as progress:
         parent = copies.commit(child, allow_root=allow_root, progress=progress)
     if as_json:
         print_json({"child": str(Path(child).absolute()), "parent": str(Path(parent).absolute())})

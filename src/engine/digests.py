@@ -1,0 +1,101 @@
+"""What the base of each disk hashed to, region by region, so that bit rot in it is seen.
+
+`.digests.json` beside the manifest says for each disk what its base read as when it was
+last read whole, and at which content: digests of another content say nothing.
+
+Bytes: docs/formats.md, "Digests of the bases".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import xxhash
+
+from ._native import Dir, digest_regions
+from .disk import OpenDisk
+from .errors import DamagedError, NotFoundError
+
+FILE_NAME = ".digests.json"
+VERSION = 1
+REGION_BYTES = 64 << 20
+LIMIT_BYTES = 64 << 20  # of the file: 5 MiB for 16 TiB
+
+Region = int | str  # what it reads as; or what keeps it from being read
+
+
+class BaseDigests(msgspec.Struct, kw_only=True):
+    """Of one base. content: which bytes were digested, see scrub.content_of."""
+
+    content: str
+    region_bytes: int
+    taken: str
+    digests: str  # 16 hex digits a region
+
+    @classmethod
+    def of(cls, content: str, taken: str, regions: list[Region]) -> BaseDigests | None:
+        """None where some region cannot be read."""
+        text = "".join(f"{one:016x}" for one in regions if isinstance(one, int))
+        if len(text) != len(regions) * 16:
+            return None
+        return cls(content=content, region_bytes=REGION_BYTES, taken=taken, digests=text)
+
+    def is_of(self, content: str, count: int) -> bool:
+        """Whether it says what the regions of a base with that content read as."""
+        same = self.content == content and self.region_bytes == REGION_BYTES
+        return same and len(self.digests) == count * 16
+
+    def regions(self) -> list[int]:
+        """The digests as numbers."""
+        return [int(self.digests[at : at + 16], 16) for at in range(0, len(self.digests), 16)]
+
+
+class _File(msgspec.Struct, kw_only=True):
+    version: int
+    disks: dict[str, BaseDigests]
+    checksum: str = ""
+
+
+def _checksum(disks: dict[str, BaseDigests]) -> str:
+    return xxhash.xxh3_64_hexdigest(msgspec.json.encode(disks, order="sorted"))
+
+
+def load(directory: Dir) -> dict[str, BaseDigests]:
+    """The digests of a replica's bases, by disk; nothing where none were taken yet.
+
+    Raises:
+        DamagedError: The file is not what was written.
+    """
+    try:
+        data = directory.read(FILE_NAME, LIMIT_BYTES)
+    except NotFoundError:
+        return {}
+    try:
+        file = msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        file = None
+    if file is None or file.version != VERSION or file.checksum != _checksum(file.disks):
+        raise DamagedError(
+            f"{directory.path}/{FILE_NAME} is damaged: what the bases read as earlier is not known",
+            "it is made anew; compare the bases with a copy",
+        )
+    return file.disks
+
+
+def store(directory: Dir, disks: dict[str, BaseDigests]) -> None:
+    """Replace them all, durably."""
+    file = _File(version=VERSION, disks=disks, checksum=_checksum(disks))
+    directory.replace(FILE_NAME, msgspec.json.encode(file) + b"\n")
+
+
+def region_count(size_bytes: int) -> int:
+    """How many regions a disk has; the last may be shorter."""
+    return -(-size_bytes // REGION_BYTES)
+
+
+def take(
+    disk: OpenDisk, first: int, count: int, tell: Callable[[int], bool] | None = None
+) -> list[Region]:
+    """Digest some regions, on all cores; tell gets the bytes of the disk that are done."""
+    return digest_regions(disk.reading, REGION_BYTES, first, count, progress=tell)

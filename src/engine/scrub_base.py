@@ -1,0 +1,153 @@
+"""Reading the base of a disk again, and whether it still reads as it did before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from . import digests
+from . import manifest as manifests
+from ._native import OPEN_WRITE, Dir
+from .digests import REGION_BYTES, BaseDigests, Region
+from .disk import OpenDisk, open_disk
+from .errors import DamagedError, Error
+from .points import now_text
+from .scrub_notes import BaseNotes, Damage, Notes, Place, id_of
+
+STRETCH = 16  # regions of a base between two looks at whether it changes
+
+
+def content_of(place: Place, base: OpenDisk) -> str | None:
+    """Which bytes the base holds now: equal texts, equal bytes. None: it is being written.
+
+    A content id changes once for each open, so where a journal writes its base while it
+    goes on, how far it has done that is needed too.
+    """
+    with open_disk(base.path, io=place.directory.io) as now:  # its descriptor, as it is now
+        descriptor = now.links[0].descriptor
+    assert descriptor is not None
+    content = f"{descriptor.cid:08x}"
+    if place.entry.journal is None:
+        return content
+    try:
+        with place.log() as journal:
+            info, id = journal.native.info(), id_of(journal)
+    except Error:  # which is reported where the log is read
+        return None
+    based, horizon = info.get("based_entry", 0), info.get("horizon_entry", 0)
+    return f"{content}-{id}-{based!r}" if based == horizon else None
+
+
+def rotten(place: Place) -> list[Damage]:
+    """Regions of the base that read otherwise than when they were read before."""
+    found: list[Damage] = []
+    try:
+        known = digests.load(place.directory)
+    except DamagedError as error:
+        known = {}
+        found.append(
+            Damage(where="digests", message=error.message, file=digests.FILE_NAME)
+        )
+    try:
+        with open_disk(place.path(place.entry.base), io=place.directory.io) as base:
+            content = content_of(place, base)
+            regions = None if content is None else _read_base(place, base, content)
+            if content is None or regions is None or content_of(place, base) != content:
+                return found  # it is being written, so that nothing can be said
+            before = known.get(place.entry.name)
+            if before is not None and not before.is_of(content, len(regions)):
+                before = None
+            found += _differences(place, base, before, regions)
+    except Error as error:
+        if error.code == "cancelled":
+            raise
+        return [*found, Damage(where="base", message=error.message, file=place.entry.base)]
+    if before is None:
+        disk = place.notes.disk(place.entry.name)
+        disk.fresh = BaseDigests.of(content, now_text(), regions)
+    return found
+
+
+def record(directory: Dir, notes: Notes) -> None:
+    """Keep the digests that were taken for the first time, unless an operation is going on.
+
+    Where they cannot be kept, as on a file system that is read-only, nothing is lost.
+    """
+    fresh = {
+        name: disk.fresh for name, disk in notes.state.disks.items() if disk.fresh is not None
+    }
+    if not fresh:
+        return
+    with contextlib.suppress(Error):
+        lock = directory.open(manifests.LOCK_NAME, OPEN_WRITE)
+        try:
+            lock.lock()
+            known: dict[str, BaseDigests] = {}
+            with contextlib.suppress(DamagedError):
+                known = digests.load(directory)
+            digests.store(directory, known | fresh)
+        finally:
+            lock.close()
+
+
+def _read_base(place: Place, base: OpenDisk, content: str) -> list[Region] | None:
+    """All regions; None where the base is written meanwhile."""
+    disk = place.notes.disk(place.entry.name)
+    if disk.base is None or disk.base.content != content:
+        disk.base = BaseNotes(content=content)
+    regions = disk.base.regions
+    count = digests.region_count(base.size_bytes)
+    log_bytes = disk.log.total_bytes if disk.log is not None else 0
+
+    def tell(done: int) -> bool:
+        return place.tell(log_bytes + done, log_bytes + base.size_bytes)
+
+    while len(regions) < count:
+        stretch = min(STRETCH, count - len(regions))
+        taken = digests.take(base, len(regions), stretch, tell)
+        if content_of(place, base) != content:
+            disk.base = None
+            return None
+        regions += taken
+    return regions
+
+
+def _differences(
+    place: Place, base: OpenDisk, before: BaseDigests | None, regions: list[Region]
+) -> list[Damage]:
+    wanted = [None] * len(regions) if before is None else before.regions()
+    found = []
+    for number, (region, digest) in enumerate(zip(regions, wanted, strict=True)):
+        if isinstance(region, str):
+            message = region
+        elif digest is not None and region != digest:
+            assert before is not None
+            message = f"its bytes are not what they were at {before.taken}"
+        else:
+            continue
+        offset = number * REGION_BYTES
+        run = base.run(offset, min(REGION_BYTES, base.size_bytes - offset))
+        found.append(
+            Damage(
+                where="base",
+                message=f"{place.entry.base}: {message}",
+                file=place.entry.base if run.file is None else os.path.basename(run.file),
+                position=run.file_offset_bytes if run.file else None,
+                guest_offset=offset,
+                length=min(REGION_BYTES, base.size_bytes - offset),
+                region=number,
+                digest=None if digest is None else f"{digest:016x}",
+                points=_all_points(place),
+                end=True,
+            )
+        )
+    return found
+
+
+def _all_points(place: Place) -> tuple[int, int] | None:
+    """Every point reads what no write has replaced from the base."""
+    ids = [point.id for point in place.manifest.frozen]
+    if place.entry.journal is not None:
+        with contextlib.suppress(Error), place.log() as journal:
+            ids += [row[0] for row in journal.native.points()]
+    return (min(ids), max(ids)) if ids else None
