@@ -1,5 +1,6 @@
-"""What the base of each disk hashed to, region by region, so that bit rot in it is seen.
+"""What disks hashed to, so that bit rot in them is seen.
 
+Of the base of each disk region by region; of a delta disk all that it holds itself.
 `.digests.json` beside the manifest says for each disk what its base read as when it was
 last read whole, and at which content: digests of another content say nothing.
 
@@ -13,14 +14,15 @@ from collections.abc import Callable
 import msgspec
 import xxhash
 
-from ._native import Dir, digest_regions
-from .disk import OpenDisk
-from .errors import DamagedError, NotFoundError
+from ._native import RUN_HOLE, RUN_ZERO, Dir, digest_regions
+from .disk import OpenDisk, open_disk
+from .errors import CancelledError, DamagedError, NotFoundError
 
 FILE_NAME = ".digests.json"
 VERSION = 1
 REGION_BYTES = 64 << 20
 LIMIT_BYTES = 64 << 20  # of the file: 5 MiB for 16 TiB
+_PIECE_BYTES = 1 << 20
 
 Region = int | str  # what it reads as; or what keeps it from being read
 
@@ -99,3 +101,39 @@ def take(
 ) -> list[Region]:
     """Digest some regions, on all cores; tell gets the bytes of the disk that are done."""
     return digest_regions(disk.reading, REGION_BYTES, first, count, progress=tell)
+
+
+# ---- delta disks ----
+
+
+def link_digest(
+    directory: Dir, name: str, progress: Callable[[int, int], bool] | None = None
+) -> str:
+    """XXH3 (128 bits) of what a delta disk holds itself, and where: see docs/formats.md.
+
+    Raises:
+        CancelledError: progress said so.
+        Error: The link cannot be read.
+    """
+    digest = xxhash.xxh3_128()
+    end = -1  # of the range before
+    with open_disk(f"{directory.path}/{name}", io=directory.io) as disk:
+        for run in disk.runs():
+            stop = run.offset_bytes + run.length_bytes
+            if progress is not None and not progress(stop, disk.size_bytes):
+                raise CancelledError(f"reading {directory.path}/{name} was stopped")
+            if run.depth != 0 or run.kind == RUN_HOLE:
+                continue
+            if run.offset_bytes != end:
+                digest.update(_at(end) + _at(run.offset_bytes))
+            for at in range(run.offset_bytes, stop, _PIECE_BYTES):
+                length = min(_PIECE_BYTES, stop - at)
+                zeros = run.kind == RUN_ZERO
+                digest.update(bytes(length) if zeros else disk.pread(length, at))
+            end = stop
+    digest.update(_at(end))
+    return digest.hexdigest()
+
+
+def _at(offset: int) -> bytes:
+    return offset.to_bytes(8, "little", signed=True)

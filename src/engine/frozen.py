@@ -22,13 +22,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-import xxhash
-
 from . import chains, control
-from ._native import RUN_HOLE, RUN_ZERO, Chain, Dir
+from ._native import Chain
 from ._native import merge as native_merge
+from .digests import link_digest
 from .disk import OpenDisk, open_disk
-from .errors import CancelledError, Error, HeldError, LockedError, StateError
+from .errors import Error, HeldError, LockedError, StateError
 from .journals import Journals
 from .links import open_links, problems
 from .manifest import Freezing, Frozen, Manifest, Merging
@@ -38,7 +37,6 @@ from .retention import stopping
 from .units import parse_time
 
 SECOND_NS = 1_000_000_000
-_PIECE_BYTES = 1 << 20
 
 # called with bytes done and bytes in all; False ends it with CancelledError
 Progress = Callable[[int, int], bool]
@@ -331,37 +329,6 @@ def finish(replica: Replica) -> int | None:
 
 
 # ---- digests ----
-
-
-def link_digest(directory: Dir, name: str, progress: Progress | None = None) -> str:
-    """XXH3 (128 bits) of what a delta disk holds itself, and where: see docs/formats.md.
-
-    Raises:
-        CancelledError: progress said so.
-        Error: The link cannot be read.
-    """
-    digest = xxhash.xxh3_128()
-    end = -1  # of the range before
-    with open_disk(f"{directory.path}/{name}", io=directory.io) as disk:
-        for run in disk.runs():
-            stop = run.offset_bytes + run.length_bytes
-            if progress is not None and not progress(stop, disk.size_bytes):
-                raise CancelledError(f"reading {directory.path}/{name} was stopped")
-            if run.depth != 0 or run.kind == RUN_HOLE:
-                continue
-            if run.offset_bytes != end:
-                digest.update(_at(end) + _at(run.offset_bytes))
-            for at in range(run.offset_bytes, stop, _PIECE_BYTES):
-                length = min(_PIECE_BYTES, stop - at)
-                zeros = run.kind == RUN_ZERO
-                digest.update(bytes(length) if zeros else disk.pread(length, at))
-            end = stop
-    digest.update(_at(end))
-    return digest.hexdigest()
-
-
-def _at(offset: int) -> bytes:
-    return offset.to_bytes(8, "little", signed=True)
 
 
 def _add_digests(replica: Replica, progress: Progress | None) -> None:
