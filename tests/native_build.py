@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class NativeBuild:
         objects = [*self._compile([source], way, (), way), *self.core(way, defines, only)]
         if not target.exists():
             command = [self._gcc, *FLAGS, *WAYS[way], "-o", target, *objects, "-ldeflate"]
-            subprocess.run(command, check=True)
+            subprocess.run([*command, *_wraps(source)], check=True)
         return target
 
     def _compile(
@@ -78,6 +79,16 @@ class NativeBuild:
         for process in running:
             _finish(process)
         return [str(target) for target in targets]
+
+
+def _wraps(source: Path) -> list[str]:
+    """Flags for the calls that a program takes for itself: what its comments call "wraps:"."""
+    text = source.read_text()
+    for header in re.findall(r'^#include "([^"]+)"', text, re.MULTILINE):
+        if (PROGRAMS / header).exists():
+            text += (PROGRAMS / header).read_text()
+    lists: list[str] = re.findall(r"^ \* wraps: (.*)$", text, re.MULTILINE)
+    return [f"-Wl,--wrap={name}" for line in lists for name in line.split()]
 
 
 def _finish(process: subprocess.Popen[str]) -> None:

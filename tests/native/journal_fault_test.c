@@ -8,7 +8,7 @@
  */
 #include <errno.h>
 
-#include "crash_journal.h"
+#include "crash_reopen.h"
 
 static unsigned checks;
 static bool must_be_final;       /* the call that fails is a write or a sync */
@@ -55,39 +55,6 @@ check_failed (struct lab *lab, struct rp_journal *journal, int status)
   checks++;
 }
 
-/* Open again in the same kernel; what it says is a promise from then on. */
-static void
-reopen_and_cut (struct lab *lab)
-{
-  struct history *history = &lab->history;
-  const struct ack last = history->ack_count
-                          ? history->acks[history->ack_count - 1]
-                          : (struct ack) { .epoch = 1 };
-  struct ack *ack = &history->acks[history->ack_count];
-  struct rp_sim_options options = {
-    .budget = 12, .seed = lab->seed, .flags = RP_SIM_TEAR,
-  };
-  struct rp_sim_counts counts;
-  struct rp_file *file = open_log (lab->simulate, RP_OPEN_WRITE);
-  struct rp_journal *journal = journal_open (file, &lab->base.disk,
-                                             RP_JOURNAL_WRITE);
-  uint8_t bytes[BYTES];
-  struct rp_fault fault;
-
-  OK (rp_disk_pread (rp_journal_disk (journal), bytes, BYTES, 0, &fault));
-  *ack = last;
-  ack->version = find_version (history, bytes, last.version);
-  CHECK (ack->version != UINT32_MAX);
-  ack->points = count_points (journal);
-  CHECK (ack->points >= last.points);
-  OK (rp_sim_acknowledge (lab->simulate, history->ack_count++, &fault));
-  rp_journal_destroy (journal);
-  rp_file_close (file);
-  OK (rp_sim_crash_states (lab->simulate, &options, check_state, lab, &counts,
-                           NULL, &fault));
-  checks += (unsigned) counts.distinct;
-}
-
 /* Fail each call of these kinds in turn, until none is left. */
 static void
 fail_each (struct lab *lab, uint64_t seed, uint32_t kinds, uint32_t effect,
@@ -112,7 +79,7 @@ fail_each (struct lab *lab, uint64_t seed, uint32_t kinds, uint32_t effect,
     rp_io_destroy (io);
     if (struck && kinds == RP_FAULT_SYNC && effect == RP_FAULT_PLAIN)
       lose_data (lab);
-    reopen_and_cut (lab);
+    checks += (unsigned) reopen_and_cut (lab);
     rp_io_destroy (lab->simulate);
   }
 }
