@@ -80,6 +80,7 @@ rp_journal_create (struct rp_file *file,
     .grain_bytes = options->grain_bytes,
     .segment_bytes = options->segment_bytes,
     .epoch = options->epoch, .generation = 1, .clean = true,
+    .ring = rp_log_ring_start (options->id),
   };
   int status = check_options (options, fault);
 
@@ -176,13 +177,84 @@ read_piece (struct rp_journal *journal, const struct piece *piece,
 static int
 ready (struct rp_journal *journal, struct rp_fault *fault)
 {
-  int status = rp_journal_usable (journal, fault);
+  int status;
 
+  while (!journal->map_loaded && journal->flushing)  /* what it reads is L */
+    pthread_cond_wait (&journal->flushed, &journal->lock);
+  status = rp_journal_usable (journal, fault);
   return status == RP_OK ? rp_journal_load_map (journal, fault) : status;
 }
 
-/* Places in the log never change what they hold, so only looking them up
- * needs the lock. */
+/* With the lock held: a read has looked up its places. */
+static unsigned
+begin_read (struct rp_journal *journal)
+{
+  const unsigned phase = journal->read_phase;
+
+  atomic_fetch_add (&journal->readers[phase], 1);
+  return phase;
+}
+
+static void
+end_read (struct rp_journal *journal, unsigned phase)
+{
+  if (atomic_fetch_sub (&journal->readers[phase], 1) != 1
+      || !atomic_load (&journal->readers_awaited))
+    return;
+  pthread_mutex_lock (&journal->lock);
+  pthread_cond_broadcast (&journal->flushed);
+  pthread_mutex_unlock (&journal->lock);
+}
+
+void
+rp_journal_await_readers (struct rp_journal *journal)
+{
+  const unsigned phase = journal->read_phase;
+
+  RP_CHECK (atomic_load (&journal->readers[!phase]) == 0);
+  journal->read_phase = !phase;
+  atomic_store (&journal->readers_awaited, true);
+  while (atomic_load (&journal->readers[phase]) > 0)
+    pthread_cond_wait (&journal->flushed, &journal->lock);
+  atomic_store (&journal->readers_awaited, false);
+}
+
+/* A reader holds no lock: where a writer has destaged what the reader's map
+ * still finds in the log, or what came after its end, it may just have read
+ * something else. */
+static int
+check_not_passed (struct rp_journal *journal, struct rp_fault *fault)
+{
+  struct rp_log_super now;
+  bool stale[RP_LOG_SUPER_COUNT];
+  int status;
+
+  if (journal->writable)
+    return RP_OK;
+  status = rp_journal_read_super (journal->file, &now, stale, fault);
+  if (status == RP_OK
+      && (now.ring.number != journal->super.ring.number
+          || now.ring.horizon_entry > rp_journal_entry_count (journal)))
+    status = rp_fail (fault, RP_STATE, 0, "%s: its oldest restore points have "
+                      "gone into the base since it was opened",
+                      rp_journal_name (journal));
+  return status;
+}
+
+static int
+read_pieces (struct rp_journal *journal, const struct piece *pieces, int count,
+             uint8_t *buffer, struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  for (int i = 0; status == RP_OK && i < count; i++)
+    status = read_piece (journal, &pieces[i], buffer, fault);
+  return count > 0 && status == RP_OK ? check_not_passed (journal, fault)
+                                      : status;
+}
+
+/* What a place in the log holds changes only after it was given back, which
+ * waits for reads that have begun; so only looking places up needs the lock. */
 static int
 journal_pread (struct rp_disk *disk, void *buffer, size_t length,
                uint64_t offset, struct rp_fault *fault)
@@ -193,6 +265,7 @@ journal_pread (struct rp_disk *disk, void *buffer, size_t length,
   while (done < length) {
     struct piece pieces[READ_PIECES];
     int count = 0, status;
+    unsigned phase;
 
     pthread_mutex_lock (&journal->lock);
     status = ready (journal, fault);
@@ -204,9 +277,11 @@ journal_pread (struct rp_disk *disk, void *buffer, size_t length,
                        offset + done, &pieces[count], &is_piece);
       count += is_piece;
     }
+    phase = begin_read (journal);
     pthread_mutex_unlock (&journal->lock);
-    for (int i = 0; status == RP_OK && i < count; i++)
-      status = read_piece (journal, &pieces[i], buffer, fault);
+    if (status == RP_OK)
+      status = read_pieces (journal, pieces, count, buffer, fault);
+    end_read (journal, phase);
     if (status != RP_OK)
       return status;
   }
@@ -250,14 +325,18 @@ write_part (struct rp_journal *journal, uint64_t grain, uint64_t skip,
   return rp_journal_append_grain (journal, grain, journal->scratch, fault);
 }
 
+/* May one more grain be written, now?  What lets the lock go comes first, so
+ * that the answer still holds when the grain is appended. */
 static int
 check_write (struct rp_journal *journal, struct rp_fault *fault)
 {
   int status = ready (journal, fault);
 
+  if (status == RP_OK)
+    status = rp_journal_throttle (journal, fault);
   if (status == RP_OK && journal->super.held)
     status = rp_fail (fault, RP_HELD, 0, "%s", rp_journal_name (journal));
-  return status == RP_OK ? rp_journal_throttle (journal, fault) : status;
+  return status == RP_OK ? rp_journal_make_room (journal, fault) : status;
 }
 
 static int
@@ -419,6 +498,7 @@ forget (struct rp_journal *journal)
     free (journal->points[i].label);
   journal->segment_count = 0;
   journal->point_count = 0;
+  journal->point_first = 0;
 }
 
 void
@@ -427,6 +507,7 @@ rp_journal_destroy (struct rp_journal *journal)
   if (!journal)
     return;
   RP_CHECK (!journal->flushing);
+  RP_CHECK (!journal->working);
   forget (journal);
   free (journal->segments);
   free (journal->points);
@@ -434,6 +515,7 @@ rp_journal_destroy (struct rp_journal *journal)
   free_chunks (journal->open_chunks);
   free_chunks (journal->spare);
   free (journal->scratch);
+  pthread_cond_destroy (&journal->room);
   pthread_cond_destroy (&journal->flushed);
   pthread_mutex_destroy (&journal->lock);
   free (journal);
@@ -501,6 +583,7 @@ rp_journal_open (struct rp_file *file, struct rp_disk *base, int flags,
     return rp_fail (fault, RP_NO_MEMORY, 0, "a journal");
   RP_CHECK (pthread_mutex_init (&journal->lock, NULL) == 0);
   RP_CHECK (pthread_cond_init (&journal->flushed, NULL) == 0);
+  RP_CHECK (pthread_cond_init (&journal->room, NULL) == 0);
   journal->disk.functions = &journal_disk_functions;
   journal->file = file;
   journal->base = base;
@@ -523,16 +606,17 @@ rp_journal_disk (struct rp_journal *journal)
 
 /* ---- facts ---- */
 
-/* Points are listed once they are durable.  With the lock held. */
+/* Points are listed once they are durable, up to when the horizon passes
+ * them.  With the lock held. */
 static uint64_t
-durable_points (const struct rp_journal *journal)
+listed_points (const struct rp_journal *journal)
 {
-  uint64_t count = journal->point_count;
+  uint64_t stop = journal->point_count;
 
-  while (count > 0
-         && journal->points[count - 1].sequence > journal->durable_sequence)
-    count--;
-  return count;
+  while (stop > journal->point_first
+         && journal->points[stop - 1].sequence > journal->durable_sequence)
+    stop--;
+  return stop - journal->point_first;
 }
 
 /* Entries of the log up to its newest point, durable or not. */
@@ -544,7 +628,8 @@ entries_at_point (const struct rp_journal *journal)
   if (journal->point_count == 0)
     return 0;
   point = &journal->points[journal->point_count - 1];
-  return journal->segments[point->segment]->first_entry + point->ordinal;
+  return rp_journal_segment (journal, point->segment)->first_entry
+         + point->ordinal;
 }
 
 void
@@ -561,21 +646,23 @@ rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out)
   out->failed = journal->failed != RP_OK;
   out->next_sequence = journal->next_sequence;
   out->durable_sequence = journal->durable_sequence;
-  out->point_count = durable_points (journal);
+  out->point_count = listed_points (journal);
   out->segment_count = journal->segment_count;
-  if (journal->segment_count > 0) {
-    const struct rp_segment *last
-      = journal->segments[journal->segment_count - 1];
-
-    out->entry_count = last->first_entry + last->entry_count;
-  }
+  out->entry_count = rp_journal_entry_count (journal);
   out->entries_since_point = out->entry_count - entries_at_point (journal);
   out->log_bytes = journal->segment_count * journal->super.segment_bytes;
   out->root_sequence = journal->root.sequence;
+  out->root_entry = journal->root.entry;
   out->root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
                      / RP_SECTOR_BYTES;
   out->last_commit_ns = journal->last_commit_ns;
   out->closed_clean = journal->was_clean;
+  out->horizon_entry = journal->super.ring.horizon_entry;
+  out->horizon_sequence = journal->super.ring.horizon_sequence;
+  out->based_entry = journal->super.ring.based_entry;
+  out->used_bytes = rp_journal_used_count (journal)
+                    * journal->super.segment_bytes;
+  out->limit_bytes = journal->limit_bytes;
   pthread_mutex_unlock (&journal->lock);
 }
 
@@ -587,12 +674,13 @@ rp_journal_point (struct rp_journal *journal, uint64_t index,
 
   memset (out, 0, sizeof *out);
   pthread_mutex_lock (&journal->lock);
-  if (index >= durable_points (journal))
+  if (index >= listed_points (journal))
     status = rp_fail (fault, RP_NOT_FOUND, index,
                       "%s has no point number %" PRIu64,
                       rp_journal_name (journal), index);
   else {
-    const struct rp_point_record *record = &journal->points[index];
+    const struct rp_point_record *record
+      = &journal->points[journal->point_first + index];
 
     out->id = record->id;
     out->time_ns = record->time_ns;
@@ -612,14 +700,15 @@ rp_journal_point_cut (struct rp_journal *journal, uint64_t index,
 
   *entries_out = 0;
   pthread_mutex_lock (&journal->lock);
-  if (index >= durable_points (journal))
+  if (index >= listed_points (journal))
     status = rp_fail (fault, RP_NOT_FOUND, index,
                       "%s has no point number %" PRIu64,
                       rp_journal_name (journal), index);
   else {
-    const struct rp_point_record *record = &journal->points[index];
+    const struct rp_point_record *record
+      = &journal->points[journal->point_first + index];
 
-    *entries_out = journal->segments[record->segment]->first_entry
+    *entries_out = rp_journal_segment (journal, record->segment)->first_entry
                    + record->ordinal;
   }
   pthread_mutex_unlock (&journal->lock);

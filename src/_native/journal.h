@@ -30,14 +30,32 @@
  * it had been synced: that is damage, and an error.
  *
  * Rolling back copies no data: walk entries from the nearest known map (the
- * empty one before the first batch, the shown root, or the map in memory),
+ * empty one of what the base holds, the shown root, or the map in memory),
  * forwards by place or backwards by previous place, write tables and
  * directory, sync, flip, sync.
  *
- * Threads: write, zero, pread, run, commit, mark, info, point from any thread.
- *          roll, set_epoch, close_clean, verify: one thread, with no other
- *          call running.
- * Tests:   tests/native/journal_test.c, tests/test_journal.py
+ * The log is a ring.  A destage moves the horizon up to a restore point, which
+ * becomes the oldest: what was written before it goes to the base, newest
+ * version only, and segments that hold nothing else are free for new ones.
+ * Entries are numbered over the whole life of the log:
+ *
+ *     first segment kept   based     horizon             end
+ *     |--------------------|---------|-------------------|
+ *       in the base too      being     points can be
+ *                            destaged  rolled back to
+ *
+ * A place that an old entry or root names may have been freed and used again.
+ * Its slot tells: if it holds a later segment today than whoever named it can
+ * have known, or none, then the base has that version.
+ *
+ * Threads: write, zero, pread, run, commit, mark, info, point, checkpoint,
+ *          destage, set_limit from any thread; checkpoint and destage wait for
+ *          one another.  roll, set_epoch, close_clean, verify: one thread,
+ *          with no other call running.
+ * Readers: who opens a log without the lock beside a writer that destages gets
+ *          RP_STATE from a read once the horizon has passed what it knows.
+ * Tests:   tests/native/journal_test.c, journal_destage_test.c,
+ *          tests/test_journal.py
  * Bytes:   docs/formats.md, "Journal log"
  */
 #ifndef RP_JOURNAL_H
@@ -113,6 +131,15 @@ struct rp_journal_info {
   bool     closed_clean;         /* the last writer before closed it in order */
   uint64_t entries_since_point;  /* written after the newest point, also those
                                     that are not durable yet */
+  uint64_t horizon_entry;        /* entries before the oldest point that may be
+                                    restored; 0: nothing was ever destaged */
+  uint64_t horizon_sequence;     /* batch of that point; 0 likewise */
+  uint64_t based_entry;          /* entries whose effect the base holds; below
+                                    horizon_entry: a destage was cut short and
+                                    wants to be asked for again */
+  uint64_t root_entry;           /* entries that the shown root includes */
+  uint64_t used_bytes;           /* slots that segments and roots use */
+  uint64_t limit_bytes;          /* of those; 0: none */
 };
 void rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out);
 
@@ -165,6 +192,71 @@ struct rp_roll {
  */
 int rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
                      struct rp_roll *out, struct rp_fault *fault);
+
+/* ---- the ring ---- */
+
+/* Write a root for the end of the log and show it, so that opening has to walk
+ * only what comes after it.  Writers go on meanwhile.
+ */
+struct rp_checkpoint {
+  uint64_t entries_since;        /* that the root shown before did not include;
+                                    0: nothing was to be done */
+  uint64_t bytes_written;
+  uint64_t root_sector;          /* gdOffset */
+};
+/* Returns RP_OK, RP_FULL (the limit leaves no room for a root; nothing is
+ * lost), RP_FAILED, ... */
+int rp_journal_checkpoint (struct rp_journal *journal,
+                           struct rp_checkpoint *out, struct rp_fault *fault);
+
+struct rp_destage {
+  uint64_t entries;              /* that the base is ahead of where it was */
+  uint64_t grains;               /* distinct ones, written or zeroed */
+  uint64_t bytes_written;        /* to the target */
+  uint64_t zeroed_bytes;
+  uint64_t freed_bytes;          /* of slots that were given back */
+};
+
+/* Make a restore point (its id, or RP_POINT_LATEST) the oldest one: the points
+ * before it go, and the target then holds the disk as of it.  In this order,
+ * each durable before the next:
+ *   1 the horizon, in the superblock: older points are gone;
+ *   2 a root of a later state is shown, if an earlier one was;
+ *   3 the newest version of each grain before the point, in the target;
+ *   4 a root that names nothing in segments that end before the point;
+ *   5 based_entry and the first segment kept, in the superblock.
+ * Then those segments are punched, and their slots are free.  Segments are kept
+ * (freed_bytes 0) where a root would cost more than they give back and no
+ * limit is near.  Afterwards the end of the log may be shown, whatever was
+ * shown before: nobody may be reading through the shown root.
+ *
+ *   target    what the journal was opened with as its base, open for writing;
+ *             flushed here
+ *   progress  called by this thread about every MiB, NULL is allowed; may
+ *             sleep; false stops with RP_CANCELLED
+ * Cut short anywhere (a crash, a cancel, an error of the target), the points
+ * from the horizon on are whole, and the same call finishes the work.
+ * A grain whose checksum is wrong is RP_CORRUPT, with its place in the log and
+ * on the disk, and is not written; the target keeps what it had.
+ * Returns RP_OK, RP_NOT_FOUND, RP_CANCELLED, RP_CORRUPT, RP_IO, RP_FAILED, ...
+ */
+int rp_journal_destage (struct rp_journal *journal, uint64_t point_id,
+                        struct rp_disk *target,
+                        bool (*progress) (void *context, uint64_t done_bytes,
+                                          uint64_t total_bytes),
+                        void *context, struct rp_destage *out,
+                        struct rp_fault *fault);
+
+/* From now on segments and roots use at most limit_bytes (0: no limit; not
+ * kept in the file).  A write that needs more waits for room (wait: until a
+ * destage frees some, the limit or this choice changes, the journal is held or
+ * fails), or gets RP_FULL, which is not final.  A mark never waits: there is
+ * room for two more points when writers have to stop, then RP_FULL.
+ * Room for one root is set aside; a limit below five segments may let nothing
+ * be written at all.
+ */
+int rp_journal_set_limit (struct rp_journal *journal, uint64_t limit_bytes,
+                          bool wait, struct rp_fault *fault);
 
 /* Close in order: commit, show the end of the log, mark the superblock clean. */
 int rp_journal_close_clean (struct rp_journal *journal, struct rp_fault *fault);

@@ -36,6 +36,22 @@ cdef extern from "journal.h":
         int64_t last_commit_ns
         bint closed_clean
         uint64_t entries_since_point
+        uint64_t horizon_entry
+        uint64_t horizon_sequence
+        uint64_t based_entry
+        uint64_t root_entry
+        uint64_t used_bytes
+        uint64_t limit_bytes
+    struct rp_checkpoint:
+        uint64_t entries_since
+        uint64_t bytes_written
+        uint64_t root_sector
+    struct rp_destage:
+        uint64_t entries
+        uint64_t grains
+        uint64_t bytes_written
+        uint64_t zeroed_bytes
+        uint64_t freed_bytes
     struct rp_roll:
         uint64_t point_id
         bint backwards
@@ -69,6 +85,12 @@ cdef extern from "journal.h":
     int rp_journal_roll(rp_journal *journal, uint64_t point_id, rp_roll *out,
                         rp_fault *fault) nogil
     int rp_journal_close_clean(rp_journal *journal, rp_fault *fault) nogil
+    int rp_journal_checkpoint(rp_journal *journal, rp_checkpoint *out, rp_fault *fault) nogil
+    int rp_journal_destage(rp_journal *journal, uint64_t point_id, rp_disk *target,
+                           journal_bool (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
+                           void *context, rp_destage *out, rp_fault *fault) nogil
+    int rp_journal_set_limit(rp_journal *journal, uint64_t limit_bytes, journal_bool wait,
+                             rp_fault *fault) nogil
     int rp_journal_verify(rp_journal *journal,
                           void (*each)(void *, const rp_journal_damage *) noexcept nogil,
                           journal_bool (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
@@ -222,6 +244,25 @@ cdef journal_bool _scrub_progress(void *context, const rp_scrub_progress *at) no
         return False
 
 
+cdef class _DestageProgress:
+    cdef object progress
+    cdef object error
+
+    def __init__(self, progress):
+        self.progress = progress
+
+
+cdef journal_bool _destage_progress(void *context, uint64_t done, uint64_t total) noexcept with gil:
+    cdef _DestageProgress state = <_DestageProgress>context
+    if state.progress is None:
+        return True
+    try:
+        return state.progress(done, total) is not False
+    except BaseException as error:
+        state.error = error
+        return False
+
+
 cdef class _JournalHandle:
     cdef rp_journal *journal
     cdef _FileHandle file            # borrowed natively: outlives the journal
@@ -234,8 +275,8 @@ cdef class _JournalHandle:
 cdef class Journal:
     """The log of a replica disk; see journal.h.
 
-    Writing takes the file's lock and recovers a torn tail. commit(), mark()
-    and the disk may be used from any thread; roll(), set_epoch() and
+    Writing takes the file's lock and recovers a torn tail. commit(), mark(),
+    checkpoint(), destage(), set_limit() and the disk may be used from any thread; roll(), set_epoch() and
     close_clean() want the journal for themselves. Dropping it does not commit.
     """
 
@@ -291,6 +332,12 @@ cdef class Journal:
             "last_commit_ns": info.last_commit_ns,
             "closed_clean": bool(info.closed_clean),
             "entries_since_point": info.entries_since_point,
+            "horizon_entry": info.horizon_entry,
+            "horizon_sequence": info.horizon_sequence,
+            "based_entry": info.based_entry,
+            "root_entry": info.root_entry,
+            "used_bytes": info.used_bytes,
+            "limit_bytes": info.limit_bytes,
         }
 
     def disk(self):
@@ -391,6 +438,65 @@ cdef class Journal:
             "bytes_written": roll.bytes_written,
             "root_sector": roll.root_sector,
         }
+
+    def checkpoint(self):
+        """Show the end of the log, while writers go on; struct rp_checkpoint as a dict.
+
+        Raises StorageError where a limit leaves no room for it: nothing is lost then.
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_checkpoint done
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_checkpoint(handle.journal, &done, &fault)
+        check(status, &fault)
+        return {
+            "entries_since": done.entries_since,
+            "bytes_written": done.bytes_written,
+            "root_sector": done.root_sector,
+        }
+
+    def destage(self, uint64_t point_id, Disk target not None, progress=None):
+        """Make a point the oldest: what is before it goes to the base; see journal.h.
+
+        target is the disk that this journal was opened with. progress(done_bytes,
+        total_bytes) is called by this thread about every MiB and may sleep; False
+        stops with CancelledError, and asked again it finishes. Returns struct
+        rp_destage as a dict. Raises DamagedError, NotFoundError, StorageError.
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_disk *disk = target.pointer()
+        cdef _DestageProgress state = _DestageProgress(progress)
+        cdef void *context = <void *>state
+        cdef rp_destage done
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_destage(handle.journal, point_id, disk, _destage_progress,
+                                        context, &done, &fault)
+        if state.error is not None:
+            raise state.error
+        check(status, &fault)
+        return {
+            "entries": done.entries,
+            "grains": done.grains,
+            "bytes_written": done.bytes_written,
+            "zeroed_bytes": done.zeroed_bytes,
+            "freed_bytes": done.freed_bytes,
+        }
+
+    def set_limit(self, uint64_t limit_bytes, bint wait):
+        """Bound the space of segments and roots, 0: not at all; see journal.h.
+
+        A write that needs more waits (wait), or fails with StorageError.
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_set_limit(handle.journal, limit_bytes, wait, &fault)
+        check(status, &fault)
 
     def close_clean(self):
         """Commit, show the end of the log, and say so in the superblock; then close()."""

@@ -27,20 +27,21 @@ rp_journal_check_epoch (struct rp_journal *journal, struct rp_fault *fault)
   return RP_OK;
 }
 
-int
-rp_journal_put_super (struct rp_journal *journal,
-                      const struct rp_log_super *super, struct rp_fault *fault)
+/* Give *super a generation and write it; nothing in memory changes but which
+ * copies are stale. */
+static int
+write_super (struct rp_journal *journal, struct rp_log_super *super,
+             struct rp_fault *fault)
 {
   /* The copy that may be broken goes first: the other one holds meanwhile. */
   const uint64_t first = journal->super_stale[1] ? 1 : 0;
-  struct rp_log_super next = *super;
   uint8_t *page = calloc (1, RP_LOG_PAGE_BYTES);
   int status = RP_OK;
 
   if (!page)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a superblock");
-  next.generation = journal->super.generation + 1;
-  rp_log_put_super (page, &next);
+  super->generation = journal->super.generation + 1;
+  rp_log_put_super (page, super);
   for (uint64_t i = 0; status == RP_OK && i < RP_LOG_SUPER_COUNT; i++) {
     const uint64_t copy = (first + i) % RP_LOG_SUPER_COUNT;
 
@@ -52,17 +53,97 @@ rp_journal_put_super (struct rp_journal *journal,
     if (status == RP_OK)
       journal->super_stale[copy] = false;
   }
-  if (status == RP_OK) {
-    /* field by field: readers use the sizes in it without the lock */
-    journal->super.epoch = next.epoch;
-    journal->super.generation = next.generation;
-    journal->super.session = next.session;
-    journal->super.durable_sequence = next.durable_sequence;
-    journal->super.held = next.held;
-    journal->super.clean = next.clean;
-  }
   free (page);
   return status;
+}
+
+/* Field by field: readers use the sizes in it without the lock. */
+static void
+adopt_super (struct rp_journal *journal, const struct rp_log_super *super)
+{
+  journal->super.epoch = super->epoch;
+  journal->super.generation = super->generation;
+  journal->super.session = super->session;
+  journal->super.durable_sequence = super->durable_sequence;
+  journal->super.held = super->held;
+  journal->super.clean = super->clean;
+  journal->super.ring = super->ring;
+}
+
+int
+rp_journal_put_super (struct rp_journal *journal,
+                      const struct rp_log_super *super, struct rp_fault *fault)
+{
+  struct rp_log_super next = *super;
+  int status = write_super (journal, &next, fault);
+
+  if (status == RP_OK)
+    adopt_super (journal, &next);
+  return status;
+}
+
+int
+rp_journal_put_ring (struct rp_journal *journal,
+                     const struct rp_log_ring *ring, struct rp_fault *fault)
+{
+  struct rp_log_super next;
+  int status;
+
+  pthread_mutex_lock (&journal->lock);
+  rp_journal_lead (journal);
+  status = rp_journal_usable (journal, fault);
+  next = journal->super;
+  next.ring = *ring;
+  next.durable_sequence = journal->durable_sequence;
+  pthread_mutex_unlock (&journal->lock);
+  if (status == RP_OK)
+    status = rp_journal_check_epoch (journal, fault);
+  if (status == RP_OK)
+    status = write_super (journal, &next, fault);
+  pthread_mutex_lock (&journal->lock);
+  if (status == RP_OK)
+    adopt_super (journal, &next);
+  else
+    rp_journal_fail (journal, status, fault);
+  rp_journal_end_lead (journal);
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
+/* ---- who may do what ---- */
+
+void
+rp_journal_lead (struct rp_journal *journal)
+{
+  while (journal->flushing)
+    pthread_cond_wait (&journal->flushed, &journal->lock);
+  journal->flushing = true;
+}
+
+void
+rp_journal_end_lead (struct rp_journal *journal)
+{
+  journal->flushing = false;
+  pthread_cond_broadcast (&journal->flushed);
+}
+
+void
+rp_journal_begin_work (struct rp_journal *journal)
+{
+  pthread_mutex_lock (&journal->lock);
+  while (journal->working)
+    pthread_cond_wait (&journal->flushed, &journal->lock);
+  journal->working = true;
+  pthread_mutex_unlock (&journal->lock);
+}
+
+void
+rp_journal_end_work (struct rp_journal *journal)
+{
+  pthread_mutex_lock (&journal->lock);
+  journal->working = false;
+  pthread_cond_broadcast (&journal->flushed);
+  pthread_mutex_unlock (&journal->lock);
 }
 
 int
@@ -100,6 +181,7 @@ rp_journal_set_epoch (struct rp_journal *journal, uint64_t epoch, bool held,
                     "%s: epoch %" PRIu64 " is below %" PRIu64,
                     rp_journal_name (journal), epoch, journal->epoch);
   pthread_mutex_lock (&journal->lock);
+  rp_journal_lead (journal);
   next = journal->super;
   next.epoch = epoch;
   next.held = held && !RP_SABOTAGED (19);   /* a hold that holds nobody */
@@ -109,6 +191,8 @@ rp_journal_set_epoch (struct rp_journal *journal, uint64_t epoch, bool held,
     journal->epoch = epoch;
   else
     rp_journal_fail (journal, status, fault);
+  rp_journal_end_lead (journal);
+  pthread_cond_broadcast (&journal->room);  /* a writer that waits is held */
   pthread_mutex_unlock (&journal->lock);
   return status;
 }
@@ -324,12 +408,13 @@ collect_cuts (const struct rp_journal *journal, uint64_t index,
               uint8_t **out, struct rp_fault *fault)
 {
   const uint64_t count = journal->segments[index]->point_count;
+  const uint64_t number = journal->segments[index]->number;
   uint64_t first = journal->point_count;
   uint8_t *bytes = calloc (count + 1, RP_LOG_CUT_BYTES);
 
   if (!bytes)
     return rp_fail (fault, RP_NO_MEMORY, 0, "the points of a segment");
-  while (first > 0 && journal->points[first - 1].segment >= index)
+  while (first > 0 && journal->points[first - 1].segment >= number)
     first--;
   for (uint64_t i = 0; i < count; i++) {
     const struct rp_point_record *record = &journal->points[first + i];
@@ -339,7 +424,7 @@ collect_cuts (const struct rp_journal *journal, uint64_t index,
                  .kind = record->kind },
     };
 
-    RP_CHECK (record->segment == index);
+    RP_CHECK (record->segment == number);
     if (record->label)
       memcpy (cut.point.label, record->label, strlen (record->label));
     rp_log_put_cut (bytes + i * RP_LOG_CUT_BYTES, &cut);
@@ -415,6 +500,7 @@ rp_journal_settle (struct rp_journal *journal, struct rp_fault *fault)
   if (!journal->in_session)
     return RP_OK;
   pthread_mutex_lock (&journal->lock);
+  rp_journal_lead (journal);
   status = write_summaries (journal, fault);
   if (status == RP_OK)
     status = rp_file_sync (journal->file, fault);
@@ -422,6 +508,7 @@ rp_journal_settle (struct rp_journal *journal, struct rp_fault *fault)
     status = write_summaries (journal, fault);
   if (status != RP_OK)
     rp_journal_fail (journal, status, fault);
+  rp_journal_end_lead (journal);
   pthread_mutex_unlock (&journal->lock);
   return status;
 }

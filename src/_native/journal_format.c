@@ -29,6 +29,16 @@ rp_log_chain_start (const uint8_t id[16])
   return XXH3_64bits_withSeed (id, 16, 1);
 }
 
+struct rp_log_ring
+rp_log_ring_start (const uint8_t id[16])
+{
+  const struct rp_log_ring ring = {
+    .first_sequence = 1, .chain = rp_log_chain_start (id),
+  };
+
+  return ring;
+}
+
 /* Source: "VMware Virtual Disk Format 5.0", "Hosted Sparse Extent Header" */
 void
 rp_log_put_sparse (void *sector, uint64_t capacity_bytes, uint32_t grain_bytes,
@@ -100,6 +110,13 @@ rp_log_put_super (void *page, const struct rp_log_super *super)
   rp_store64 (at + 64, super->generation);
   rp_store64 (at + 72, super->session);
   rp_store64 (at + 80, super->durable_sequence);
+  rp_store64 (at + 88, super->ring.horizon_entry);
+  rp_store64 (at + 96, super->ring.horizon_sequence);
+  rp_store64 (at + 104, super->ring.based_entry);
+  rp_store64 (at + 112, super->ring.number);
+  rp_store64 (at + 120, super->ring.first_sequence);
+  rp_store64 (at + 128, super->ring.chain);
+  rp_store64 (at + 136, super->ring.first_entry);
   seal_page (at, MAGIC_SUPER);
 }
 
@@ -107,10 +124,11 @@ bool
 rp_log_get_super (const void *page, struct rp_log_super *out)
 {
   const uint8_t *at = page;
+  const uint32_t version = rp_load32 (at + 32);
   uint32_t flags;
 
   if (!page_is_whole (at, MAGIC_SUPER)
-      || rp_load32 (at + 32) != RP_LOG_VERSION)
+      || (version != RP_LOG_VERSION && version != RP_LOG_VERSION_FIRST))
     return false;
   memcpy (out->id, at + 16, 16);
   flags = rp_load32 (at + 36);
@@ -123,6 +141,16 @@ rp_log_get_super (const void *page, struct rp_log_super *out)
   out->generation = rp_load64 (at + 64);
   out->session = rp_load64 (at + 72);
   out->durable_sequence = rp_load64 (at + 80);
+  out->ring = rp_log_ring_start (out->id);
+  if (version == RP_LOG_VERSION_FIRST)
+    return true;
+  out->ring.horizon_entry = rp_load64 (at + 88);
+  out->ring.horizon_sequence = rp_load64 (at + 96);
+  out->ring.based_entry = rp_load64 (at + 104);
+  out->ring.number = rp_load64 (at + 112);
+  out->ring.first_sequence = rp_load64 (at + 120);
+  out->ring.chain = rp_load64 (at + 128);
+  out->ring.first_entry = rp_load64 (at + 136);
   return true;
 }
 

@@ -18,7 +18,8 @@
 #include "bytes.h"
 #include "journal.h"
 
-#define RP_LOG_VERSION         1u
+#define RP_LOG_VERSION         2u
+#define RP_LOG_VERSION_FIRST   1u      /* still read: nothing was destaged */
 #define RP_LOG_PAGE_BYTES      4096u   /* superblock, headers, trailer */
 #define RP_LOG_HEAD_BYTES      65536u  /* what lies before slot 0 */
 #define RP_LOG_SUPER_COUNT     2u      /* at page 1 and page 2 */
@@ -34,6 +35,18 @@
 #define RP_PLACE_ABSENT        0u      /* the base shows */
 #define RP_PLACE_ZEROS         1u
 
+/* Where the log begins, in entries and in segments.  Entries are numbered from
+ * 0 over the whole life of the log.
+ *   first_entry <= based_entry <= horizon_entry
+ */
+struct rp_log_ring {
+  uint64_t horizon_entry;        /* cut of the oldest point that may be kept */
+  uint64_t horizon_sequence;     /* its batch: points before it are gone */
+  uint64_t based_entry;          /* the base holds all before it, synced */
+  uint64_t number;               /* of the first segment that is kept: */
+  uint64_t first_sequence, chain, first_entry;  /* as in its header */
+};
+
 struct rp_log_super {
   uint8_t  id[16];
   uint64_t capacity_bytes;
@@ -43,6 +56,7 @@ struct rp_log_super {
   uint64_t session;              /* of writers: one more at each, see batch */
   uint64_t durable_sequence;     /* that was synced when this was written */
   bool     held, clean;
+  struct rp_log_ring ring;
 };
 
 struct rp_log_segment {          /* the first page of a slot */
@@ -110,6 +124,8 @@ uint64_t rp_log_hash (const void *data, size_t length);
 
 /* The chain value of the first batch of a journal. */
 uint64_t rp_log_chain_start (const uint8_t id[16]);
+/* Of a journal from which nothing was destaged. */
+struct rp_log_ring rp_log_ring_start (const uint8_t id[16]);
 
 /* sector 0: what any VMDK reader sees; 512 bytes */
 void rp_log_put_sparse (void *sector, uint64_t capacity_bytes,

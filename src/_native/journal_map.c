@@ -77,25 +77,93 @@ free_table (struct rp_map *map, uint32_t *table)
   map->free_table = table;
 }
 
-uint32_t *
-rp_map_table (struct rp_map *map, uint64_t table)
+/* Does the map's table also belong to a freeze? */
+static bool
+is_shared (const struct rp_map *map, uint64_t table)
+{
+  return map->freeze && !map->freeze->kept[table];
+}
+
+/* Put another table there; the old one stays with the freeze, or is free. */
+static void
+replace_table (struct rp_map *map, uint64_t table, uint32_t *with)
 {
   uint32_t *at = map->tables[table];
 
-  if (rp_map_is_writable (at))
-    return at;
-  {
-    uint32_t *made = new_table (map);
+  map->own_count += rp_map_is_writable (with);
+  map->own_count -= rp_map_is_writable (at);
+  if (is_shared (map, table)) {
+    map->freeze->tables[table] = at;
+    map->freeze->kept[table] = 1;
+  } else if (rp_map_is_writable (at))
+    free_table (map, at);
+  map->tables[table] = with;
+}
 
-    if (!made)
-      return NULL;
-    if (at)
-      memcpy (made, rp_map_zeros, RP_LOG_TABLE_BYTES);
-    else
-      memset (made, 0, RP_LOG_TABLE_BYTES);
-    map->tables[table] = made;
-    return made;
-  }
+uint32_t *
+rp_map_table (struct rp_map *map, uint64_t table)
+{
+  uint32_t *at = map->tables[table], *made;
+
+  if (rp_map_is_writable (at) && !is_shared (map, table))
+    return at;
+  made = new_table (map);
+  if (!made)
+    return NULL;
+  if (at)
+    memcpy (made, at, RP_LOG_TABLE_BYTES);
+  else
+    memset (made, 0, RP_LOG_TABLE_BYTES);
+  replace_table (map, table, made);
+  return made;
+}
+
+void
+rp_map_forget_table (struct rp_map *map, uint64_t table)
+{
+  replace_table (map, table, NULL);
+}
+
+int
+rp_map_freeze_create (const struct rp_map *map, struct rp_map_freeze *freeze,
+                      struct rp_fault *fault)
+{
+  freeze->tables = calloc (map->table_count, sizeof *freeze->tables);
+  freeze->kept = calloc (map->table_count, sizeof *freeze->kept);
+  if (freeze->tables && freeze->kept)
+    return RP_OK;
+  rp_map_freeze_destroy (freeze);
+  return rp_fail (fault, RP_NO_MEMORY, 0, "a frozen block map");
+}
+
+void
+rp_map_freeze_destroy (struct rp_map_freeze *freeze)
+{
+  free (freeze->tables);
+  free (freeze->kept);
+  memset (freeze, 0, sizeof *freeze);
+}
+
+void
+rp_map_freeze_begin (struct rp_map *map, struct rp_map_freeze *freeze)
+{
+  RP_CHECK (!map->freeze);
+  map->freeze = freeze;
+}
+
+void
+rp_map_freeze_end (struct rp_map *map)
+{
+  map->freeze = NULL;
+}
+
+void
+rp_map_freeze_release (struct rp_map *map, struct rp_map_freeze *freeze,
+                       uint64_t first, uint64_t stop)
+{
+  for (uint64_t i = first; i < stop; i++)
+    if (freeze->kept[i] && rp_map_is_writable (freeze->tables[i]))
+      free_table (map, freeze->tables[i]);
 }
 
 int
@@ -116,6 +184,7 @@ rp_map_copy (struct rp_map *map, const struct rp_map *from,
         break;
       }
       memcpy (made, at, RP_LOG_TABLE_BYTES);
+      map->own_count++;
       at = made;
     }
     map->tables[i] = at;
@@ -139,12 +208,8 @@ rp_map_set (struct rp_map *map, uint64_t grain, uint32_t place,
 static void
 fill_table (struct rp_map *map, uint64_t table, uint32_t place)
 {
-  uint32_t *at = map->tables[table];
-
-  if (rp_map_is_writable (at))
-    free_table (map, at);
-  map->tables[table] = place == RP_PLACE_ABSENT
-                       ? NULL : (uint32_t *) (uintptr_t) rp_map_zeros;
+  replace_table (map, table, place == RP_PLACE_ABSENT
+                             ? NULL : (uint32_t *) (uintptr_t) rp_map_zeros);
 }
 
 /* Fill part of a table whose memory is there. */

@@ -8,7 +8,13 @@
  *
  *   places   0 absent (the base shows) | 1 zeros | sector in the log file
  *
- * Threads: none of its own; the journal's lock guards it.
+ * A map can be frozen: what it holds at that moment can be read at leisure,
+ * table by table, while it goes on changing.  Freezing itself costs nothing; a
+ * table that is changed afterwards for the first time is copied before.
+ *
+ * Threads: none of its own; the journal's lock guards it.  A table that
+ *          rp_map_frozen gave out does not change until the freeze ends, and
+ *          may be read without the lock.
  */
 #ifndef RP_JOURNAL_MAP_H
 #define RP_JOURNAL_MAP_H
@@ -20,12 +26,20 @@
 
 struct rp_map_slab;
 
+/* What a frozen map had where it has changed since. */
+struct rp_map_freeze {
+  uint32_t **tables;
+  uint8_t   *kept;               /* 1: tables[i] counts, not the map's own */
+};
+
 struct rp_map {
   uint64_t   grain_count;
   uint64_t   table_count;
   uint32_t **tables;             /* const when it is rp_map_zeros */
   struct rp_map_slab *slabs;     /* memory of the tables */
   uint32_t  *free_table;         /* a list, linked through the first bytes */
+  uint64_t   own_count;          /* tables with memory of their own */
+  struct rp_map_freeze *freeze;  /* NULL: not frozen */
 };
 
 /* The shared table of zeros. */
@@ -42,6 +56,28 @@ int  rp_map_copy (struct rp_map *map, const struct rp_map *from,
  * memory.
  */
 uint32_t *rp_map_table (struct rp_map *map, uint64_t table);
+/* Make a whole table absent, which needs no memory. */
+void rp_map_forget_table (struct rp_map *map, uint64_t table);
+
+/* Memory for a freeze of this map; not the lock's business. */
+int  rp_map_freeze_create (const struct rp_map *map,
+                           struct rp_map_freeze *freeze,
+                           struct rp_fault *fault);
+void rp_map_freeze_destroy (struct rp_map_freeze *freeze);  /* zeroed: allowed */
+void rp_map_freeze_begin (struct rp_map *map, struct rp_map_freeze *freeze);
+void rp_map_freeze_end (struct rp_map *map);
+/* After the end: give memory of tables [first, stop) back to the map. */
+void rp_map_freeze_release (struct rp_map *map, struct rp_map_freeze *freeze,
+                            uint64_t first, uint64_t stop);
+/* A table as it was when the map was frozen, or as it is. */
+static inline const uint32_t *
+rp_map_frozen (const struct rp_map *map, uint64_t table)
+{
+  const struct rp_map_freeze *freeze = map->freeze;
+
+  return freeze && freeze->kept[table] ? freeze->tables[table]
+                                       : map->tables[table];
+}
 
 static inline uint32_t
 rp_map_get (const struct rp_map *map, uint64_t grain)

@@ -55,7 +55,8 @@ cut_of (const struct rp_journal *journal, uint64_t point)
 {
   const struct rp_point_record *record = &journal->points[point];
 
-  return journal->segments[record->segment]->first_entry + record->ordinal;
+  return rp_journal_segment (journal, record->segment)->first_entry
+         + record->ordinal;
 }
 
 static void
@@ -101,8 +102,9 @@ look_up (struct search *search, struct rp_affected *item,
     }
   }
   item->end = true;
-  for (uint64_t point = 0; point < journal->point_count; point++)
-    if (journal->points[point].segment >= index)
+  for (uint64_t point = journal->point_first; point < journal->point_count;
+       point++)
+    if (journal->points[point].segment >= segment->number)
       add_point (journal, item, point);
   return status == RP_CORRUPT || status == RP_IO ? RP_OK : status;
 }
@@ -184,7 +186,8 @@ rp_journal_affected (struct rp_journal *journal, struct rp_affected *items,
     const struct shown *shown = &search.shown[i];
 
     shown->item->end = shown->until == NEVER;
-    for (uint64_t point = 0; point < journal->point_count; point++) {
+    for (uint64_t point = journal->point_first; point < journal->point_count;
+         point++) {
       const uint64_t cut = cut_of (journal, point);
 
       if (cut > shown->entry && cut <= shown->until)

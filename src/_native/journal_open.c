@@ -28,6 +28,7 @@ struct recovery {
   struct rp_journal *journal;
   struct candidate *candidates;
   uint64_t candidate_count;
+  uint64_t near;                 /* where the next one probably is */
   struct found *found;
   uint64_t found_count, found_room;
   uint64_t durable;              /* the highest sequence known to be synced */
@@ -183,14 +184,15 @@ scan_slots (struct recovery *recovery, struct rp_fault *fault)
 
 /* The candidate that continues the log.  Two cannot: a header left from a
  * dropped tail names a batch that has been replaced, by its checksum.
- * Segments lie mostly in file order, so the search starts at the number. */
+ * Segments lie mostly in file order, so the search starts behind the last. */
 static struct candidate *
 find_candidate (struct recovery *recovery, uint64_t number,
                 uint64_t first_sequence, uint64_t chain, uint64_t first_entry)
 {
   for (uint64_t i = 0; i < recovery->candidate_count; i++) {
     struct candidate *at
-      = &recovery->candidates[(number + i) % recovery->candidate_count];
+      = &recovery->candidates[(recovery->near + i)
+                               % recovery->candidate_count];
 
     if (!at->taken && at->header.number == number
         && at->header.first_sequence == first_sequence
@@ -202,7 +204,7 @@ find_candidate (struct recovery *recovery, uint64_t number,
 
 static int
 read_points (struct rp_journal *journal, const struct rp_log_trailer *trailer,
-             uint64_t segment, struct rp_fault *fault)
+             uint64_t number, struct rp_fault *fault)
 {
   const uint64_t position = trailer->summary_position
                             + trailer->entry_count * RP_LOG_ENTRY_BYTES;
@@ -229,7 +231,7 @@ read_points (struct rp_journal *journal, const struct rp_log_trailer *trailer,
                         "%s: a restore point in a summary, at %" PRIu64,
                         rp_journal_name (journal), position);
     else
-      status = rp_journal_add_point (journal, &cut, segment, fault);
+      status = rp_journal_add_point (journal, &cut, number, fault);
   }
   free (cuts);
   return status;
@@ -288,7 +290,7 @@ read_trailer (struct recovery *recovery, struct rp_segment *segment,
   /* a trailer is written when all its batches have been synced */
   claim (recovery, trailer.last_sequence);
   recovery->epoch = trailer.epoch;
-  return read_points (journal, &trailer, journal->segment_count - 1, fault);
+  return read_points (journal, &trailer, segment->number, fault);
 }
 
 /* Take a batch into its segment, and its point, if it is one. */
@@ -318,7 +320,7 @@ take_batch (struct recovery *recovery, struct rp_segment *segment,
       return rp_fail (fault, RP_CORRUPT, batch->position,
                       "%s: the restore point at %" PRIu64,
                       rp_journal_name (journal), batch->position);
-    status = rp_journal_add_point (journal, &cut, found.segment, fault);
+    status = rp_journal_add_point (journal, &cut, segment->number, fault);
     segment->point_count++;
   }
   if (status != RP_OK)
@@ -401,6 +403,7 @@ take_segment (struct recovery *recovery, struct candidate *candidate,
   if (status != RP_OK)
     return status;
   candidate->taken = true;
+  recovery->near = (uint64_t) (candidate - recovery->candidates) + 1;
   segment->number = header->number;
   segment->position = header->position;
   segment->session = header->session;
@@ -420,8 +423,9 @@ static int
 assemble (struct recovery *recovery, struct rp_fault *fault)
 {
   struct rp_journal *journal = recovery->journal;
-  uint64_t number = 0, sequence = 1, entry = 0;
-  uint64_t chain = rp_log_chain_start (journal->super.id);
+  const struct rp_log_ring *ring = &journal->super.ring;
+  uint64_t number = ring->number, sequence = ring->first_sequence;
+  uint64_t chain = ring->chain, entry = ring->first_entry;
 
   for (;;) {
     struct rp_segment *segment;
@@ -429,6 +433,11 @@ assemble (struct recovery *recovery, struct rp_fault *fault)
                                              chain, entry);
     int status;
 
+    if (!next && journal->segment_count == 0 && ring->number > 0)
+      return rp_fail (fault, RP_CORRUPT, RP_LOG_HEAD_BYTES,
+                      "%s: segment %" PRIu64 ", the first that is kept, is "
+                      "nowhere from %u on", rp_journal_name (journal),
+                      ring->number, RP_LOG_HEAD_BYTES);
     if (!next)
       return RP_OK;
     status = take_segment (recovery, next, fault);
@@ -491,7 +500,7 @@ cut_before (struct recovery *recovery, uint64_t index)
       = &journal->points[--journal->point_count];
 
     free (point->label);
-    if (point->segment == found->segment)
+    if (point->segment == segment->number)
       segment->point_count--;
   }
   segment->closed = false;
@@ -611,6 +620,40 @@ scan_free_slots (struct recovery *recovery, uint8_t *buffer,
   return status;
 }
 
+void
+rp_journal_hide_points (struct rp_journal *journal)
+{
+  const uint64_t sequence = journal->super.ring.horizon_sequence;
+
+  while (journal->point_first < journal->point_count
+         && journal->points[journal->point_first].sequence < sequence)
+    journal->point_first++;
+}
+
+/* Does the ring fit the log that was found?  Its oldest point is the horizon's,
+ * and what is shown does not reach below what the base has become. */
+static int
+check_ring (struct rp_journal *journal, struct rp_fault *fault)
+{
+  const struct rp_log_ring *ring = &journal->super.ring;
+
+  rp_journal_hide_points (journal);
+  if (ring->first_entry <= ring->based_entry
+      && ring->based_entry <= ring->horizon_entry
+      && ring->horizon_entry <= rp_journal_entry_count (journal)
+      && journal->root.entry >= ring->based_entry
+      && (ring->horizon_sequence == 0
+          || (journal->point_first < journal->point_count
+              && journal->points[journal->point_first].sequence
+                 == ring->horizon_sequence)))
+    return RP_OK;
+  return rp_fail (fault, RP_CORRUPT, RP_LOG_PAGE_BYTES,
+                  "%s: the superblock and the log differ in where the log "
+                  "begins (entry %" PRIu64 ", batch %" PRIu64 ")",
+                  rp_journal_name (journal), ring->horizon_entry,
+                  ring->horizon_sequence);
+}
+
 /* Whatever says that more had been synced than was found is damage. */
 static int
 check_damage (struct recovery *recovery, uint64_t last, uint64_t position,
@@ -693,7 +736,7 @@ note_end (struct recovery *recovery, uint64_t *last, uint64_t *position)
 
   *last = 0;
   *position = RP_LOG_HEAD_BYTES;
-  journal->chain = rp_log_chain_start (journal->super.id);
+  journal->chain = journal->super.ring.chain;
   if (i > 0) {
     const struct rp_segment *end = journal->segments[i - 1];
 
@@ -740,6 +783,8 @@ finish (struct recovery *recovery, struct rp_fault *fault)
     status = scan_free_slots (recovery, buffer, fault);
   if (status == RP_OK)
     status = check_damage (recovery, last, position, fault);
+  if (status == RP_OK)
+    status = check_ring (journal, fault);
   if (status == RP_OK)
     status = make_durable (recovery, known, last, buffer, fault);
   free (buffer);

@@ -5,6 +5,7 @@
  *   journal_commit.c  group commit, summaries, superblock
  *   journal_open.c    recovery
  *   journal_roll.c    walking entries, reading and writing roots
+ *   journal_destage.c the ring: moving the horizon, giving segments back
  *   journal_verify.c  re-reading everything; journal_reader.c reads ahead
  *   journal_mend.c    whom a damage harms; writing again what was there
  *
@@ -13,11 +14,17 @@
  * commit makes its caller the leader (or lets it wait for one): it takes all
  * chunks, lets go of the lock, fills in checksums, writes, syncs, and comes
  * back to say so.  Writers append to new chunks meanwhile.
+ *
+ * Who else wants what belongs to the leader (the superblock, the list of
+ * segments) becomes one for a moment: rp_journal_lead.  Whatever takes long
+ * (roll, checkpoint, destage) is done by one thread at a time:
+ * rp_journal_begin_work; it takes the lead only for moments.
  */
 #ifndef RP_JOURNAL_PRIVATE_H
 #define RP_JOURNAL_PRIVATE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "journal.h"
 #include "journal_format.h"
@@ -78,7 +85,7 @@ struct rp_point_record {
   uint64_t id;
   int64_t  time_ns;
   uint32_t kind;
-  uint64_t segment;              /* index */
+  uint64_t segment;              /* number */
   uint64_t ordinal;              /* entries of the segment before it */
   uint64_t sequence;
   char    *label;                /* NULL when empty */
@@ -88,6 +95,19 @@ struct rp_shown_root {
   uint64_t position;             /* of its header page */
   uint64_t bytes;                /* header page, directory, tables */
   uint64_t sequence, entry, table_count, content_checksum;
+};
+
+/* Part of the file that is neither a segment nor the shown root, and not free
+ * either: a root that is being written, or one that is being given back. */
+struct rp_area {
+  uint64_t position, bytes;      /* bytes 0: none */
+};
+
+/* Which segment each slot holds, to judge a place that something old names. */
+struct rp_slots {
+  uint64_t  count;
+  uint32_t  first_sector, sectors;  /* of slot 0; of each */
+  uint64_t *next;                /* its segment's number + 1; 0: none */
 };
 
 struct rp_journal {
@@ -105,7 +125,8 @@ struct rp_journal {
   uint64_t         slot_count;   /* in the file, the last one may be short */
 
   pthread_mutex_t  lock;
-  pthread_cond_t   flushed;
+  pthread_cond_t   flushed;      /* the lead, the work or a read has ended */
+  pthread_cond_t   room;         /* writers at the limit look again */
   int              failed;       /* sticky status, RP_OK while all is well */
   struct rp_fault  failure;      /* the first one */
 
@@ -114,6 +135,7 @@ struct rp_journal {
   uint64_t         next_trailer; /* L: segments before it are complete */
   struct rp_point_record *points;
   uint64_t         point_count, point_room;
+  uint64_t         point_first;  /* those before it are behind the horizon */
 
   struct rp_map    map;
   bool             map_loaded;
@@ -125,11 +147,21 @@ struct rp_journal {
   struct rp_chunk *flight;       /* taken, being written */
   struct rp_chunk *spare;        /* memory to reuse */
   uint64_t         pending_bytes;
-  bool             flushing;
+  bool             flushing;     /* somebody has the lead */
+  bool             working;      /* somebody rolls, destages, ... */
   uint8_t         *scratch;      /* one grain, under the lock */
+
+  uint64_t         limit_bytes;  /* of the slots in use; 0: none */
+  bool             limit_waits;  /* a writer at the limit waits for room */
+  /* reads of places that were looked up: those that began before the phase
+     changed, and those after */
+  _Atomic uint64_t readers[2];
+  unsigned         read_phase;
+  atomic_bool      readers_awaited;
 
   struct rp_shown_root root;
   bool             root_proven;  /* the sparse header that shows it is durable */
+  struct rp_area   building;     /* beside the shown root */
 };
 
 static inline uint64_t
@@ -153,6 +185,42 @@ rp_directory_bytes (uint64_t grain_count)
   return rp_divide_up (bytes, RP_LOG_PAGE_BYTES) * RP_LOG_PAGE_BYTES;
 }
 
+static inline struct rp_segment *
+rp_journal_segment (const struct rp_journal *journal, uint64_t number)
+{
+  return journal->segments[number - journal->segments[0]->number];
+}
+
+/* Entries of the log, as they are numbered. */
+static inline uint64_t
+rp_journal_entry_count (const struct rp_journal *journal)
+{
+  const struct rp_segment *last;
+
+  if (journal->segment_count == 0)
+    return 0;
+  last = journal->segments[journal->segment_count - 1];
+  return last->first_entry + last->entry_count;
+}
+
+/* What an old entry or root says, as it is today.  next: 1 + the number of the
+ * newest segment that it can have meant.  A slot that holds a later one, or
+ * none, was freed meanwhile: then the base has that version. */
+static inline uint32_t
+rp_valid_place (const struct rp_slots *slots, uint32_t place, uint64_t next)
+{
+  uint32_t slot;
+
+  if (!slots->next || place <= RP_PLACE_ZEROS)
+    return place;
+  if (place < slots->first_sector)
+    return RP_PLACE_ABSENT;
+  slot = (place - slots->first_sector) / slots->sectors;
+  return slot < slots->count && slots->next[slot] != 0
+         && slots->next[slot] <= next
+         ? place : RP_PLACE_ABSENT;
+}
+
 static inline const char *
 rp_journal_name (const struct rp_journal *journal)
 {
@@ -171,6 +239,16 @@ int rp_journal_append_zeros (struct rp_journal *journal, uint64_t grain,
 /* The grain's bytes when its place is still in memory, else NULL. */
 const uint8_t *rp_journal_pending (const struct rp_journal *journal,
                                    uint32_t place);
+/* With the lock held, which it may let go: return when one more grain or zero
+ * entry can be appended.  RP_FULL where the limit forbids it and nobody waits. */
+int rp_journal_make_room (struct rp_journal *journal, struct rp_fault *fault);
+/* Slots that segments and roots use. */
+uint64_t rp_journal_used_count (const struct rp_journal *journal);
+uint64_t rp_journal_area_slots (const struct rp_journal *journal,
+                                uint64_t bytes);
+/* Bytes of a root with this many tables. */
+uint64_t rp_journal_root_bytes (const struct rp_journal *journal,
+                                uint64_t tables);
 /* End the open batch, so that what comes next is behind it. */
 void rp_journal_seal_batch (struct rp_journal *journal);
 /* With the lock held: bound the memory; may let go of the lock meanwhile. */
@@ -178,12 +256,23 @@ int rp_journal_throttle (struct rp_journal *journal, struct rp_fault *fault);
 /* With the lock held. */
 int rp_journal_commit_locked (struct rp_journal *journal,
                               struct rp_fault *fault);
+/* With the lock held: wait until nobody has the lead, and take it; give it
+ * back.  The lock may be let go between the two. */
+void rp_journal_lead (struct rp_journal *journal);
+void rp_journal_end_lead (struct rp_journal *journal);
+/* Without the lock: what only one thread does at a time. */
+void rp_journal_begin_work (struct rp_journal *journal);
+void rp_journal_end_work (struct rp_journal *journal);
 /* Write the superblock with these changes, both copies, and sync.  The caller
- * has the journal to itself or is the leader.
+ * has the journal to itself, or has the lead and the lock.
  */
 int rp_journal_put_super (struct rp_journal *journal,
                           const struct rp_log_super *super,
                           struct rp_fault *fault);
+/* Without the lock: the same for the ring alone, beside running writers. */
+int rp_journal_put_ring (struct rp_journal *journal,
+                         const struct rp_log_ring *ring,
+                         struct rp_fault *fault);
 /* Before the first write of this handle: a new session, not clean. */
 int rp_journal_begin_session (struct rp_journal *journal,
                               struct rp_fault *fault);
@@ -195,7 +284,7 @@ int rp_journal_check_epoch (struct rp_journal *journal,
 /* Make a failure final. */
 void rp_journal_fail (struct rp_journal *journal, int status,
                       const struct rp_fault *fault);
-/* One byte for each slot, 1 where a segment or the shown root lies; the caller
+/* One byte for each slot, 1 where a segment or a root lies; the caller
  * frees it.  NULL: no memory. */
 uint8_t *rp_journal_used_slots (const struct rp_journal *journal,
                                 struct rp_fault *fault);
@@ -206,7 +295,7 @@ int rp_journal_free_slots (const struct rp_journal *journal, uint64_t count,
 int rp_journal_add_segment (struct rp_journal *journal,
                             struct rp_segment **out, struct rp_fault *fault);
 int rp_journal_add_point (struct rp_journal *journal,
-                          const struct rp_log_cut *cut, uint64_t segment,
+                          const struct rp_log_cut *cut, uint64_t number,
                           struct rp_fault *fault);
 /* Room for count more raw entries in a segment's summary. */
 int rp_segment_reserve (struct rp_segment *segment, uint64_t count,
@@ -219,6 +308,8 @@ void rp_segment_free (struct rp_segment *segment);
 int rp_journal_read_super (struct rp_file *file, struct rp_log_super *out,
                            bool stale[RP_LOG_SUPER_COUNT],
                            struct rp_fault *fault);
+/* Hide the points behind the horizon. */
+void rp_journal_hide_points (struct rp_journal *journal);
 /* Find segments, points, root and the end of the log. */
 int rp_journal_recover (struct rp_journal *journal, struct rp_fault *fault);
 /* Is this header, found at position, the batch that should be there? */
@@ -240,9 +331,32 @@ int rp_journal_entries (struct rp_journal *journal,
 /* Read the shown root into a created, empty map. */
 int rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
                           struct rp_fault *fault);
+/* slots->next stays NULL where nothing was ever freed: all places are good. */
+int rp_journal_list_slots (const struct rp_journal *journal,
+                           struct rp_slots *slots, struct rp_fault *fault);
 /* Apply entries [first, stop) of the log forwards. */
 int rp_journal_walk_forward (struct rp_journal *journal, struct rp_map *map,
                              uint64_t first, uint64_t stop,
                              struct rp_fault *fault);
+
+/* What to show: a cut of the log. */
+struct rp_cut {
+  uint64_t point_id, entry, sequence;
+  uint64_t segment;              /* number, of a point's record */
+};
+
+/* With the lock held, or the journal to oneself. */
+int rp_journal_find_cut (const struct rp_journal *journal, uint64_t point_id,
+                         struct rp_cut *out, struct rp_fault *fault);
+/* Write a root for the end of the log and show it, beside running writers.
+ * again: also when that is what is shown already.  limited: RP_FULL where the
+ * limit leaves no room for it.  Within begin_work; the map is loaded. */
+int rp_journal_show_end (struct rp_journal *journal, bool again, bool limited,
+                         struct rp_roll *out, struct rp_fault *fault);
+
+/* ---- journal.c ---- */
+
+/* With the lock held: wait for every read that has looked up its places. */
+void rp_journal_await_readers (struct rp_journal *journal);
 
 #endif /* RP_JOURNAL_PRIVATE_H */

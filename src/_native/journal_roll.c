@@ -11,7 +11,8 @@
 
 #define AHEAD        16          /* entries whose table is fetched in advance */
 #define READ_BYTES   (1u << 20)
-#define WRITE_PARTS  1024        /* tables in one pwritev: IOV_MAX */
+#define TABLES_AT_ONCE 256u      /* under one hold of the lock, in one write */
+#define SYNC_BYTES   (4u << 20)
 
 /* ---- entries ---- */
 
@@ -102,6 +103,28 @@ apply (struct rp_journal *journal, struct rp_map *map,
   return RP_OK;
 }
 
+int
+rp_journal_list_slots (const struct rp_journal *journal,
+                       struct rp_slots *slots, struct rp_fault *fault)
+{
+  memset (slots, 0, sizeof *slots);
+  if (journal->super.ring.number == 0)
+    return RP_OK;
+  slots->count = journal->slot_count;
+  slots->first_sector = RP_LOG_HEAD_BYTES / RP_SECTOR_BYTES;
+  slots->sectors = journal->super.segment_bytes / RP_SECTOR_BYTES;
+  slots->next = calloc (slots->count + 1, sizeof *slots->next);
+  if (!slots->next)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "the list of slots");
+  for (uint64_t i = 0; i < journal->segment_count; i++) {
+    const struct rp_segment *segment = journal->segments[i];
+
+    slots->next[rp_position_slot (journal, segment->position)]
+      = segment->number + 1;
+  }
+  return RP_OK;
+}
+
 static int
 apply_forward (struct rp_journal *journal, struct rp_map *map,
                const struct rp_segment *segment, const uint8_t *entries,
@@ -124,7 +147,8 @@ apply_forward (struct rp_journal *journal, struct rp_map *map,
 static int
 apply_backward (struct rp_journal *journal, struct rp_map *map,
                 const struct rp_segment *segment, const uint8_t *entries,
-                uint64_t first, uint64_t stop, struct rp_fault *fault)
+                uint64_t first, uint64_t stop, const struct rp_slots *slots,
+                struct rp_fault *fault)
 {
   for (uint64_t i = stop; i-- > first;) {
     const uint8_t *at = entries + i * RP_LOG_ENTRY_BYTES;
@@ -135,7 +159,9 @@ apply_backward (struct rp_journal *journal, struct rp_map *map,
       fetch (map, at - AHEAD * RP_LOG_ENTRY_BYTES);
     if (RP_SABOTAGED (12) && i == first)     /* takes one too few back */
       break;
-    status = apply (journal, map, segment, &entry, entry.previous, fault);
+    status = apply (journal, map, segment, &entry,
+                    rp_valid_place (slots, entry.previous,
+                                    segment->number + 1), fault);
     if (status != RP_OK)
       return status;
   }
@@ -155,7 +181,8 @@ walk (struct rp_journal *journal, struct rp_map *map, uint64_t first,
 {
   uint8_t *memory = NULL;
   uint64_t room = 0;
-  int status = RP_OK;
+  struct rp_slots slots;
+  int status = rp_journal_list_slots (journal, &slots, fault);
 
   for (uint64_t i = 0; status == RP_OK && i < journal->segment_count; i++) {
     const uint64_t index = backwards ? journal->segment_count - 1 - i : i;
@@ -170,11 +197,16 @@ walk (struct rp_journal *journal, struct rp_map *map, uint64_t first,
       continue;
     status = rp_journal_entries (journal, segment, &entries, &memory, &room,
                                  fault);
-    if (status == RP_OK)
-      status = (backwards ? apply_backward : apply_forward)
-        (journal, map, segment, entries, begin - segment->first_entry,
-         end - segment->first_entry, fault);
+    if (status == RP_OK && backwards)
+      status = apply_backward (journal, map, segment, entries,
+                               begin - segment->first_entry,
+                               end - segment->first_entry, &slots, fault);
+    else if (status == RP_OK)
+      status = apply_forward (journal, map, segment, entries,
+                              begin - segment->first_entry,
+                              end - segment->first_entry, fault);
   }
+  free (slots.next);
   free (memory);
   return status;
 }
@@ -202,8 +234,14 @@ static int
 read_table (struct rp_journal *journal, struct rp_map *map, uint64_t index,
             const uint8_t *bytes, struct rp_fault *fault)
 {
-  uint32_t *table = rp_map_table (map, index);
+  uint32_t *table;
 
+  if (memcmp (bytes, rp_map_zeros, RP_LOG_TABLE_BYTES) == 0
+      && rp_inside (index * RP_LOG_TABLE_ENTRIES, RP_LOG_TABLE_ENTRIES,
+                    map->grain_count))
+    return rp_map_fill (map, index * RP_LOG_TABLE_ENTRIES,
+                        RP_LOG_TABLE_ENTRIES, RP_PLACE_ZEROS, fault);
+  table = rp_map_table (map, index);
   if (!table)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
   for (uint32_t i = 0; i < RP_LOG_TABLE_ENTRIES; i++) {
@@ -284,22 +322,11 @@ rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
   return status;
 }
 
-static uint64_t
-entry_count (const struct rp_journal *journal)
-{
-  const struct rp_segment *last;
-
-  if (journal->segment_count == 0)
-    return 0;
-  last = journal->segments[journal->segment_count - 1];
-  return last->first_entry + last->entry_count;
-}
-
 int
 rp_journal_load_map (struct rp_journal *journal, struct rp_fault *fault)
 {
-  const uint64_t stop = entry_count (journal);
-  uint64_t first = 0;
+  const uint64_t stop = rp_journal_entry_count (journal);
+  uint64_t first = journal->super.ring.based_entry;
   struct rp_map map;
   int status;
 
@@ -308,7 +335,7 @@ rp_journal_load_map (struct rp_journal *journal, struct rp_fault *fault)
   if (journal->root.entry > stop)
     return bad_root (journal, "it shows more than the log holds", fault);
   status = rp_map_create (&map, journal->grain_count, fault);
-  if (status == RP_OK && journal->root.entry > 0) {
+  if (status == RP_OK && journal->root.entry > first) {
     status = rp_journal_read_root (journal, &map, fault);
     first = journal->root.entry;
   }
@@ -325,27 +352,22 @@ rp_journal_load_map (struct rp_journal *journal, struct rp_fault *fault)
 
 /* ---- the state at a point ---- */
 
-/* What to show: a cut of the log. */
-struct target {
-  uint64_t point_id, entry, sequence;
-};
-
-static int
-find_target (const struct rp_journal *journal, uint64_t point_id,
-             struct target *out, struct rp_fault *fault)
+int
+rp_journal_find_cut (const struct rp_journal *journal, uint64_t point_id,
+                     struct rp_cut *out, struct rp_fault *fault)
 {
   uint64_t index = journal->point_count;
 
   if (point_id == RP_POINT_END) {
     out->point_id = point_id;
-    out->entry = entry_count (journal);
+    out->entry = rp_journal_entry_count (journal);
     out->sequence = journal->durable_sequence;
     return RP_OK;
   }
-  if (point_id == RP_POINT_LATEST && index > 0)
+  if (point_id == RP_POINT_LATEST && index > journal->point_first)
     index--;
   else
-    for (index = 0; index < journal->point_count; index++)
+    for (index = journal->point_first; index < journal->point_count; index++)
       if (journal->points[index].id == point_id)
         break;
   if (index == journal->point_count) {
@@ -359,9 +381,10 @@ find_target (const struct rp_journal *journal, uint64_t point_id,
     const struct rp_point_record *point = &journal->points[index];
 
     out->point_id = point->id;
-    out->entry = journal->segments[point->segment]->first_entry
+    out->entry = rp_journal_segment (journal, point->segment)->first_entry
                  + point->ordinal;
     out->sequence = point->sequence;
+    out->segment = point->segment;
   }
   return RP_OK;
 }
@@ -372,16 +395,17 @@ distance (uint64_t a, uint64_t b)
   return a > b ? a - b : b - a;
 }
 
-/* Build the map at the target from the nearest state that is known: the empty
- * one, the shown root, or the end in memory.  That end itself is used as it
+/* Build the map at the target from the nearest state that is known: that of the
+ * base, the shown root, or the end in memory.  That end itself is used as it
  * is: a map of a large disk is large.  *use: the map, or the journal's own. */
 static int
-build_map (struct rp_journal *journal, const struct target *target,
+build_map (struct rp_journal *journal, const struct rp_cut *target,
            struct rp_map *map, struct rp_map **use, struct rp_roll *out,
            struct rp_fault *fault)
 {
-  const uint64_t stop = entry_count (journal);
-  uint64_t from = 0;
+  const uint64_t stop = rp_journal_entry_count (journal);
+  const uint64_t based = journal->super.ring.based_entry;
+  uint64_t from = based;
   int status;
 
   *use = map;
@@ -400,7 +424,7 @@ build_map (struct rp_journal *journal, const struct target *target,
     status = rp_map_copy (map, &journal->map, fault);
   } else {
     status = rp_map_create (map, journal->grain_count, fault);
-    if (status == RP_OK && from > 0)
+    if (status == RP_OK && from > based)
       status = rp_journal_read_root (journal, map, fault);
   }
   out->backwards = from > target->entry;
@@ -414,62 +438,102 @@ build_map (struct rp_journal *journal, const struct target *target,
 
 /* ---- writing a root ---- */
 
-/* Is there anything in a table?  An empty one is left out of the root, and of
- * the map, where it says the same. */
+/* Is there anything in a table?  An empty one is left out of the root. */
 static bool
 table_is_empty (const uint32_t *table)
 {
-  return rp_is_zero (table, RP_LOG_TABLE_BYTES);
+  return !table || rp_is_zero (table, RP_LOG_TABLE_BYTES);
 }
 
-/* The directory of a map whose tables lie one after the other from position. */
+/* Some tables of what is to be shown: of a map of one's own, or of the end in
+ * memory, which is frozen then and goes on changing. */
 static uint64_t
-fill_directory (struct rp_map *map, uint8_t *directory, uint64_t position)
+get_tables (struct rp_journal *journal, const struct rp_map *map,
+            uint64_t first, const uint32_t *out[TABLES_AT_ONCE])
 {
-  uint64_t tables = 0;
+  const bool live = map == &journal->map;
+  uint64_t count = map->table_count - first;
 
-  for (uint64_t i = 0; i < map->table_count; i++) {
-    if (!map->tables[i])
-      continue;
-    if (table_is_empty (map->tables[i])) {
-      map->tables[i] = NULL;     /* its memory goes with the map */
-      continue;
-    }
-    rp_store32 (directory + i * 4,
-                (uint32_t) ((position + tables * RP_LOG_TABLE_BYTES)
-                            / RP_SECTOR_BYTES));
-    tables++;
+  if (count > TABLES_AT_ONCE)
+    count = TABLES_AT_ONCE;
+  if (live)
+    pthread_mutex_lock (&journal->lock);
+  for (uint64_t i = 0; i < count; i++)
+    out[i] = rp_map_frozen (map, first + i);
+  if (live)
+    pthread_mutex_unlock (&journal->lock);
+  return count;
+}
+
+/* Note in the directory which tables there are; returns how many. */
+static uint64_t
+mark_tables (struct rp_journal *journal, const struct rp_map *map,
+             uint8_t *directory)
+{
+  const uint32_t *tables[TABLES_AT_ONCE];
+  uint64_t found = 0;
+
+  for (uint64_t at = 0, count; at < map->table_count; at += count) {
+    count = get_tables (journal, map, at, tables);
+    for (uint64_t i = 0; i < count; i++)
+      if (!table_is_empty (tables[i])) {
+        rp_store32 (directory + (at + i) * 4, 1);
+        found++;
+      }
   }
-  return tables;
+  return found;
+}
+
+/* The directory of tables that lie one after the other from position. */
+static void
+fill_directory (uint8_t *directory, uint64_t table_count, uint64_t position)
+{
+  for (uint64_t i = 0; i < table_count; i++)
+    if (rp_load32 (directory + i * 4) != 0) {
+      rp_store32 (directory + i * 4, (uint32_t) (position / RP_SECTOR_BYTES));
+      position += RP_LOG_TABLE_BYTES;
+    }
 }
 
 /* Tables are in the byte order of the file already on a little-endian host,
  * which is all that this is built for. */
 _Static_assert (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tables on disk");
 
+/* Beside running writers each few MiB are synced at once: the next commit
+ * syncs the same file, and would wait for all of it. */
 static int
 write_tables (struct rp_journal *journal, const struct rp_map *map,
-              uint64_t position, XXH3_state_t *hash, struct rp_fault *fault)
+              const uint8_t *directory, uint64_t position, XXH3_state_t *hash,
+              struct rp_fault *fault)
 {
-  struct iovec *parts = malloc (WRITE_PARTS * sizeof *parts);
-  int count = 0, status = RP_OK;
+  const uint32_t *tables[TABLES_AT_ONCE];
+  struct iovec parts[TABLES_AT_ONCE];
+  uint64_t unsynced = 0;
+  int status = RP_OK;
 
-  if (!parts)
-    return rp_fail (fault, RP_NO_MEMORY, 0, "a list of tables");
-  for (uint64_t i = 0; status == RP_OK && i <= map->table_count; i++) {
-    if (count == WRITE_PARTS || (i == map->table_count && count > 0)) {
-      status = rp_file_pwritev (journal->file, parts, count, position, fault);
-      position += (uint64_t) count * RP_LOG_TABLE_BYTES;
-      count = 0;
+  for (uint64_t at = 0, count; at < map->table_count; at += count) {
+    int found = 0;
+
+    count = get_tables (journal, map, at, tables);
+    for (uint64_t i = 0; i < count; i++) {
+      if (rp_load32 (directory + (at + i) * 4) == 0)
+        continue;
+      XXH3_64bits_update (hash, tables[i], RP_LOG_TABLE_BYTES);
+      parts[found].iov_base = (void *) (uintptr_t) tables[i];
+      parts[found++].iov_len = RP_LOG_TABLE_BYTES;
     }
-    if (i == map->table_count || !map->tables[i])
-      continue;
-    XXH3_64bits_update (hash, map->tables[i], RP_LOG_TABLE_BYTES);
-    parts[count].iov_base = map->tables[i];
-    parts[count++].iov_len = RP_LOG_TABLE_BYTES;
+    if (found > 0)
+      status = rp_file_pwritev (journal->file, parts, found, position, fault);
+    position += (uint64_t) found * RP_LOG_TABLE_BYTES;
+    unsynced += (uint64_t) found * RP_LOG_TABLE_BYTES;
+    if (status == RP_OK && map->freeze && unsynced >= SYNC_BYTES) {
+      status = rp_file_sync (journal->file, fault);
+      unsynced = 0;
+    }
+    if (status != RP_OK)
+      return status;
   }
-  free (parts);
-  return status;
+  return RP_OK;
 }
 
 /* Write directory and tables behind position, then the header page with the
@@ -491,7 +555,8 @@ write_content (struct rp_journal *journal, const struct rp_map *map,
   XXH3_64bits_update (hash, directory, bytes);
   status = rp_file_pwrite (journal->file, directory, bytes, start, fault);
   if (status == RP_OK)
-    status = write_tables (journal, map, start + bytes, hash, fault);
+    status = write_tables (journal, map, directory, start + bytes, hash,
+                           fault);
   root->content_checksum = XXH3_64bits_digest (hash);
   XXH3_freeState (hash);
   if (status != RP_OK)
@@ -520,7 +585,7 @@ flip (struct rp_journal *journal, uint64_t position, uint64_t bytes,
   return status;
 }
 
-/* Give the space of the old root back; it may stay where that fails. */
+/* Give the space of an old root back; it may stay where that fails. */
 static void
 drop_root (struct rp_journal *journal, const struct rp_shown_root *old)
 {
@@ -529,51 +594,120 @@ drop_root (struct rp_journal *journal, const struct rp_shown_root *old)
   (void) rp_file_punch (journal->file, old->position, old->bytes, &ignored);
 }
 
+/* Reserve slots in a row; nobody else gets them while they are `building`. */
 static int
-place_root (struct rp_journal *journal, struct rp_log_root *root,
+take_slots (struct rp_journal *journal, uint64_t bytes, bool limited,
+            struct rp_fault *fault)
+{
+  const uint64_t slots = rp_journal_area_slots (journal, bytes);
+  uint64_t slot, position;
+  int status;
+
+  if (limited && journal->limit_bytes != 0
+      && rp_journal_used_count (journal) + slots
+         > journal->limit_bytes / journal->super.segment_bytes)
+    return rp_fail (fault, RP_FULL, 0, "%s has reached its limit of %" PRIu64
+                    " bytes", rp_journal_name (journal), journal->limit_bytes);
+  status = rp_journal_free_slots (journal, slots, &slot, fault);
+  if (status != RP_OK)
+    return status;
+  position = rp_slot_position (journal, slot);
+  if (position + bytes > RP_LOG_SECTORS_MAX * RP_SECTOR_BYTES)
+    return rp_fail (fault, RP_FULL, position, "%s: a log ends at 2 TiB",
+                    rp_journal_name (journal));
+  if (slot + slots > journal->slot_count)
+    journal->slot_count = slot + slots;
+  journal->building.position = position;
+  journal->building.bytes = bytes;
+  return RP_OK;
+}
+
+static void
+end_building (struct rp_journal *journal)
+{
+  pthread_mutex_lock (&journal->lock);
+  journal->building.bytes = 0;
+  pthread_cond_broadcast (&journal->room);
+  pthread_mutex_unlock (&journal->lock);
+}
+
+static int
+place_root (struct rp_journal *journal, struct rp_log_root *root, bool limited,
             struct rp_fault *fault)
 {
   const uint64_t bytes = RP_LOG_PAGE_BYTES + root->content_bytes;
-  const uint64_t slots = rp_divide_up (bytes, journal->super.segment_bytes);
-  uint64_t slot;
-  int status = rp_journal_free_slots (journal, slots, &slot, fault);
+  int status;
 
+  pthread_mutex_lock (&journal->lock);
+  status = take_slots (journal, bytes, limited, fault);
+  pthread_mutex_unlock (&journal->lock);
   if (status != RP_OK)
     return status;
-  root->position = rp_slot_position (journal, slot);
-  if (root->position + bytes > RP_LOG_SECTORS_MAX * RP_SECTOR_BYTES)
-    return rp_fail (fault, RP_FULL, root->position, "%s: a log ends at 2 TiB",
-                    rp_journal_name (journal));
+  root->position = journal->building.position;
   status = rp_file_allocate (journal->file, root->position, bytes, fault);
   if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
                           || fault->os_errno == ENOSYS))
     status = RP_OK;
-  if (status == RP_OK && slot + slots > journal->slot_count)
-    journal->slot_count = slot + slots;
+  if (status != RP_OK)           /* nothing was written: no harm done */
+    end_building (journal);
   return status;
 }
 
-/* Tables that will be stored. */
-static uint64_t
-count_tables (const struct rp_map *map)
+/* The new root is shown, durably; the old one is nobody's. */
+static void
+change_root (struct rp_journal *journal, const struct rp_log_root *root)
 {
-  uint64_t count = 0;
+  const struct rp_shown_root old = journal->root;
 
-  for (uint64_t i = 0; i < map->table_count; i++)
-    count += map->tables[i] && !table_is_empty (map->tables[i]);
-  return count;
+  pthread_mutex_lock (&journal->lock);
+  journal->root.position = root->position;
+  journal->root.bytes = RP_LOG_PAGE_BYTES + root->content_bytes;
+  journal->root.sequence = root->sequence;
+  journal->root.entry = root->entry;
+  journal->root.table_count = root->table_count;
+  journal->root.content_checksum = root->content_checksum;
+  journal->building.position = old.position;
+  journal->building.bytes = old.bytes;
+  pthread_mutex_unlock (&journal->lock);
+  drop_root (journal, &old);
+  end_building (journal);
 }
 
 static int
-write_root (struct rp_journal *journal, struct rp_map *map,
-            const struct target *target, struct rp_roll *out,
+put_root (struct rp_journal *journal, const struct rp_map *map,
+          uint8_t *directory, struct rp_log_root *root, struct rp_fault *fault)
+{
+  int status;
+
+  fill_directory (directory, map->table_count, root->position
+                  + RP_LOG_PAGE_BYTES
+                  + rp_directory_bytes (journal->grain_count));
+  status = write_content (journal, map, directory, root, fault);
+  if (RP_SABOTAGED (20))         /* gives the old root back too early */
+    drop_root (journal, &journal->root);
+  if (status == RP_OK && !RP_SABOTAGED (4))   /* flips too early */
+    status = rp_file_sync (journal->file, fault);
+  if (status == RP_OK)
+    status = flip (journal, root->position, RP_LOG_PAGE_BYTES
+                                            + root->content_bytes, fault);
+  if (status == RP_OK)
+    return status;
+  pthread_mutex_lock (&journal->lock);
+  rp_journal_fail (journal, status, fault);
+  pthread_mutex_unlock (&journal->lock);
+  end_building (journal);
+  return status;
+}
+
+static int
+write_root (struct rp_journal *journal, const struct rp_map *map,
+            const struct rp_cut *target, bool limited, struct rp_roll *out,
             struct rp_fault *fault)
 {
   const uint64_t bytes = rp_directory_bytes (journal->grain_count);
-  const struct rp_shown_root old = journal->root;
   struct rp_log_root root = {
     .sequence = target->sequence, .entry = target->entry,
-    .point_id = target->point_id, .table_count = count_tables (map),
+    .point_id = target->point_id,
   };
   uint8_t *directory = calloc (1, bytes);
   int status;
@@ -581,53 +715,111 @@ write_root (struct rp_journal *journal, struct rp_map *map,
   if (!directory)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
   memcpy (root.id, journal->super.id, sizeof root.id);
+  root.table_count = mark_tables (journal, map, directory);
   root.content_bytes = bytes + root.table_count * RP_LOG_TABLE_BYTES;
-  status = place_root (journal, &root, fault);
-  if (status != RP_OK) {         /* nothing was written: no harm done */
-    free (directory);
-    return status;
+  status = place_root (journal, &root, limited, fault);
+  if (status == RP_OK) {
+    status = put_root (journal, map, directory, &root, fault);
+    if (status == RP_OK)
+      change_root (journal, &root);
   }
-  RP_CHECK (fill_directory (map, directory, root.position + RP_LOG_PAGE_BYTES
-                                            + bytes) == root.table_count);
-  status = write_content (journal, map, directory, &root, fault);
   free (directory);
-  if (RP_SABOTAGED (20))         /* gives the old root back too early */
-    drop_root (journal, &old);
-  if (status == RP_OK && !RP_SABOTAGED (4))   /* flips too early */
-    status = rp_file_sync (journal->file, fault);
-  if (status == RP_OK)
-    status = flip (journal, root.position, RP_LOG_PAGE_BYTES
-                                           + root.content_bytes, fault);
-  if (status != RP_OK) {
-    rp_journal_fail (journal, status, fault);
+  if (status != RP_OK)
     return status;
-  }
-  journal->root.position = root.position;
-  journal->root.bytes = RP_LOG_PAGE_BYTES + root.content_bytes;
-  journal->root.sequence = root.sequence;
-  journal->root.entry = root.entry;
-  journal->root.table_count = root.table_count;
-  journal->root.content_checksum = root.content_checksum;
   out->tables_written = root.table_count;
   out->bytes_written = journal->root.bytes;
-  drop_root (journal, &old);
   return RP_OK;
 }
 
 /* ---- the calls ---- */
 
-int
-rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
-                 struct rp_roll *out, struct rp_fault *fault)
+static uint64_t
+root_sector (const struct rp_journal *journal)
 {
-  struct target target = { .entry = 0 };
-  struct rp_map map = { .tables = NULL }, *use;
-  int status;
+  return (journal->root.position + RP_LOG_PAGE_BYTES) / RP_SECTOR_BYTES;
+}
 
-  memset (out, 0, sizeof *out);
-  status = rp_journal_commit (journal, fault);
+/* Freeze the end of the log, and make what it includes durable. */
+static int
+freeze_end (struct rp_journal *journal, bool again,
+            struct rp_map_freeze *freeze, struct rp_cut *target,
+            struct rp_fault *fault)
+{
+  int status = rp_journal_usable (journal, fault);
+
+  if (status != RP_OK)
+    return status;
+  rp_journal_seal_batch (journal);
+  target->point_id = RP_POINT_END;
+  target->entry = rp_journal_entry_count (journal);
+  target->sequence = journal->next_sequence - 1;
+  if (target->entry == journal->root.entry && !again)
+    return RP_OK;
+  rp_map_freeze_begin (&journal->map, freeze);
+  status = rp_journal_commit_locked (journal, fault);
+  if (status != RP_OK)
+    rp_map_freeze_end (&journal->map);
+  return status;
+}
+
+/* Tables that were copied meanwhile go back, a few under each hold of the
+ * lock. */
+static void
+thaw (struct rp_journal *journal, struct rp_map_freeze *freeze)
+{
+  const uint64_t count = journal->map.table_count;
+
+  pthread_mutex_lock (&journal->lock);
+  rp_map_freeze_end (&journal->map);
+  pthread_mutex_unlock (&journal->lock);
+  for (uint64_t at = 0; at < count; at += TABLES_AT_ONCE) {
+    const uint64_t stop = count - at < TABLES_AT_ONCE ? count
+                                                      : at + TABLES_AT_ONCE;
+
+    if (rp_is_zero (freeze->kept + at, stop - at))
+      continue;
+    pthread_mutex_lock (&journal->lock);
+    rp_map_freeze_release (&journal->map, freeze, at, stop);
+    pthread_mutex_unlock (&journal->lock);
+  }
+}
+
+int
+rp_journal_show_end (struct rp_journal *journal, bool again, bool limited,
+                     struct rp_roll *out, struct rp_fault *fault)
+{
+  struct rp_map_freeze freeze;
+  struct rp_cut target = { .entry = 0 };
+  bool frozen = false;
+  int status = rp_map_freeze_create (&journal->map, &freeze, fault);
+
+  if (status != RP_OK)
+    return status;
+  pthread_mutex_lock (&journal->lock);
+  status = freeze_end (journal, again, &freeze, &target, fault);
   if (status == RP_OK)
-    status = find_target (journal, point_id, &target, fault);
+    frozen = journal->map.freeze != NULL;
+  pthread_mutex_unlock (&journal->lock);
+  out->point_id = RP_POINT_END;
+  if (frozen) {
+    status = write_root (journal, &journal->map, &target, limited, out, fault);
+    thaw (journal, &freeze);
+  }
+  rp_map_freeze_destroy (&freeze);
+  out->root_sector = root_sector (journal);
+  return status;
+}
+
+static int
+roll (struct rp_journal *journal, uint64_t point_id, struct rp_roll *out,
+      struct rp_fault *fault)
+{
+  struct rp_cut target = { .entry = 0 };
+  struct rp_map map = { .tables = NULL }, *use;
+  int status = rp_journal_commit (journal, fault);
+
+  if (status == RP_OK)
+    status = rp_journal_find_cut (journal, point_id, &target, fault);
   if (status != RP_OK)
     return status;
   out->point_id = target.point_id;
@@ -638,7 +830,7 @@ rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
     if (status == RP_OK)
       status = build_map (journal, &target, &map, &use, out, fault);
     if (status == RP_OK)
-      status = write_root (journal, use, &target, out, fault);
+      status = write_root (journal, use, &target, false, out, fault);
     rp_map_destroy (&map);
   } else if (!journal->root_proven) {
     /* who wrote it may have failed to sync it: make that sure */
@@ -647,8 +839,20 @@ rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
     if (status != RP_OK)
       rp_journal_fail (journal, status, fault);
   }
-  out->root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
-                     / RP_SECTOR_BYTES;
+  out->root_sector = root_sector (journal);
+  return status;
+}
+
+int
+rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
+                 struct rp_roll *out, struct rp_fault *fault)
+{
+  int status;
+
+  memset (out, 0, sizeof *out);
+  rp_journal_begin_work (journal);
+  status = roll (journal, point_id, out, fault);
+  rp_journal_end_work (journal);
   return status;
 }
 
@@ -665,6 +869,8 @@ rp_journal_close_clean (struct rp_journal *journal, struct rp_fault *fault)
     status = rp_journal_roll (journal, RP_POINT_END, &ignored, fault);
   if (status != RP_OK || journal->super.clean)
     return status;
+  pthread_mutex_lock (&journal->lock);
+  rp_journal_lead (journal);
   next = journal->super;
   next.clean = true;
   next.durable_sequence = journal->durable_sequence;
@@ -673,5 +879,7 @@ rp_journal_close_clean (struct rp_journal *journal, struct rp_fault *fault)
     journal->in_session = false;
   else
     rp_journal_fail (journal, status, fault);
+  rp_journal_end_lead (journal);
+  pthread_mutex_unlock (&journal->lock);
   return status;
 }

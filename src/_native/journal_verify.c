@@ -28,7 +28,7 @@ struct verify {
 /* A walk through the units of one segment. */
 struct walk {
   const struct rp_segment *segment;
-  uint64_t index;                /* in the journal's list */
+  uint64_t number;               /* of the segment */
   uint8_t *memory;               /* the summary, once it is read */
   uint64_t room;
   const uint8_t *summary;        /* NULL: lost */
@@ -202,9 +202,7 @@ compare_entries (struct verify *verify, const struct walk *walk,
 static bool
 point_is_gone (const struct rp_journal *journal, uint64_t sequence)
 {
-  (void) journal;
-  (void) sequence;
-  return false;
+  return sequence < journal->super.ring.horizon_sequence;
 }
 
 /* The point in a batch against the one that the summary, or recovery, gave. */
@@ -226,7 +224,7 @@ compare_point (struct verify *verify, struct walk *walk, const uint8_t *unit,
     return;
   if (!rp_log_get_point (unit + RP_LOG_BATCH_BYTES, &point) || !record
       || record->id != point.id || record->time_ns != point.time_ns
-      || record->kind != point.kind || record->segment != walk->index
+      || record->kind != point.kind || record->segment != walk->number
       || strcmp (record->label ? record->label : "", point.label) != 0
       || (walk->whole && record->ordinal != walk->ordinal))
     report (verify, batch->position, NO_GUEST, journal->block_bytes,
@@ -394,7 +392,7 @@ begin_segment (struct verify *verify, struct walk *walk, uint64_t index,
   int status;
 
   walk->segment = segment;
-  walk->index = index;
+  walk->number = segment->number;
   walk->sequence = segment->first_sequence;
   walk->chain = segment->chain_in;
   walk->ordinal = walk->next = walk->batch = 0;
@@ -477,22 +475,59 @@ verify_segments (struct verify *verify, uint64_t first, uint64_t stop,
 
 /* ---- root ---- */
 
+/* What the log says of the shown root's grains: those since the base was, and
+ * those before, which the base has too and a root may leave to it. */
+struct log_maps {
+  struct rp_map since, before;
+  bool destaged;
+};
+
+static bool
+agrees (const struct log_maps *log, uint64_t grain, uint32_t shown)
+{
+  const uint32_t since = rp_map_get (&log->since, grain);
+
+  if (since != RP_PLACE_ABSENT || !log->destaged || shown == RP_PLACE_ABSENT)
+    return shown == since;
+  /* zeros may come from a segment that was given back */
+  return shown == RP_PLACE_ZEROS || shown == rp_map_get (&log->before, grain);
+}
+
 static void
 compare_maps (struct verify *verify, const struct rp_map *shown,
-              const struct rp_map *log)
+              const struct log_maps *log)
 {
   const uint64_t table_bytes = (uint64_t) RP_LOG_TABLE_ENTRIES
                                * verify->journal->super.grain_bytes;
 
   for (uint64_t i = 0; i < shown->table_count; i++)
     for (uint64_t g = i * RP_LOG_TABLE_ENTRIES;
-         shown->tables[i] != log->tables[i]
+         shown->tables[i] != log->since.tables[i]
          && g < (i + 1) * RP_LOG_TABLE_ENTRIES && g < shown->grain_count; g++)
-      if (rp_map_get (shown, g) != rp_map_get (log, g)) {
+      if (!agrees (log, g, rp_map_get (shown, g))) {
         report (verify, verify->journal->root.position, i * table_bytes,
                 table_bytes, "the shown root differs from the log");
         break;
       }
+}
+
+static int
+read_log (struct rp_journal *journal, struct log_maps *log,
+          struct rp_fault *fault)
+{
+  const struct rp_log_ring *ring = &journal->super.ring;
+  int status = rp_map_create (&log->since, journal->grain_count, fault);
+
+  log->destaged = ring->based_entry > 0;
+  if (status == RP_OK)
+    status = rp_map_create (&log->before, journal->grain_count, fault);
+  if (status == RP_OK)
+    status = rp_journal_walk_forward (journal, &log->since, ring->based_entry,
+                                      journal->root.entry, fault);
+  if (status == RP_OK)
+    status = rp_journal_walk_forward (journal, &log->before, ring->first_entry,
+                                      ring->based_entry, fault);
+  return status;
 }
 
 /* The shown root against its checksum, and against what the log says. */
@@ -501,7 +536,8 @@ verify_root (struct verify *verify, struct rp_fault *fault)
 {
   struct rp_journal *journal = verify->journal;
   const struct rp_shown_root *root = &journal->root;
-  struct rp_map shown, log;
+  struct log_maps log = { .destaged = false };
+  struct rp_map shown;
   int status = rp_map_create (&shown, journal->grain_count, fault);
 
   if (status != RP_OK)
@@ -510,13 +546,11 @@ verify_root (struct verify *verify, struct rp_fault *fault)
   if (status == RP_CORRUPT)
     report (verify, root->position, NO_GUEST, root->bytes, "the shown root");
   else if (status == RP_OK) {
-    status = rp_map_create (&log, journal->grain_count, fault);
-    if (status == RP_OK) {
-      status = rp_journal_walk_forward (journal, &log, 0, root->entry, fault);
-      if (status == RP_OK)
-        compare_maps (verify, &shown, &log);
-      rp_map_destroy (&log);
-    }
+    status = read_log (journal, &log, fault);
+    if (status == RP_OK)
+      compare_maps (verify, &shown, &log);
+    rp_map_destroy (&log.since);
+    rp_map_destroy (&log.before);
   }
   rp_map_destroy (&shown);
   if (status == RP_CORRUPT)      /* reported, here or with the summaries */

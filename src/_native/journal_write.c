@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MARKS_KEPT 2u            /* points that fit when writers have to stop */
+
 int
 rp_journal_usable (struct rp_journal *journal, struct rp_fault *fault)
 {
@@ -26,6 +28,7 @@ rp_journal_fail (struct rp_journal *journal, int status,
     return;
   journal->failed = status == RP_STALE_EPOCH ? status : RP_FAILED;
   journal->failure = *fault;
+  pthread_cond_broadcast (&journal->room);  /* nobody needs to wait for it */
 }
 
 /* ---- segments, points, slots ---- */
@@ -83,7 +86,7 @@ rp_segment_reserve (struct rp_segment *segment, uint64_t count,
 
 int
 rp_journal_add_point (struct rp_journal *journal,
-                      const struct rp_log_cut *cut, uint64_t segment,
+                      const struct rp_log_cut *cut, uint64_t number,
                       struct rp_fault *fault)
 {
   struct rp_point_record *record;
@@ -108,11 +111,22 @@ rp_journal_add_point (struct rp_journal *journal,
   record->id = cut->point.id;
   record->time_ns = cut->point.time_ns;
   record->kind = cut->point.kind;
-  record->segment = segment;
+  record->segment = number;
   record->ordinal = cut->ordinal;
   record->sequence = cut->sequence;
   record->label = label;
   return RP_OK;
+}
+
+static void
+use_slots (const struct rp_journal *journal, uint8_t *used, uint64_t position,
+           uint64_t bytes)
+{
+  for (uint64_t at = position; at < position + bytes;
+       at += journal->super.segment_bytes) {
+    RP_CHECK (rp_position_slot (journal, at) < journal->slot_count);
+    used[rp_position_slot (journal, at)] = 1;
+  }
 }
 
 uint8_t *
@@ -127,14 +141,11 @@ rp_journal_used_slots (const struct rp_journal *journal,
   }
   for (uint64_t i = 0; i < journal->segment_count; i++)
     used[rp_position_slot (journal, journal->segments[i]->position)] = 1;
+  use_slots (journal, used, journal->building.position,
+             journal->building.bytes);
   if (RP_SABOTAGED (5))          /* reuses the slots of the shown root */
     return used;
-  for (uint64_t at = journal->root.position;
-       at < journal->root.position + journal->root.bytes;
-       at += journal->super.segment_bytes) {
-    RP_CHECK (rp_position_slot (journal, at) < journal->slot_count);
-    used[rp_position_slot (journal, at)] = 1;
-  }
+  use_slots (journal, used, journal->root.position, journal->root.bytes);
   return used;
 }
 
@@ -157,6 +168,71 @@ rp_journal_free_slots (const struct rp_journal *journal, uint64_t count,
   return RP_OK;
 }
 
+/* ---- the limit ---- */
+
+uint64_t
+rp_journal_area_slots (const struct rp_journal *journal, uint64_t bytes)
+{
+  return rp_divide_up (bytes, journal->super.segment_bytes);
+}
+
+uint64_t
+rp_journal_used_count (const struct rp_journal *journal)
+{
+  return journal->segment_count
+         + rp_journal_area_slots (journal, journal->root.bytes)
+         + rp_journal_area_slots (journal, journal->building.bytes);
+}
+
+uint64_t
+rp_journal_root_bytes (const struct rp_journal *journal, uint64_t tables)
+{
+  return RP_LOG_PAGE_BYTES + rp_directory_bytes (journal->grain_count)
+         + tables * RP_LOG_TABLE_BYTES;
+}
+
+/* May a new segment be opened?  A root must find room as well: without one
+ * nothing is ever given back.  Its size is that of today, and what the entries
+ * of one segment may add. */
+static bool
+limit_allows_segment (const struct rp_journal *journal)
+{
+  const uint64_t most = rp_divide_up (journal->grain_count,
+                                      RP_LOG_TABLE_ENTRIES);
+  const uint64_t shown = rp_journal_area_slots (journal, journal->root.bytes);
+  const uint64_t other = rp_journal_area_slots (journal,
+                                                journal->building.bytes);
+  const uint64_t going = shown < other ? shown : other;
+  uint64_t tables = (journal->map_loaded ? journal->map.own_count
+                                         : journal->root.table_count)
+                    + journal->super.segment_bytes
+                      / journal->super.grain_bytes;
+  uint64_t root;
+
+  if (journal->limit_bytes == 0)
+    return true;
+  root = rp_journal_area_slots (journal, rp_journal_root_bytes
+                                (journal, tables < most ? tables : most));
+  root = root > going ? root - going : 0;  /* one of two will soon be free */
+  return rp_journal_used_count (journal) + 1 + root
+         <= journal->limit_bytes / journal->super.segment_bytes;
+}
+
+int
+rp_journal_set_limit (struct rp_journal *journal, uint64_t limit_bytes,
+                      bool wait, struct rp_fault *fault)
+{
+  if (!journal->writable)
+    return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing",
+                    rp_journal_name (journal));
+  pthread_mutex_lock (&journal->lock);
+  journal->limit_bytes = limit_bytes;
+  journal->limit_waits = wait;
+  pthread_cond_broadcast (&journal->room);
+  pthread_mutex_unlock (&journal->lock);
+  return RP_OK;
+}
+
 /* ---- chunks and batches, with the lock held ---- */
 
 static struct rp_segment *
@@ -170,16 +246,23 @@ current_segment (const struct rp_journal *journal)
   return last->closed ? NULL : last;
 }
 
+/* Where there is a limit, writers leave room for points: a point that can be
+ * marked can be destaged to, which is what makes room again. */
 static bool
 segment_has_room (const struct rp_journal *journal,
                   const struct rp_segment *segment, uint64_t bytes,
                   uint64_t entries, uint64_t points)
 {
   const uint64_t stop = segment->position + journal->super.segment_bytes;
-  const uint64_t tail = RP_LOG_PAGE_BYTES
-                        + rp_log_summary_bytes (segment->entry_count + entries,
-                                                segment->point_count + points);
+  uint64_t tail;
 
+  if (journal->limit_bytes != 0 && points == 0) {
+    bytes += MARKS_KEPT * journal->block_bytes;
+    points = MARKS_KEPT;
+  }
+  tail = RP_LOG_PAGE_BYTES
+         + rp_log_summary_bytes (segment->entry_count + entries,
+                                 segment->point_count + points);
   return tail <= stop - segment->end && bytes <= stop - segment->end - tail;
 }
 
@@ -273,8 +356,13 @@ open_segment (struct rp_journal *journal, struct rp_fault *fault)
   struct rp_segment *segment, *before = NULL;
   struct rp_chunk *chunk;
   uint64_t slot, position;
-  int status = rp_journal_free_slots (journal, 1, &slot, fault);
+  int status;
 
+  if (!limit_allows_segment (journal))
+    return rp_fail (fault, RP_FULL, 0, "the journal is full: %s has reached "
+                    "its limit of %" PRIu64 " bytes",
+                    rp_journal_name (journal), journal->limit_bytes);
+  status = rp_journal_free_slots (journal, 1, &slot, fault);
   if (status != RP_OK)
     return status;
   position = rp_slot_position (journal, slot);
@@ -348,20 +436,56 @@ open_batch (struct rp_journal *journal, uint64_t data_bytes, uint64_t points,
   return RP_OK;
 }
 
+/* Does one more entry go into the open batch? */
+static bool
+batch_has_room (const struct rp_journal *journal, uint64_t data_bytes)
+{
+  const struct rp_open_batch *batch = &journal->batch;
+
+  return batch->chunk && batch->point_count == 0
+         && batch->entry_count < journal->batch_entries_max
+         && data_bytes <= journal->chunk_bytes - batch->chunk->used
+         && segment_has_room (journal, batch->chunk->segment, data_bytes, 1,
+                              0);
+}
+
 /* Room for one more entry in the open batch, which may be a new one. */
 static int
 reserve_entry (struct rp_journal *journal, bool with_data,
                struct rp_fault *fault)
 {
   const uint64_t data_bytes = with_data ? journal->super.grain_bytes : 0;
-  const struct rp_open_batch *batch = &journal->batch;
 
-  if (batch->chunk && batch->point_count == 0
-      && batch->entry_count < journal->batch_entries_max
-      && data_bytes <= journal->chunk_bytes - batch->chunk->used
-      && segment_has_room (journal, batch->chunk->segment, data_bytes, 1, 0))
-    return RP_OK;
-  return open_batch (journal, data_bytes, 0, fault);
+  return batch_has_room (journal, data_bytes)
+         ? RP_OK : open_batch (journal, data_bytes, 0, fault);
+}
+
+int
+rp_journal_make_room (struct rp_journal *journal, struct rp_fault *fault)
+{
+  const uint64_t data_bytes = journal->super.grain_bytes;
+
+  while (journal->limit_bytes != 0) {
+    const struct rp_segment *segment = current_segment (journal);
+    int status;
+
+    if (batch_has_room (journal, data_bytes)
+        || (segment && segment_has_room (journal, segment, data_bytes
+                                         + journal->block_bytes, 1, 0))
+        || limit_allows_segment (journal))
+      break;
+    if (!journal->limit_waits)
+      return rp_fail (fault, RP_FULL, 0, "the journal is full: %s has reached "
+                      "its limit of %" PRIu64 " bytes",
+                      rp_journal_name (journal), journal->limit_bytes);
+    pthread_cond_wait (&journal->room, &journal->lock);
+    status = rp_journal_usable (journal, fault);
+    if (status == RP_OK && journal->super.held)
+      status = rp_fail (fault, RP_HELD, 0, "%s", rp_journal_name (journal));
+    if (status != RP_OK)
+      return status;
+  }
+  return RP_OK;
 }
 
 static void
@@ -457,10 +581,13 @@ rp_journal_append_zeros (struct rp_journal *journal, uint64_t grain,
   const uint64_t stop = grain + count;
 
   while (grain < stop) {
+    int status = rp_journal_make_room (journal, fault);
     uint32_t previous;
-    uint64_t run = rp_map_run (&journal->map, grain, stop, 0, &previous);
-    int status;
+    uint64_t run;
 
+    if (status != RP_OK)
+      return status;
+    run = rp_map_run (&journal->map, grain, stop, 0, &previous);
     if (previous > RP_PLACE_ZEROS)
       run = 1;                   /* each has its own previous place */
     if (run > UINT32_MAX)
@@ -519,8 +646,8 @@ rp_journal_mark (struct rp_journal *journal, const struct rp_point *point,
 
     cut.sequence = batch->sequence;
     cut.ordinal = batch->chunk->segment->entry_count;
-    status = rp_journal_add_point (journal, &cut, journal->segment_count - 1,
-                                   fault);
+    status = rp_journal_add_point (journal, &cut,
+                                   batch->chunk->segment->number, fault);
     if (status == RP_OK) {
       /* bytes behind the label's end are not ours to keep */
       memset (cut.point.label, 0, sizeof cut.point.label);

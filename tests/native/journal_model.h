@@ -36,6 +36,8 @@ random_below (uint64_t *state, uint64_t limit)
 struct memory_disk {
   struct rp_disk disk;
   uint8_t *bytes;
+  uint64_t changes, flushes;     /* calls so far */
+  uint64_t fail_change;          /* the change that fails; 0: none */
 };
 
 static inline int
@@ -44,6 +46,47 @@ memory_pread (struct rp_disk *disk, void *buffer, size_t length,
 {
   (void) fault;
   memcpy (buffer, ((struct memory_disk *) disk)->bytes + offset, length);
+  return RP_OK;
+}
+
+static inline int
+memory_change (struct rp_disk *disk, struct rp_fault *fault)
+{
+  struct memory_disk *memory = (struct memory_disk *) disk;
+
+  if (++memory->changes == memory->fail_change)
+    return rp_fail (fault, RP_IO, 0, "memory disk");
+  return RP_OK;
+}
+
+static inline int
+memory_pwrite (struct rp_disk *disk, const void *buffer, size_t length,
+               uint64_t offset, struct rp_fault *fault)
+{
+  const int status = memory_change (disk, fault);
+
+  if (status == RP_OK)
+    memcpy (((struct memory_disk *) disk)->bytes + offset, buffer, length);
+  return status;
+}
+
+static inline int
+memory_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
+             bool may_trim, struct rp_fault *fault)
+{
+  const int status = memory_change (disk, fault);
+
+  (void) may_trim;
+  if (status == RP_OK)
+    memset (((struct memory_disk *) disk)->bytes + offset, 0, length);
+  return status;
+}
+
+static inline int
+memory_flush (struct rp_disk *disk, struct rp_fault *fault)
+{
+  (void) fault;
+  ((struct memory_disk *) disk)->flushes++;
   return RP_OK;
 }
 
@@ -61,15 +104,17 @@ memory_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
 }
 
 static const struct rp_disk_functions memory_functions = {
-  .name = "memory", .pread = memory_pread, .run = memory_run,
+  .name = "memory", .pread = memory_pread, .pwrite = memory_pwrite,
+  .zero = memory_zero, .flush = memory_flush, .run = memory_run,
 };
 
 static inline struct rp_disk *
 memory_disk_init (struct memory_disk *disk, uint64_t bytes, uint8_t fill)
 {
+  memset (disk, 0, sizeof *disk);
   disk->disk.functions = &memory_functions;
   disk->disk.size_bytes = bytes;
-  disk->disk.read_only = true;
+  disk->disk.read_only = true;   /* a test that destages says otherwise */
   disk->bytes = malloc (bytes);
   CHECK (disk->bytes);
   memset (disk->bytes, fill, bytes);
