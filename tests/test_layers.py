@@ -28,7 +28,7 @@ ROWS = [
     {"disk", "journal", "export"},
     {"convert", "interim", "rollback", "journals", "control", "rpo", "below", "chains", "digests"},
     {"seed", "scrub_notes"},
-    {"scrub_base"},
+    {"scrub_base", "scrub_links"},
     {"scrub"},
     {"provision", "showing", "mending"},
     {"replica", "hypervisor"},

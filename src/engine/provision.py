@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import chains, control, interim, retention, scrub, seed
+from . import chains, control, interim, retention, scrub, scrub_links, seed
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -288,7 +288,7 @@ def resume(directory: Dir, manifest: Manifest) -> None:
 
 def _refuse_damage(directory: Dir, entries: Sequence[DiskEntry]) -> None:
     for entry in entries:
-        found = scrub.base_damage(directory, entry)
+        found = scrub_links.structure(directory, entry)
         if found:
             raise FormatError(
                 f"{directory.path}/{entry.base} cannot be a base: {found[0].message}",

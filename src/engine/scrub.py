@@ -7,16 +7,13 @@ goes on where it was. What is proven is said in docs/operations.md.
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 
-from . import digests, scrub_base, scrub_notes
+from . import digests, scrub_base, scrub_links, scrub_notes
 from ._native import Dir
-from .disk import check, open_disk
 from .errors import Error, NotFoundError
 from .journal import journal_names
-from .manifest import DiskEntry, Manifest
+from .manifest import Manifest
 from .scrub_notes import Damage, LogNotes, Notes, Place, Progress, Row, id_of
 
 FILE_NAMES = (scrub_notes.FILE_NAME, digests.FILE_NAME)  # that a scrub may leave
@@ -65,12 +62,13 @@ def examine(
     try:
         for entry in manifest.disks:
             place = Place(directory, manifest, entry, notes, progress)
-            found = base_damage(directory, entry)
+            written = entry.journal is not None and scrub_links.may_be_written(place)
+            found = scrub_links.structure(directory, entry, written)
             sound = not found
             if entry.journal is not None:
-                found += _log_damage(place) + _chain_damage(place)
+                found += _log_damage(place) + scrub_links.chain_damage(place)
             if sound:
-                found += scrub_base.rotten(place)
+                found += scrub_base.rotten(place) + scrub_links.frozen_damage(place)
             report[entry.name] = found
     except BaseException:
         notes.save(now=True)
@@ -79,25 +77,6 @@ def examine(
     if all(damage.where == "digests" for found in report.values() for damage in found):
         scrub_base.record(directory, notes)  # a damaged replica is left as it is
     return report, notes.state.started if notes.resumed else None
-
-
-def base_damage(directory: Dir, entry: DiskEntry) -> list[Damage]:
-    """What is wrong with the structure of a base."""
-    try:
-        found = check(f"{directory.path}/{entry.base}", io=directory.io)["findings"]
-    except Error as error:
-        return [Damage(where="base", message=error.message, file=entry.base)]
-    return [
-        Damage(
-            where="base",
-            message=f"{row['file']}: {row['message']}",
-            file=os.path.basename(row["file"]),
-            position=row["position"],
-            guest_offset=row["guest_offset"],
-            length=row["length"],
-        )
-        for row in found
-    ]
 
 
 # ---- journals ----
@@ -172,13 +151,3 @@ def _with_points(place: Place, rows: list[Row]) -> list[Damage]:
         )
         if not gone
     ]
-
-
-def _chain_damage(place: Place) -> list[Damage]:
-    """Does the journal still fit what is below it?"""
-    assert place.entry.journal is not None
-    try:
-        open_disk(place.path(place.entry.journal), io=place.directory.io).close()
-    except Error as error:
-        return [Damage(where="chain", message=error.message, file=place.entry.journal)]
-    return []

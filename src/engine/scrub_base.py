@@ -23,11 +23,15 @@ def content_of(place: Place, base: OpenDisk) -> str | None:
     A content id changes once for each open, so where a journal writes its base while it
     goes on, how far it has done that is needed too.
     """
-    with open_disk(base.path, io=place.directory.io) as now:  # its descriptor, as it is now
-        descriptor = now.links[0].descriptor
+    with open_disk(base.path, io=place.directory.io) as again:  # its descriptor, as it is now
+        descriptor = again.links[0].descriptor
     assert descriptor is not None
     content = f"{descriptor.cid:08x}"
-    if place.entry.journal is None:
+    now = manifests.load(place.directory)
+    if now.merging is not None and place.entry.base in now.merging.into.values():
+        return None
+    entry = now.disk(place.entry.name)
+    if entry.journal is None or entry.below != entry.base:
         return content
     try:
         with place.log() as journal:
@@ -137,17 +141,8 @@ def _differences(
                 length=min(REGION_BYTES, base.size_bytes - offset),
                 region=number,
                 digest=None if digest is None else f"{digest:016x}",
-                points=_all_points(place),
+                points=place.points(),  # each reads what no write has replaced
                 end=True,
             )
         )
     return found
-
-
-def _all_points(place: Place) -> tuple[int, int] | None:
-    """Every point reads what no write has replaced from the base."""
-    ids = [point.id for point in place.manifest.frozen]
-    if place.entry.journal is not None:
-        with contextlib.suppress(Error), place.log() as journal:
-            ids += [row[0] for row in journal.native.points()]
-    return (min(ids), max(ids)) if ids else None

@@ -39,7 +39,7 @@ class Damage(msgspec.Struct, kw_only=True):
     harmed; end: the newest state as well.
     """
 
-    where: str  # "journal", "base", "chain", "digests"
+    where: str  # "journal", "base", "link", "chain", "digests"
     message: str
     file: str | None = None
     position: int | None = None
@@ -74,6 +74,7 @@ class DiskNotes(msgspec.Struct, kw_only=True):
     log: LogNotes | None = None
     base: BaseNotes | None = None
     fresh: BaseDigests | None = None
+    links: list[str] = []  # frozen ones that are as they were
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -140,6 +141,14 @@ class Place(NamedTuple):
     def log(self) -> OpenJournal:
         names = journal_names(self.entry.name)
         return open_journal(self.path(names.log), io=self.directory.io)
+
+    def points(self) -> tuple[int, int] | None:
+        """The oldest and the newest restore point, long-term ones included."""
+        ids = [point.id for point in self.manifest.frozen]
+        if self.entry.journal is not None:
+            with contextlib.suppress(Error), self.log() as journal:
+                ids += [row[0] for row in journal.native.points()]
+        return (min(ids), max(ids)) if ids else None
 
     def tell(self, done: int, total: int) -> bool:
         self.notes.save()
