@@ -692,8 +692,7 @@ forget_segments (struct rp_journal *journal, uint64_t count)
   journal->segment_count -= count;
   memmove (journal->segments, journal->segments + count,
            journal->segment_count * sizeof *journal->segments);
-  journal->next_trailer -= journal->next_trailer < count
-                           ? journal->next_trailer : count;
+  journal->next_trailer -= count;
   while (gone < journal->point_first && journal->points[gone].segment < first)
     free (journal->points[gone++].label);
   journal->point_count -= gone;
@@ -708,6 +707,10 @@ static void
 free_segments (struct rp_journal *journal, uint64_t count)
 {
   pthread_mutex_lock (&journal->lock);
+  rp_journal_lead (journal);
+  if (journal->next_trailer < count)   /* nobody will read their summaries */
+    journal->next_trailer = count;
+  rp_journal_end_lead (journal);
   rp_journal_await_readers (journal);
   pthread_mutex_unlock (&journal->lock);
   punch_slots (journal, count);
