@@ -35,10 +35,12 @@ def wait_until(condition: Any, what: str) -> None:
 
 
 @contextlib.contextmanager
-def ingesting(path: Path, socket: Path, rpo_seconds: float = 3600.0) -> Iterator[Ingest]:
+def ingesting(
+    path: Path, socket: Path, rpo_seconds: float = 3600.0, **options: bool
+) -> Iterator[Ingest]:
     """An ingest on a thread of this process; ended in order."""
     with Replica.open(path) as replica:
-        ingest = Ingest(replica, str(socket), rpo_seconds)
+        ingest = Ingest(replica, str(socket), rpo_seconds, **options)
         ingest.start()
         failures: list[BaseException] = []
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import require_tool
+from replicas import wait_until
 from rollpoint import demo_guest
 from rollpoint.demo import Demo
 from rollpoint.demo_replica import ReplicaSide
@@ -114,7 +115,8 @@ def test_every_restore_point_is_one_cut_of_both_disks(pair: tuple[Source, Replic
     source.check_in_step()
     source.kill()
     dead = source.known("dead")
-    side.rollpoint("mark", side.path)  # what came after the newest one
+    # What came after the newest one gets one when its connections are found lost.
+    wait_until(lambda: not side.rollpoint("points", side.path)["gaps"][-1]["end"], "it is found")
     with Replica.open(side.path) as replica:
         points = list(replica.points)
         some = points[:: len(points) // 12 + 1]
@@ -149,8 +151,9 @@ def test_after_its_ingest_was_killed_the_source_gets_in_step_again(
     images = side.images_by_us(outcome.interims, "recovered")
     assert [first_difference(known.images[name], images[name]) for name in DISKS] == [None, None]
     gaps = side.rollpoint("points", side.path)["gaps"]
-    assert len(gaps) == 2  # the first copy; the killed ingest, until the second copy was done
-    assert all(gap["end"] for gap in gaps)
+    # The first copy; the killed ingest, until the second copy was done; the source's end.
+    assert [gap["end"] is None for gap in gaps] == [False, False, True]
+    assert "was lost" in gaps[-1]["cause"]
 
 
 def recovered_counters(replica: Replica, point_id: int, side: ReplicaSide) -> tuple[int, int]:

@@ -164,7 +164,7 @@ def test_a_writer_that_leaves_without_a_word_raises_the_alarm(pair: Pair) -> Non
     for how, write in (("disc", True), ("disc", False), ("gone", False)):
         leave(pair, how, write=write)
     assert eventually(lambda: pair.server.stats()["connections_open"] == 0)
-    assert not pair.gate.alarmed
+    assert (pair.gate.alarmed, pair.gate.alarms) == (False, 0)
     leave(pair, "gone", write=True)
     assert eventually(lambda: pair.gate.alarmed)
     other = Raw(pair.path).enter("a")
@@ -177,7 +177,7 @@ def test_a_writer_that_leaves_without_a_word_raises_the_alarm(pair: Pair) -> Non
     other.socket.close()
     assert eventually(lambda: pair.gate.alarmed)
     pair.gate.watch(False)
-    assert not pair.gate.alarmed
+    assert (pair.gate.alarmed, pair.gate.alarms) == (False, 2)
 
 
 class Writer(threading.Thread):

@@ -8,7 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from replicas import Source, empty_model, ingesting, make, rollpoint, wait_until
+from nbd_peers import DISC, WRITE, Raw
+from replicas import (
+    Source,
+    empty_model,
+    ingesting,
+    make,
+    rollpoint,
+    seen_by_qemu,
+    wait_until,
+)
+from rollpoint import control, operation, replication
 from rollpoint import rpo as room
 from rollpoint.lags import BUCKET_MAX, RECENT_POINTS, Histogram, Lag, bound_of, bucket_of
 from rollpoint.points import Point
@@ -283,3 +293,89 @@ def test_a_point_that_waits_for_a_slow_commit_is_late(tmp_path: Path) -> None:
         assert replica.manifest.rpo.lag is not None
         assert replica.manifest.rpo.lag.ever.samples == 1
         assert replica.points.latest.time <= format_time(2**62)
+
+
+# ---- a source that is gone ----
+
+
+def write_and_vanish(where: Path, disk: str, data: bytes, offset: int) -> None:
+    """As a process that is killed: the last write is acknowledged, and no goodbye said."""
+    client = Raw(where).enter(disk)
+    assert client.error(WRITE, offset, len(data), data=data) == 0
+    client.socket.close()
+
+
+def gap_of(path: Path) -> dict[str, object] | None:
+    gap = control.ask(str(path / ".control.sock"), "status")["gap"]
+    assert gap is None or isinstance(gap, dict)
+    return gap
+
+
+def test_a_lost_connection_marks_what_came_before_and_begins_a_gap(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    make(path)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        other = Raw(tmp_path / "s").enter("a")
+        assert other.error(WRITE, 0, 6, data=b"before") == 0
+        write_and_vanish(tmp_path / "s", "b", b"last words", 4096)
+        wait_until(lambda: gap_of(path), "the loss is noticed")
+        assert other.error(WRITE, 0, 6, data=b"after ") == 0
+        assert len(replica.points) == 1
+        gap = gap_of(path)
+        assert gap is not None
+        assert gap["start"] == replica.points.latest.time
+        assert gap["disks"] == ["b"]
+        assert "connection to disk b was lost" in str(gap["cause"])
+        wait_until(lambda: rollpoint("points", path)["gaps"], "the manifest knows")
+        assert rollpoint("mark", path, code=1)["type"] == "GapError"
+        done = operation.failover(replica, power_on=False)
+        assert seen_by_qemu(done.interims["a"], tmp_path)[:6] == b"before"
+        assert seen_by_qemu(done.interims["b"], tmp_path)[4096:4106] == b"last words"
+        operation.undo(replica)
+        other.socket.close()
+
+
+def test_a_clean_goodbye_or_a_reader_that_vanishes_is_no_gap(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    make(path)
+    with ingesting(path, tmp_path / "s"):
+        writer = Raw(tmp_path / "s").enter("a")
+        assert writer.error(WRITE, 0, 4, data=b"data") == 0
+        writer.request(DISC)
+        assert writer.closed()
+        writer.socket.close()
+        with Raw(tmp_path / "s").enter("a") as reader:
+            assert reader.read(0, 4) == b"data"
+        with Raw(tmp_path / "s"):
+            pass  # not even a handshake
+        rollpoint("mark", path)
+        assert gap_of(path) is None
+    assert rollpoint("points", path)["gaps"] == []
+
+
+def test_who_watches_the_source_may_have_losses_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    make(path)
+    with ingesting(path, tmp_path / "s", ignore_lost=True):
+        write_and_vanish(tmp_path / "s", "b", b"x", 0)
+        rollpoint("mark", path)
+        assert gap_of(path) is None
+
+
+@pytest.mark.parametrize("end", ["hold", "stop"])
+def test_what_was_acknowledged_before_a_loss_is_in_a_point_however_soon_the_end_is(
+    tmp_path: Path, end: str
+) -> None:
+    path = tmp_path / "r"
+    make(path)
+    for turn in range(5):
+        with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+            write_and_vanish(tmp_path / "s", "a", turn.to_bytes(2, "big"), 0)
+            if end == "hold":
+                replication.hold(replica)
+        with Replica.open(path) as replica:
+            with replica.journals() as journals:
+                assert not journals.has_news, turn
+            if end == "hold":
+                replication.release(replica)
+            replication.mark(replica, caught_up=True)

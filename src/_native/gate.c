@@ -18,6 +18,7 @@ struct rp_gate {
   bool             held;
   bool             cutting;      /* one cut at a time */
   bool             watched, alarmed;
+  uint64_t         alarms;       /* ever */
   uint64_t         closed_ns;    /* of the cut */
 };
 
@@ -253,6 +254,8 @@ void
 rp_gate_alarm (struct rp_gate *gate)
 {
   pthread_mutex_lock (&gate->lock);
+  if (!gate->held)
+    gate->alarms++;
   if (gate->watched && !gate->held) {
     gate->alarmed = true;
     atomic_fetch_or (&gate->state, CLOSED);
@@ -269,6 +272,17 @@ rp_gate_is_alarmed (struct rp_gate *gate)
   alarmed = gate->alarmed;
   pthread_mutex_unlock (&gate->lock);
   return alarmed;
+}
+
+uint64_t
+rp_gate_alarms (struct rp_gate *gate)
+{
+  uint64_t alarms;
+
+  pthread_mutex_lock (&gate->lock);
+  alarms = gate->alarms;
+  pthread_mutex_unlock (&gate->lock);
+  return alarms;
 }
 
 void

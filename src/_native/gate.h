@@ -66,12 +66,13 @@ int rp_gate_mark (struct rp_gate *gate, struct rp_journal *const *journals,
                   struct rp_fault *fault);
 uint64_t rp_gate_end (struct rp_gate *gate);
 
-/* Alarms count from watch (true) on; watch (false) ends one that is on. */
+/* Whether an alarm closes the gate; false ends one that is on. */
 void rp_gate_watch (struct rp_gate *gate, bool on);
-/* May be called by a thread that is inside.  Nothing where the gate is not
- * watched, or is held. */
+/* May be called by a thread that is inside.  Nothing while the gate is held. */
 void rp_gate_alarm (struct rp_gate *gate);
 bool rp_gate_is_alarmed (struct rp_gate *gate);
+/* How many there were, watched or not. */
+uint64_t rp_gate_alarms (struct rp_gate *gate);
 void rp_gate_heed (struct rp_gate *gate);
 
 #endif /* RP_GATE_H */

@@ -17,6 +17,7 @@ cdef extern from "gate.h":
     uint64_t rp_gate_end(rp_gate *gate) nogil
     void rp_gate_watch(rp_gate *gate, bint on) nogil
     bint rp_gate_is_alarmed(rp_gate *gate) nogil
+    uint64_t rp_gate_alarms(rp_gate *gate) nogil
     void rp_gate_heed(rp_gate *gate) nogil
 
 
@@ -114,6 +115,10 @@ cdef class Gate:
     @property
     def alarmed(self):
         return bool(rp_gate_is_alarmed(self._gate))
+
+    @property
+    def alarms(self):
+        return rp_gate_alarms(self._gate)
 
     def heed(self):
         """Let writers in again after an alarm."""

@@ -36,6 +36,8 @@ class Ingest:
         replica: Ready and not on hold.
         socket_path: Of the Unix socket (0600) whose exports are named like the disks.
         rpo_seconds: Between restore points while there are writes; at least 0.1.
+        ignore_lost: A connection of the source that is lost begins no gap: somebody
+            watches the source, and says gap-open.
 
     Raises (start):
         StateError, HeldError: The replica is not Ready, or on hold.
@@ -43,7 +45,12 @@ class Ingest:
     """
 
     def __init__(
-        self, replica: Replica, socket_path: str, rpo_seconds: float = RPO_SECONDS
+        self,
+        replica: Replica,
+        socket_path: str,
+        rpo_seconds: float = RPO_SECONDS,
+        *,
+        ignore_lost: bool = False,
     ) -> None:
         if rpo_seconds < RPO_SECONDS_MIN:
             raise UsageError(
@@ -52,7 +59,7 @@ class Ingest:
             )
         self._replica = replica
         self._socket_path = os.path.abspath(socket_path)
-        self._intake = Intake(replica, rpo_seconds)
+        self._intake = Intake(replica, rpo_seconds, ignore_lost=ignore_lost)
         self._answers = Answers(self._intake, self._stop_as_told)
         self._selector = selectors.DefaultSelector()
         self._wake_near, self._wake_far = socket.socketpair()

@@ -29,11 +29,17 @@ class Intake:
     Args:
         replica: Whose.
         rpo_seconds: Between restore points while there are writes.
+        ignore_lost: Somebody else tells when the source's connections are lost.
     """
 
-    def __init__(self, replica: Replica, rpo_seconds: float) -> None:
+    def __init__(
+        self, replica: Replica, rpo_seconds: float, *, ignore_lost: bool = False
+    ) -> None:
         self.replica = replica
         self.rpo_seconds = rpo_seconds
+        self._ignore_lost = ignore_lost
+        self._alarms = 0  # that were heeded, of the gate's
+        self._lost: dict[str, int] = {}  # connections, as the server last told
         self.record = RpoRecord(rpo_seconds, [disk.name for disk in replica.manifest.disks])
         self.journals: Journals | None = None  # None: held
         self.server: _native.NbdServer | None = None
@@ -94,14 +100,53 @@ class Intake:
         for name, journal in zip(journals.names, journals.natives, strict=True):
             server.add(name, journal.disk(), gate=journals.gate)
         server.listen(os.dup(self.listener.fileno()))
+        self._lost, self._alarms = {}, journals.gate.alarms
+        journals.gate.watch(not self._ignore_lost)
         server.start()
         self.server = server
 
     def stop_serving(self) -> None:
         """End the exports; requests in flight may end before."""
         if self.server is not None:
+            if self.journals is not None:
+                self.journals.gate.watch(False)  # nobody is to wait in it any more
             self.server.stop(STOP_MS)
+            self._note_losses()
             self.server = None  # it keeps the journals, and so their locks
+
+    def heed_losses(self) -> None:
+        """Where a writer left without a word, mark what was there, and begin a gap.
+
+        It may write on elsewhere, and what it wrote may never come. The gate is closed
+        since the loss: a point now has what was acknowledged before, and nothing of
+        what the source may have written to other disks since.
+        """
+        if self._has_losses:
+            self.mark_if_news()
+            self._note_losses()
+            self.need_running().gate.heed()
+
+    @property
+    def _has_losses(self) -> bool:
+        """Whether there were some that are not noted yet."""
+        if self._ignore_lost or self.journals is None or self.server is None:
+            return False
+        return self.journals.gate.alarms != self._alarms
+
+    def _note_losses(self) -> None:
+        """Begin the gap of losses that are not noted yet."""
+        if not self._has_losses:
+            return
+        assert self.server is not None
+        self._alarms, lost = self.need_running().gate.alarms, self.server.lost()
+        disks = [name for name, count in lost.items() if count != self._lost.get(name, 0)]
+        self._lost = lost
+        which = f"disk {', '.join(disks)}" if disks else "a disk"
+        self.record.begin_gap(
+            f"the source's connection to {which} was lost: it may have written on",
+            resync=True,
+            disks=disks,
+        )
 
     def refuse_clients(self) -> None:
         """On hold there are no exports: who connects is sent away, and may come again."""
@@ -129,6 +174,7 @@ class Intake:
         if self.journals is None:
             self.refuse_clients()
             return
+        self.heed_losses()
         self.look()
         self.journals.commit()
         if self.record.is_due:
@@ -145,6 +191,7 @@ class Intake:
 
     def mark_if_news(self) -> None:
         """A restore point if there is something for it, and it would be exact."""
+        # Where a writer was just lost, this is the point of heed_losses.
         if not self.record.catching_up and self.has_news:
             self.mark("crash", "")
 
@@ -161,6 +208,8 @@ class Intake:
             raise StaleEpochError(f"epoch {epoch} is older than {self.epoch}, which is set")
         journals, begun = self.journals or self._reopen(epoch), time.monotonic()
         try:
+            journals.gate.hold()
+            self.heed_losses()
             last = journals.fence(epoch, consistent=not self.record.catching_up)
             if last is not None:
                 self.record.marked(last, begun, journals.seen())
@@ -202,6 +251,7 @@ class Intake:
     def close_clean(self) -> None:
         """Drain, a last point, clean journals."""
         if self.journals is not None:
+            self.heed_losses()
             self.stop_serving()
             self.mark_if_news()
             self.journals.close_clean()

@@ -32,6 +32,13 @@ def ingest(
     rpo: Annotated[
         str, typer.Option(metavar="TIME", help="Between restore points while there are writes.")
     ] = "2s",
+    ignore_lost: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-lost",
+            help="A lost connection begins no gap: a supervisor of the source says gap-open.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Serve one NBD export for each disk, named like it, until SIGTERM or SIGINT.
@@ -42,7 +49,7 @@ def ingest(
 
     seconds = parse_duration(rpo)
     with Replica.open(directory) as replica:
-        service = Ingest(replica, socket, seconds)
+        service = Ingest(replica, socket, seconds, ignore_lost=ignore_lost)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: service.stop())
         service.start()
