@@ -426,6 +426,11 @@ build_map (struct rp_journal *journal, const struct rp_cut *target,
     status = rp_map_create (map, journal->grain_count, fault);
     if (status == RP_OK && from > based)
       status = rp_journal_read_root (journal, map, fault);
+    if (status == RP_CORRUPT) {  /* the log says all that it said */
+      rp_map_destroy (map);
+      from = based;
+      status = rp_map_create (map, journal->grain_count, fault);
+    }
   }
   out->backwards = from > target->entry;
   out->entries_walked = distance (from, target->entry);
@@ -810,20 +815,39 @@ rp_journal_show_end (struct rp_journal *journal, bool again, bool limited,
   return status;
 }
 
+/* Is the root whole that is shown already?  Who reads the disk through it has
+ * no checksum to look at. */
+static int
+check_shown (struct rp_journal *journal, bool *whole, struct rp_fault *fault)
+{
+  struct rp_map map;
+  int status = rp_map_create (&map, journal->grain_count, fault);
+
+  if (status == RP_OK)
+    status = rp_journal_read_root (journal, &map, fault);
+  rp_map_destroy (&map);
+  *whole = status != RP_CORRUPT;
+  return status == RP_CORRUPT ? RP_OK : status;
+}
+
 static int
 roll (struct rp_journal *journal, uint64_t point_id, struct rp_roll *out,
       struct rp_fault *fault)
 {
   struct rp_cut target = { .entry = 0 };
   struct rp_map map = { .tables = NULL }, *use;
+  bool whole = true;
   int status = rp_journal_commit (journal, fault);
 
   if (status == RP_OK)
     status = rp_journal_find_cut (journal, point_id, &target, fault);
+  if (status == RP_OK && target.entry == journal->root.entry
+      && point_id != RP_POINT_END)
+    status = check_shown (journal, &whole, fault);
   if (status != RP_OK)
     return status;
   out->point_id = target.point_id;
-  if (target.entry != journal->root.entry) {
+  if (target.entry != journal->root.entry || !whole) {
     status = rp_journal_begin_session (journal, fault);
     if (status != RP_OK)
       rp_journal_fail (journal, status, fault);
