@@ -33,6 +33,7 @@ ROWS = [
     {"provision", "showing", "mending"},
     {"replica", "hypervisor"},
     {"replication", "mount", "noting", "frozen"},
+    {"retaining"},
     {"intake"},
     {"ingest_answers"},
     {"ingest", "steps"},

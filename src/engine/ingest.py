@@ -13,6 +13,7 @@ import os
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from typing import cast
 
 from . import control, replication
@@ -69,6 +70,10 @@ class Ingest:
         self._stopping = False
         self._told_to_stop = False  # by who has the lock and writes the manifest
         self._control: control.ControlServer | None = None
+
+    def on_warning(self, warn: Callable[[str], object]) -> None:
+        """Have warnings told: that the journals fill up, that history is shortened."""
+        self._intake.warn = warn
 
     # ---- its life ----
 
@@ -165,6 +170,7 @@ class Ingest:
 
     def _fail(self, error: Error) -> None:
         """Turn red: no write gets through any more, and the manifest says why."""
+        self._intake.retainer.stop()  # who waits for room keeps the gate open
         if self._intake.journals is not None:
             self._intake.journals.gate.hold()
         with contextlib.suppress(Error), self._replica.locked(LOCK_SECONDS) as manifest:

@@ -64,11 +64,13 @@ class Answers:
             "pid": os.getpid(),
             "epoch": intake.epoch,
             **intake.record.status(intake.has_news),
+            "retention": intake.retainer.status(),
             "exports": intake.server.stats() if intake.server else None,
         }
 
     def _mark(self, request: Answer) -> Answer:
         self._intake.need_running()
+        self._intake.heed_alarms()
         if self._intake.record.catching_up:
             raise GapError(*replication.NOT_CAUGHT_UP)
         return self._mark_or_fail(*replication.asked_for(request)).to_json()
@@ -78,7 +80,8 @@ class Answers:
         try:
             return self._intake.mark(kind, label)
         except Error as error:
-            self._intake.failure = error
+            if self._intake.has_failed(error):
+                self._intake.failure = error
             raise
 
     def _gap_open(self, request: Answer) -> Answer:
@@ -89,6 +92,9 @@ class Answers:
     def _gap_close(self, request: Answer) -> Answer:
         self._intake.need_running()
         kind, label = replication.asked_for(request)
+        if self._intake.has_refusals:  # of what it had sent again, perhaps
+            self._intake.heed_alarms()
+            raise GapError(*replication.NOT_CAUGHT_UP)
         self._intake.record.catching_up = False
         return self._mark_or_fail(kind, label).to_json()
 

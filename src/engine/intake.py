@@ -9,10 +9,20 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import _native, replication
-from .errors import Error, HeldError, LockedError, StaleEpochError, StateError
+from .errors import (
+    Error,
+    FailedError,
+    HeldError,
+    LockedError,
+    StaleEpochError,
+    StateError,
+    StorageError,
+)
+from .retaining import Retainer
 from .rpo import RpoRecord
 
 if TYPE_CHECKING:
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from .replica import Replica
 
 STOP_MS = 5000  # for requests in flight when the exports end
+FULL = "the journals were full: writes were refused, and the source may have lost them"
 
 
 class Intake:
@@ -40,17 +51,22 @@ class Intake:
         self._ignore_lost = ignore_lost
         self._alarms = 0  # that were heeded, of the gate's
         self._lost: dict[str, int] = {}  # connections, as the server last told
+        self._refused: dict[str, int] = {}  # writes, likewise
         self.record = RpoRecord(rpo_seconds, [disk.name for disk in replica.manifest.disks])
+        self.retainer = Retainer(replica)
         self.journals: Journals | None = None  # None: held
         self.server: _native.NbdServer | None = None
         self.listener: socket.socket | None = None
         self.epoch = 0
         self.due = 0.0  # the next point, if there is news by then; monotonic
         self.failure: Error | None = None  # ends the ingest once the client has been told
+        self.warn: Callable[[str], object] = lambda text: None  # what retention warns of
 
     def take_journals(self) -> Journals:
         """Open them for writing, with the manifest's epoch. Locked."""
-        self.journals = journals = self.replica.journals(writable=True, with_bases=True)
+        self.journals = journals = self.replica.journals(
+            writable=True, with_bases=True, writable_bases=True
+        )
         self.epoch = self.replica.manifest.epoch
         points = journals.points()
         self.record.start(points.latest if len(points) else None, journals.seen())
@@ -100,53 +116,67 @@ class Intake:
         for name, journal in zip(journals.names, journals.natives, strict=True):
             server.add(name, journal.disk(), gate=journals.gate)
         server.listen(os.dup(self.listener.fileno()))
-        self._lost, self._alarms = {}, journals.gate.alarms
-        journals.gate.watch(not self._ignore_lost)
+        self._lost, self._refused, self._alarms = {}, {}, journals.gate.alarms
+        journals.gate.watch(True)
         server.start()
         self.server = server
+        self.retainer.start(journals)
 
     def stop_serving(self) -> None:
         """End the exports; requests in flight may end before."""
+        self.retainer.stop()  # nothing is refused from here on
         if self.server is not None:
             if self.journals is not None:
                 self.journals.gate.watch(False)  # nobody is to wait in it any more
             self.server.stop(STOP_MS)
-            self._note_losses()
+            self._note_alarms()
             self.server = None  # it keeps the journals, and so their locks
 
-    def heed_losses(self) -> None:
-        """Where a writer left without a word, mark what was there, and begin a gap.
+    def heed_alarms(self) -> None:
+        """Where a writer left without a word, or was refused, mark what was there: then a gap.
 
         It may write on elsewhere, and what it wrote may never come. The gate is closed
-        since the loss: a point now has what was acknowledged before, and nothing of
+        since the alarm: a point now has what was acknowledged before, and nothing of
         what the source may have written to other disks since.
         """
-        if self._has_losses:
+        if self._has_alarms:
             self.mark_if_news()
-            self._note_losses()
+            self._note_alarms()
             self.need_running().gate.heed()
 
     @property
-    def _has_losses(self) -> bool:
+    def _has_alarms(self) -> bool:
         """Whether there were some that are not noted yet."""
-        if self._ignore_lost or self.journals is None or self.server is None:
+        if self.journals is None or self.server is None:
             return False
         return self.journals.gate.alarms != self._alarms
 
-    def _note_losses(self) -> None:
-        """Begin the gap of losses that are not noted yet."""
-        if not self._has_losses:
+    @property
+    def has_refusals(self) -> bool:
+        """Whether a write was refused, the journals being full, that is not noted yet."""
+        return self.server is not None and self.server.refused() != (
+            self._refused or dict.fromkeys(self.server.refused(), 0)
+        )
+
+    def _note_alarms(self) -> None:
+        """Begin the gap of alarms that are not noted yet."""
+        if not self._has_alarms:
             return
         assert self.server is not None
-        self._alarms, lost = self.need_running().gate.alarms, self.server.lost()
-        disks = [name for name, count in lost.items() if count != self._lost.get(name, 0)]
-        self._lost = lost
-        which = f"disk {', '.join(disks)}" if disks else "a disk"
-        self.record.begin_gap(
-            f"the source's connection to {which} was lost: it may have written on",
-            resync=True,
-            disks=disks,
-        )
+        self._alarms = self.need_running().gate.alarms
+        lost, refused = self.server.lost(), self.server.refused()
+        left = [name for name, count in lost.items() if count != self._lost.get(name, 0)]
+        full = [name for name, count in refused.items() if count != self._refused.get(name, 0)]
+        self._lost, self._refused = lost, refused
+        if left and not self._ignore_lost:
+            self.record.begin_gap(
+                f"the source's connection to disk {', '.join(left)} was lost: it may have "
+                "written on",
+                resync=True,
+                disks=left,
+            )
+        if full:
+            self.record.begin_gap(FULL, resync=True, disks=full)
 
     def refuse_clients(self) -> None:
         """On hold there are no exports: who connects is sent away, and may come again."""
@@ -174,7 +204,8 @@ class Intake:
         if self.journals is None:
             self.refuse_clients()
             return
-        self.heed_losses()
+        self.heed_alarms()
+        self.heed_retention()
         self.look()
         self.journals.commit()
         if self.record.is_due:
@@ -191,9 +222,30 @@ class Intake:
 
     def mark_if_news(self) -> None:
         """A restore point if there is something for it, and it would be exact."""
-        # Where a writer was just lost, this is the point of heed_losses.
-        if not self.record.catching_up and self.has_news:
+        # After an alarm, this is the point of heed_alarms.
+        if self.record.catching_up or not self.has_news:
+            return
+        try:
             self.mark("crash", "")
+        except StorageError as error:
+            if self.has_failed(error):
+                raise  # otherwise the journals are full: a point was missed
+
+    def has_failed(self, error: Error) -> bool:
+        """Whether a mark that ended so ends the ingest: all but full journals do."""
+        full = isinstance(error, StorageError) and not isinstance(error, FailedError)
+        return not full or self.need_running().has_failed
+
+    def heed_retention(self) -> None:
+        """Tell its warnings, and mark a point where only that lets older ones go.
+
+        Raises:
+            Error: Retention failed: that ends the ingest.
+        """
+        for warning in self.retainer.news():
+            self.warn(warning)
+        if self.retainer.wants_point:
+            self.mark_if_news()
 
     def write_notes(self) -> None:
         """Put into the manifest what happened. Locked; the caller saves."""
@@ -206,10 +258,12 @@ class Intake:
         """Fence: the last point, journals closed with that epoch. The lock is with who asks."""
         if epoch < self.epoch:
             raise StaleEpochError(f"epoch {epoch} is older than {self.epoch}, which is set")
-        journals, begun = self.journals or self._reopen(epoch), time.monotonic()
+        journals = self.journals or self._reopen(epoch)
+        self.retainer.stop()  # who waits for room keeps the gate open
+        begun = time.monotonic()
         try:
             journals.gate.hold()
-            self.heed_losses()
+            self.heed_alarms()
             last = journals.fence(epoch, consistent=not self.record.catching_up)
             if last is not None:
                 self.record.marked(last, begun, journals.seen())
@@ -251,7 +305,7 @@ class Intake:
     def close_clean(self) -> None:
         """Drain, a last point, clean journals."""
         if self.journals is not None:
-            self.heed_losses()
+            self.heed_alarms()
             self.stop_serving()
             self.mark_if_news()
             self.journals.close_clean()

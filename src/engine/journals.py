@@ -212,6 +212,11 @@ class Journals:
             bool(native.info()["entries_since_point"]) for native in self.natives
         )
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether one of them takes nothing any more."""
+        return any(bool(native.info()["failed"]) for native in self.natives)
+
     def commit(self) -> None:
         """Make everything written so far durable; one sync for each disk that needs it.
 

@@ -156,6 +156,11 @@ def resume(
     with replica.locked():
         operation = replica.manifest.operation
         if operation is None:
+            from . import retaining
+
+            if retaining.finish(replica):
+                horizon = replica.manifest.horizon
+                return unrecorded_outcome(replica, "destage", horizon, begun)
             gone = frozen.finish(replica)
             return None if gone is None else unrecorded_outcome(replica, "expire", gone, begun)
         if operation.kind in ("create", "adopt", "seed", "remove"):

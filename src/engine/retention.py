@@ -31,14 +31,14 @@ class Use(NamedTuple):
 
     used_bytes: int
     limit_bytes: int  # 0: none
-    segment_bytes: int  # the largest of any disk
+    step_bytes: int  # what a disk may need free before it takes another segment
     disks: int
 
     @property
     def reserve_bytes(self) -> int:
         """What should stay free, so that nobody has to wait for it."""
         return min(
-            max(self.limit_bytes // 16, 2 * self.disks * self.segment_bytes),
+            max(self.limit_bytes // 16, 2 * self.disks * self.step_bytes),
             self.limit_bytes // 2,
         )
 
@@ -52,8 +52,8 @@ class Use(NamedTuple):
 
     @property
     def is_full(self) -> bool:
-        """Whether a disk that needs another segment may not get one."""
-        return 0 < self.limit_bytes < self.used_bytes + self.disks * self.segment_bytes
+        """Whether a disk that wants another segment may not get one."""
+        return 0 < self.limit_bytes < self.used_bytes + self.disks * self.step_bytes
 
 
 def check(retention: Retention, segments_bytes: Sequence[int]) -> Retention:
@@ -199,11 +199,10 @@ def next_move(
     if not points:
         return None
     wanted, why = by_window(points, now_ns, retention.window_seconds), "window"
-    step_ns = max(retention.window_seconds / STEPS_IN_WINDOW, STEP_SECONDS_MIN) * 1e9
     # While there is room it moves in steps: what was written twice meanwhile is copied once.
-    if wanted is not None and not use.excess_bytes and horizon == points[0].id and (
-        wanted.time_ns - points[0].time_ns < step_ns
-    ):
+    step = max(retention.window_seconds / STEPS_IN_WINDOW, STEP_SECONDS_MIN)
+    beyond = (now_ns - points[0].time_ns) / 1e9 - retention.window_seconds
+    if horizon == points[0].id and not use.excess_bytes and beyond < step:
         wanted = None
     if retention.at_limit == "shorten":
         for_room = by_room(points, now_ns, use.excess_bytes, use.used_bytes)

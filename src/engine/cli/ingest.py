@@ -52,6 +52,7 @@ def ingest(
         service = Ingest(replica, socket, seconds, ignore_lost=ignore_lost)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: service.stop())
+        service.on_warning(lambda text: print(f"rollpoint: warning: {text}", file=sys.stderr))
         service.start()
         names = [disk.name for disk in replica.manifest.disks]
         if as_json:

@@ -1,0 +1,429 @@
+"""The ring's driver: while an ingest runs, what is older than the window goes into the base.
+
+Two threads beside the ingest's loop. The worker decides where the horizon goes, records
+that in the manifest before anything is given up, and has each journal destage up to it;
+it never takes more than a share of the time unless room is short. The watch looks ten
+times a second how much the logs use, gives each its limit, predicts and warns. Neither
+runs while the replica is on hold or failed over. What fails here ends the ingest.
+
+The decisions are in retention.py, and what the native side does in journal.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import below, frozen, retention
+from .errors import (
+    CancelledError,
+    Error,
+    FailedError,
+    HeldError,
+    LockedError,
+    StateError,
+    StorageError,
+)
+from .manifest import Manifest, Retention
+from .replica import Replica
+from .retention import Move, Use
+from .units import parse_time
+
+if TYPE_CHECKING:
+    from ._native import Journal
+    from .journals import Journals
+    from .points import Point
+
+LOOK_SECONDS = 0.1
+ROUND_SECONDS = 1.0
+LOOKS_A_SECOND = 10
+STUCK_LOOKS = 10  # full, and nothing to give up, for so long: writers wait no more
+CHECKPOINT_BYTES = 256 << 20
+BUSY_SHARE = 0.3  # of the time, while there is room
+PAUSE_SECONDS_MAX = 1.0
+
+Clock = Callable[[], int]  # nanoseconds since 1970
+
+
+class Retainer:
+    """Of one ingest. `start` when it has journals, `stop` before it lets them go.
+
+    Args:
+        replica: The ingest's.
+        clock: Says what is older than the window.
+    """
+
+    def __init__(self, replica: Replica, clock: Clock = time.time_ns) -> None:
+        self._replica = replica
+        self._clock = clock
+        self._session: _Session | None = None
+
+    def start(self, journals: Journals) -> None:
+        """Begin; the journals have bases that can be written."""
+        self._session = _Session(self._replica, journals, self._clock)
+        self._session.start()
+
+    def stop(self) -> None:
+        """End, cancelling what is going on. Nobody waits for room any more then.
+
+        May be called twice, and when it never began.
+        """
+        session, self._session = self._session, None
+        if session is not None:
+            session.end()
+
+    def news(self) -> list[str]:
+        """Warnings that are new since the last call.
+
+        Raises:
+            Error: Retention failed, and has stopped.
+        """
+        return [] if self._session is None else self._session.news()
+
+    @property
+    def wants_point(self) -> bool:
+        """Whether only a restore point now would let older ones go, to make room."""
+        return self._session is not None and self._session.wants_point
+
+    def status(self) -> dict[str, object] | None:
+        """For the control socket; None while it does not run."""
+        return None if self._session is None else self._session.status()
+
+
+class _Session:
+    """From one opening of the journals to their end."""
+
+    def __init__(self, replica: Replica, journals: Journals, clock: Clock) -> None:
+        self._journals = journals
+        self._disks = list(zip(journals.names, journals.natives, strict=True))
+        self._clock = clock
+        # Each thread has its own: an open replica is for one thread.
+        self._replica = Replica.open(replica.path, replica.directory.io)
+        self._watched = Replica.open(replica.path, replica.directory.io)
+        self._points = list(journals.points())  # appended to by marks, cut by the worker
+        journals.on_mark = self._points.append
+        self._at = {name: _destaged_to(native) for name, native in self._disks}
+        self._begun = False  # what is below has its new content ids
+        self._freed_bytes = 0
+        self._gave_back: Use | None = None
+        self._shortened = False
+        self._idle = False  # the worker has nothing to do
+        self._doing: dict[str, object] | None = None
+        self._resumed = 0.0
+        self._use = Use(0, 0, 1, len(self._disks))
+        self._view = retention.outlook((), 0, 0.0, self._use, 0.0)
+        self._rate = retention.Rate()
+        self._looks = self._stuck_looks = 0
+        self._limits: dict[str, tuple[int, bool]] = {}
+        self._warnings: dict[str, str] = {}
+        self._saved: set[str] | None = None  # warnings that the manifest has
+        self._news: list[str] = []
+        self._failure: Error | None = None
+        self.wants_point = False
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(act, pause, name), name=name)
+            for act, pause, name in (
+                (self._round, self._wait_for_work, "destage"),
+                (self._look, self._wait_to_look, "retention"),
+            )
+        ]
+
+    # ---- its life ----
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
+        self.let_go()
+
+    def let_go(self) -> None:
+        # A writer that waits for room is inside the gate: nothing could be closed.
+        for _, native in self._disks:
+            with contextlib.suppress(Error):
+                native.set_limit(0, False)
+        self._journals.on_mark = None
+        self._replica.close()
+        self._watched.close()
+
+    def news(self) -> list[str]:
+        if self._failure is not None:
+            raise self._failure
+        news, self._news = self._news, []
+        return news
+
+    def status(self) -> dict[str, object]:
+        view, use = self._view, self._use
+        return {
+            "window_seconds": view.asked_seconds,
+            "kept_seconds": view.kept_seconds,
+            "possible_seconds": view.possible_seconds,
+            "used_bytes": use.used_bytes,
+            "limit_bytes": use.limit_bytes,
+            "shortened": self._shortened,
+            "destaging": self._doing,
+            "warnings": list(self._warnings.values()),
+        }
+
+    def _run(self, act: Callable[[], None], pause: Callable[[], None], name: str) -> None:
+        try:
+            while not self._stop.is_set():
+                act()
+                pause()
+        except Error as error:
+            self._failure = error
+        except Exception as error:  # the ingest must not go on as if all were well
+            self._failure = FailedError(f"{name} failed: {error!r}", "start the ingest again")
+
+    def _wait_for_work(self) -> None:
+        self._wake.wait(ROUND_SECONDS)
+        self._wake.clear()
+
+    def _wait_to_look(self) -> None:
+        self._stop.wait(LOOK_SECONDS)
+
+    # ---- the worker ----
+
+    def _round(self) -> None:
+        """Bring the horizon where it belongs; one that was cut short before comes first."""
+        self._replica.refresh()
+        if not _is_ready(self._replica.manifest):
+            return
+        self._idle = False
+        try:
+            self._destage(self._replica.manifest.horizon)
+            while (move := self._announce()) is not None:
+                self._destage(move.point.id)
+                if move.freeze:
+                    self._keep_for_long(move.point)
+            self._give_back()
+            self._expire()
+            self._checkpoint()
+        except (LockedError, CancelledError):
+            pass  # an operation goes on, or is about to: in a later round
+        except (HeldError, StateError):
+            self._replica.refresh()
+            if _is_ready(self._replica.manifest):
+                raise
+        self._idle = True
+
+    def _next(self, manifest: Manifest) -> Move | None:
+        now_ns = self._clock()
+        return retention.next_move(
+            self._points,
+            now_ns,
+            manifest.retention,
+            self._use,
+            retention.stopping(manifest.notes, now_ns),
+            manifest.horizon,
+            parse_time(manifest.frozen[-1].time) if manifest.frozen else None,
+        )
+
+    def _announce(self) -> Move | None:
+        """Record where the horizon goes: from then on nobody can pin what lies before."""
+        if self._stop.is_set() or self._next(self._replica.manifest) is None:
+            return None
+        with self._replica.locked(0.0) as manifest:
+            move = self._next(manifest) if _is_ready(manifest) else None
+            if move is None:
+                return None
+            self._begin(manifest)
+            manifest.horizon = move.point.id
+            kept = {row.id for row in manifest.frozen}
+            manifest.notes = [
+                note for note in manifest.notes if note.id >= manifest.horizon or note.id in kept
+            ]
+            self._replica.save()
+        self._shortened = move.why == "room"
+        return move
+
+    def _begin(self, manifest: Manifest) -> None:
+        """Before the first write below the journals. Inside the lock."""
+        if not self._begun:
+            below.begin(self._replica.directory, manifest, self._journals.below)
+            self._begun = True
+
+    def _destage(self, horizon: int) -> None:
+        """Bring every journal's horizon to a point, and its data below."""
+        behind = [name for name, at in self._at.items() if at < horizon]
+        if behind and not self._begun:
+            with self._replica.locked(0.0) as manifest:
+                self._begin(manifest)
+        for name, native in self._disks:
+            if name in behind:
+                self._destage_one(name, native, horizon)
+        del self._points[: bisect_left(self._points, horizon, key=lambda point: point.id)]
+
+    def _destage_one(self, name: str, native: Journal, horizon: int) -> None:
+        self._begin_work(f"destage {name}", horizon)
+        try:
+            done = native.destage(horizon, self._journals.targets[name], self._progress)
+        finally:
+            self._doing = None
+        self._at[name] = horizon
+        self._freed_bytes += done["freed_bytes"]
+
+    def _give_back(self) -> None:
+        """Short of room, what was left in the log because a root costs more goes as well."""
+        horizon = self._replica.manifest.horizon
+        if not self._use.excess_bytes or not horizon or self._gave_back == self._use:
+            return
+        for name, native in self._disks:
+            self._destage_one(name, native, horizon)
+        self._gave_back = self._use
+
+    def _keep_for_long(self, point: Point) -> None:
+        self._begin_work("keep for long", point.id)
+        try:
+            frozen.freeze(self._replica, self._journals, point, self._progress)
+        finally:
+            self._doing = None
+
+    def _expire(self) -> None:
+        """Give up long-term points whose time is over."""
+        manifest = self._replica.manifest
+        oldest = min((parse_time(row.time) for row in manifest.frozen), default=None)
+        over_ns = self._clock() - int(manifest.retention.keep_seconds * 1e9)
+        is_due = oldest is not None and manifest.retention.keep_seconds > 0 and oldest < over_ns
+        if not is_due and manifest.merging is None and not self._journals.unsettled:
+            return
+        self._begin_work("expire", manifest.frozen[0].id if manifest.frozen else 0)
+        try:
+            frozen.expire(self._replica, self._clock(), self._journals, self._progress)
+        finally:
+            self._doing = None
+
+    def _begin_work(self, what: str, point: int) -> None:
+        if self._stop.is_set():
+            raise CancelledError("the ingest ends, or is put on hold", "it is done later")
+        self._resumed = time.monotonic()
+        self._doing = {"what": what, "point": point, "done": 0, "total": 0}
+
+    def _progress(self, done: int, total: int) -> bool:
+        """Let the ingest have the disks for most of the time, unless room is short."""
+        if self._doing is not None:
+            self._doing = {**self._doing, "done": done, "total": total}
+        if not self._use.excess_bytes:
+            pause = (time.monotonic() - self._resumed) * (1 / BUSY_SHARE - 1)
+            self._stop.wait(min(pause, PAUSE_SECONDS_MAX))
+        self._resumed = time.monotonic()
+        return not self._stop.is_set()
+
+    def _checkpoint(self) -> None:
+        """So that opening the journals again costs what came after it."""
+        for _, native in self._disks:
+            info = native.info()
+            since = (int(info["entry_count"]) - int(info["root_entry"])) * int(info["grain_bytes"])
+            if since < CHECKPOINT_BYTES or self._stop.is_set() or self._use.excess_bytes:
+                continue
+            try:
+                native.checkpoint()
+            except StorageError:
+                if native.info()["failed"]:
+                    raise  # otherwise a limit left no room for it: nothing is lost
+
+    # ---- the watch ----
+
+    def _look(self) -> None:
+        """Give each journal its limit; once a second, predict and warn."""
+        if self._looks % LOOKS_A_SECOND == 0:
+            self._watched.refresh()
+        keep = self._watched.manifest.retention
+        infos = {name: native.info() for name, native in self._disks}
+        self._use = use = Use(
+            sum(int(info["used_bytes"]) for info in infos.values()),
+            keep.limit_bytes,
+            max(_step_bytes(info) for info in infos.values()),
+            len(infos),
+        )
+        if use.excess_bytes:
+            self._wake.set()
+        self._stuck_looks = self._stuck_looks + 1 if use.is_full and self._idle else 0
+        # Who has used up its share waits for the next look: only then is it full for certain.
+        waits = not use.is_full or (
+            keep.at_limit == "shorten" and self._stuck_looks < STUCK_LOOKS
+        )
+        share = max(0, use.limit_bytes - use.used_bytes) // len(infos)
+        for name, native in self._disks:
+            limit = int(infos[name]["used_bytes"]) + share if use.limit_bytes else 0
+            if self._limits.get(name) != (limit, waits):
+                native.set_limit(limit, waits)
+                self._limits[name] = limit, waits
+        newest = self._points[-1].id if self._points else 0
+        self.wants_point = (
+            keep.at_limit == "shorten"
+            and use.excess_bytes > 0
+            and newest <= self._watched.manifest.horizon
+        )
+        if self._looks % LOOKS_A_SECOND == 0:
+            self._predict(keep, use)
+        self._looks += 1
+
+    def _predict(self, keep: Retention, use: Use) -> None:
+        now_ns = self._clock()
+        manifest = self._watched.manifest
+        self._rate.sample(time.monotonic(), use.used_bytes + self._freed_bytes)
+        self._view = view = retention.outlook(
+            self._points, now_ns, keep.window_seconds, use, self._rate.bytes_per_second
+        )
+        if view.kept_seconds is not None and view.kept_seconds >= keep.window_seconds:
+            self._shortened = False
+        stops = sorted(retention.stopping(manifest.notes, now_ns))
+        found = retention.warnings(view, use, keep, stops, self._shortened)
+        self._news += [text for what, text in found.items() if what not in self._warnings]
+        self._warnings = found
+        if self._saved != set(found):
+            with contextlib.suppress(LockedError), self._watched.locked(0.0) as manifest:
+                if manifest.warnings or found:
+                    manifest.warnings = list(found.values())
+                    self._watched.save()
+                self._saved = set(found)
+
+
+def finish(replica: Replica) -> bool:
+    """Without an ingest: finish a destage that was cut short. False: there is none.
+
+    Raises:
+        LockedError: An operation, or an ingest, is going on.
+        DamagedError, StorageError: It failed again.
+    """
+    with replica.locked() as manifest:
+        if not _is_ready(manifest) or not manifest.horizon:
+            return False
+        with replica.journals() as journals:
+            if all(_destaged_to(native) >= manifest.horizon for native in journals.natives):
+                return False
+        with replica.journals(writable=True, with_bases=True, writable_bases=True) as journals:
+            below.begin(replica.directory, manifest, journals.below)
+            for name, native in zip(journals.names, journals.natives, strict=True):
+                native.destage(manifest.horizon, journals.targets[name])
+        return True
+
+
+def _is_ready(manifest: Manifest) -> bool:
+    return manifest.state == "Ready" and manifest.operation is None and not manifest.held
+
+
+def _step_bytes(info: dict[str, Any]) -> int:
+    """What must be free before a journal takes another segment: it, and a root like today's."""
+    segment = int(info["segment_bytes"])
+    root = int(info["used_bytes"]) - int(info["segment_count"]) * segment
+    return segment + max(root, segment)
+
+
+def _destaged_to(native: Journal) -> int:
+    """The point to which a journal has been destaged; 0: unknown, so it is done again."""
+    info, first = native.info(), native.points()[:1]
+    if not first or not info["horizon_entry"] or info["based_entry"] != info["horizon_entry"]:
+        return 0
+    return int(first[0][0])

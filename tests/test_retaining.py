@@ -1,0 +1,590 @@
+"""The ring's driver: what is kept is exact, what is not is refused, the log stays in its limit."""
+
+from __future__ import annotations
+
+import errno
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+from replicas import Source, ingesting, rollpoint, seen_by_qemu, wait_until
+from rollpoint import _native, control, noting, operation, replication, retaining, retention
+from rollpoint.disk import open_disk
+from rollpoint.errors import DamagedError, Error, GapError, NotFoundError
+from rollpoint.replica import Replica
+from tools import libnbd
+
+SIZES = {"a": 512 * 1024 + 512, "b": 256 * 1024}
+SEGMENT = 65536
+LIMIT = 48 * SEGMENT
+Snapshot = dict[str, bytes]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    make(tmp_path / "r")
+    return tmp_path / "r"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds and steps of a driver that are made for hours, in a test of a second."""
+    monkeypatch.setattr(retaining, "ROUND_SECONDS", 0.02)
+    monkeypatch.setattr(retention, "STEP_SECONDS_MIN", 0.01)
+
+
+def make(path: Path, io: _native.Io | None = None) -> None:
+    Replica.create(path, list(SIZES.items()), segment_bytes=SEGMENT, io=io).close()
+
+
+def keep(path: Path | str, io: _native.Io | None = None, **settings: object) -> None:
+    """Set what a replica keeps, also what no operator may ask for."""
+    with Replica.open(path, io) as replica, replica.locked() as manifest:
+        manifest.retention = structs.replace(manifest.retention, **settings)
+        replica.save()
+
+
+def source_of(socket: Path, seed: int) -> Source:
+    return Source(socket, {name: bytearray(size) for name, size in SIZES.items()}, seed)
+
+
+def horizon(path: Path) -> int:
+    with Replica.open(path) as replica:
+        return replica.manifest.horizon
+
+
+def is_based(path: Path) -> bool:
+    """Whether every journal has brought down what lies before its horizon."""
+    with Replica.open(path) as replica, replica.journals() as journals:
+        infos = [native.info() for native in journals.natives]
+        return all(info["based_entry"] == info["horizon_entry"] for info in infos)
+
+
+def ask(path: Path, command: str, **values: object) -> dict[str, object]:
+    return control.ask(str(path / ".control.sock"), command, **values)
+
+
+def check_points(path: Path, snapshots: dict[int, Snapshot], least: int = 1) -> list[int]:
+    """Every point that is listed recovers exactly. Returns their ids.
+
+    Those that the ingest marked by itself, at a moment that we do not know, are left out.
+    """
+    with Replica.open(path) as replica:
+        kept = [point.id for point in replica.points if point.id in snapshots]
+        assert len(kept) >= least
+        for number in kept:
+            done = operation.failover(replica, number, power_on=False)
+            for name, interim in done.interims.items():
+                with open_disk(interim) as disk:
+                    assert disk.pread(disk.size_bytes, 0) == snapshots[number][name], number
+            operation.undo(replica)
+    return kept
+
+
+def feed(
+    path: Path, source: Source, snapshots: dict[int, Snapshot], rounds: int, writes: int = 10
+) -> None:
+    with Replica.open(path) as replica:
+        for _ in range(rounds):
+            for _ in range(writes):
+                source.act()
+            snapshots[replication.mark(replica).id] = source.snapshot()
+
+
+# ---- the window ----
+
+
+def test_points_in_the_window_are_exact_and_older_ones_are_refused(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    keep(path, window_seconds=0.1)
+    with ingesting(path, tmp_path / "s"):
+        source = source_of(tmp_path / "s", 1)
+        while horizon(path) < 5:
+            feed(path, source, snapshots, 1)
+        keep(path, window_seconds=3600)
+        feed(path, source, snapshots, 5)
+        source.close()
+    oldest = horizon(path)
+    kept = check_points(path, snapshots, least=5)
+    assert kept[0] == oldest >= 5
+    with Replica.open(path) as replica:
+        for wanted in ("1", replica.manifest.created):
+            with pytest.raises(NotFoundError) as caught:
+                operation.failover(replica, wanted, power_on=False)
+            assert str(oldest) in caught.value.hint
+            assert replica.points[0].time in caught.value.hint
+        done = operation.failover(replica, oldest, power_on=False)
+        for name, interim in done.interims.items():
+            assert seen_by_qemu(interim, tmp_path) == snapshots[oldest][name]
+
+
+def test_an_idle_replica_keeps_its_newest_point(path: Path, tmp_path: Path, quick: None) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    keep(path, window_seconds=0.05)
+    with ingesting(path, tmp_path / "s"):
+        source = source_of(tmp_path / "s", 2)
+        feed(path, source, snapshots, 6)
+        source.close()
+        wait_until(lambda: horizon(path) == 6, "all others were given up")
+        wait_until(lambda: is_based(path), "they were destaged")
+    assert check_points(path, snapshots) == [6]
+
+
+def test_a_pinned_or_locked_point_stops_the_horizon_until_it_is_free(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    keep(path, window_seconds=3600)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 3)
+        feed(path, source, snapshots, 8)
+        noting.set_pin(replica, "3", True)
+        noting.lock(replica, "5", "2999-01-01")
+        keep(path, window_seconds=0.01)
+        wait_until(lambda: horizon(path) == 3, "the pin stopped it")
+        feed(path, source, snapshots, 2)
+        noting.set_pin(replica, "3", False)
+        wait_until(lambda: horizon(path) == 5, "the lock stopped it")
+        feed(path, source, snapshots, 2)
+        assert horizon(path) == 5
+        source.close()
+    kept = check_points(path, snapshots)
+    assert kept == list(range(5, 13))
+    with Replica.open(path) as replica:
+        assert [note.id for note in replica.manifest.notes] == [5], "3 is only a number now"
+
+
+def test_the_notes_of_points_that_are_gone_are_forgotten(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    keep(path, window_seconds=3600)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 4)
+        feed(path, source, {}, 4)
+        noting.set_name(replica, "1", "first-one")
+        noting.set_name(replica, "4", "last-one")
+        keep(path, window_seconds=0.01)
+        wait_until(lambda: horizon(path) == 4, "all but the newest went")
+        source.close()
+        replica.refresh()
+        assert [note.name for note in replica.manifest.notes] == ["last-one"]
+        noting.set_name(replica, "4", "first-one")
+
+
+# ---- the limit ----
+
+
+def test_the_log_stays_in_its_limit_while_many_times_more_is_written(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    keep(path, limit_bytes=LIMIT)
+    snapshots: dict[int, Snapshot] = {}
+    rng = random.Random(5)
+    written = 0
+    with ingesting(path, tmp_path / "s", rpo_seconds=0.1):
+        source = source_of(tmp_path / "s", 5)
+        while written < 3 * LIMIT:
+            for _ in range(20):
+                source.write("ab"[written % 3 > 0], rng.randbytes(16384), rng.randrange(60) * 4096)
+                written += 16384
+            used = ask(path, "status")["retention"]["used_bytes"]  # type: ignore[index]
+            assert used <= LIMIT
+            feed(path, source, snapshots, 1, writes=1)
+        source.close()
+        shown = rollpoint("replica", "show", path)["retention"]
+        assert shown["used_bytes"] <= LIMIT
+        assert shown["kept_seconds"] < shown["window_seconds"]
+    blocks = sum((path / f"{name}-journal-log.vmdk").stat().st_blocks for name in SIZES)
+    assert blocks * 512 <= LIMIT + len(SIZES) * 2 * SEGMENT, "with the heads, and the last root"
+    check_points(path, snapshots)
+
+
+def fill(source: Source, rng: random.Random, most: int = 4 * LIMIT) -> int:
+    """Write until it is refused; the errno."""
+    for _ in range(most // 4096):
+        try:
+            source.write("a", rng.randbytes(4096), rng.randrange(120) * 4096)
+        except libnbd().Error as error:
+            return int(error.errnum)
+    raise AssertionError("nothing was refused")
+
+
+def test_a_full_journal_that_refuses_says_so_and_goes_on_when_there_is_room(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    keep(path, limit_bytes=LIMIT, at_limit="refuse")
+    rng = random.Random(6)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 6)
+        source.write("b", b"before", 0)
+        replication.mark(replica)
+        snapshots = {1: source.snapshot()}
+        assert fill(source, rng) == errno.ENOSPC
+        with pytest.raises(GapError):
+            replication.mark(replica)
+        full = replica.points.latest  # what was acknowledged before the refusal
+        snapshots[full.id] = source.snapshot()
+        wait_until(lambda: bool(rollpoint("points", path)["gaps"]), "the gap is in the manifest")
+        gap = rollpoint("points", path)["gaps"][0]
+        assert (gap["end"], "were refused" in gap["cause"]) == (None, True)
+        assert (gap["start"], full.id) == (full.time, 2)
+        wait_until(
+            lambda: "writes are refused" in str(rollpoint("replica", "show", path)["retention"]),
+            "it is shown",
+        )
+        rollpoint("replica", "set", path, "--journal-limit", 4 * LIMIT)
+        wait_until(
+            lambda: "writes are refused" not in str(ask(path, "status")["retention"]),
+            "there is room again",
+        )
+        for name, disk in source.model.items():  # the source sends everything again
+            for at in range(0, len(disk), 65536):
+                source.write(name, bytes(disk[at : at + 65536]), at)
+        again = replication.mark(replica, caught_up=True)
+        snapshots[again.id] = source.snapshot()
+        source.close()
+    assert rollpoint("points", path)["gaps"][0]["end"] == again.time
+    assert check_points(path, snapshots) == [1, 2, 3]
+
+
+def test_shortening_refuses_where_a_pinned_point_leaves_nothing_to_give_up(
+    path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retaining, "STUCK_LOOKS", 2)
+    keep(path, limit_bytes=LIMIT)
+    rng = random.Random(7)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 7)
+        source.write("b", b"before", 0)
+        replication.mark(replica)
+        before = source.snapshot()
+        noting.set_pin(replica, "1", True)
+        assert fill(source, rng) == errno.ENOSPC
+        wait_until(
+            lambda: "pinned or locked points stop" in str(ask(path, "status")["retention"]),
+            "it says why",
+        )
+        noting.set_pin(replica, "1", False)
+        wait_until(lambda: bool(ask(path, "status")["gap"]), "the gap has begun")
+        source.close()
+    with Replica.open(path) as replica:
+        assert replica.manifest.gaps[-1].resync
+        done = operation.failover(replica, 1, power_on=False)
+        with open_disk(done.interims["b"]) as disk:
+            assert disk.pread(disk.size_bytes, 0) == before["b"]
+
+
+def test_a_point_is_marked_early_where_only_that_makes_room(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    """Nobody marks for an hour, and more is written than the limit allows: nothing is refused."""
+    keep(path, limit_bytes=2 * LIMIT)
+    rng = random.Random(8)
+    with ingesting(path, tmp_path / "s", rpo_seconds=3600.0), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 8)
+        for _ in range(3 * LIMIT // 4096):
+            source.write("a", rng.randbytes(4096), rng.randrange(100) * 4096)
+            if rng.random() < 0.02:
+                source.write("b", b"x", 0)
+                time.sleep(0.001)
+        assert len(replica.points) > 0
+        assert ask(path, "status")["gap"] is None
+        source.close()
+
+
+def test_a_warning_is_told_before_the_limit_is_reached(
+    path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retaining, "LOOKS_A_SECOND", 1)
+    keep(path, limit_bytes=2 * LIMIT, window_seconds=3600)
+    told: list[str] = []
+    rng = random.Random(9)
+    with ingesting(path, tmp_path / "s", rpo_seconds=0.1) as ingest, Replica.open(path) as replica:
+        ingest.on_warning(told.append)
+        source = source_of(tmp_path / "s", 9)
+        replication.mark(replica)
+        deadline = time.monotonic() + 30
+        while not any("90 %" in text or "75 %" in text for text in told):
+            assert time.monotonic() < deadline, told
+            source.write("a", rng.randbytes(16384), rng.randrange(30) * 16384)
+            time.sleep(0.005)
+        wait_until(
+            lambda: rollpoint("replica", "show", path)["retention"]["warnings"] != [], "it shows"
+        )
+        source.close()
+    with Replica.open(path) as replica:
+        assert any("of the window that can still be kept" in text for text in told)
+
+
+# ---- holds, ends and failures ----
+
+
+def test_a_hold_cancels_a_destage_and_a_release_finishes_it(
+    path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retaining, "BUSY_SHARE", 1e-9)
+    monkeypatch.setattr(retaining, "PAUSE_SECONDS_MAX", 3600.0)
+    snapshots: dict[int, Snapshot] = {}
+    keep(path, window_seconds=3600)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 10)
+        feed(path, source, snapshots, 6, writes=30)
+        keep(path, window_seconds=0.01)
+        wait_until(lambda: destaging(path), "it is at it, and sleeps for an hour")
+        replication.hold(replica)
+        assert not is_based(path)
+        assert ask(path, "status")["retention"] is None
+        source.close()
+        check_points(path, snapshots | {7: source.snapshot()})
+        monkeypatch.setattr(retaining, "BUSY_SHARE", 1.0)
+        replication.release(replica)
+        wait_until(lambda: is_based(path), "it was finished")
+    check_points(path, snapshots | {7: source.snapshot(), 8: source.snapshot()})
+
+
+def destaging(path: Path) -> bool:
+    status = ask(path, "status")["retention"]
+    return isinstance(status, dict) and status["destaging"] is not None
+
+
+def test_damage_that_a_destage_meets_ends_the_ingest_and_is_told(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    keep(path, window_seconds=3600)
+    rng = random.Random(11)
+    marks = [rng.randbytes(4096) for _ in range(40)]
+    log = path / "a-journal-log.vmdk"
+
+    def meet_damage() -> None:
+        with ingesting(path, tmp_path / "s"):
+            source = source_of(tmp_path / "s", 11)
+            for index, data in enumerate(marks):
+                source.write("a", data, index * 4096)
+            rollpoint("mark", path)
+            with open(log, "r+b") as file:
+                file.seek(log.read_bytes().index(marks[3]) + 100)
+                file.write(b"\xff" * 8)
+            keep(path, window_seconds=0.01)
+            wait_until(lambda: not (path / ".control.sock").exists(), "the ingest ended")
+
+    with pytest.raises(DamagedError):
+        meet_damage()
+    with Replica.open(path) as replica:
+        assert replica.manifest.ingest is not None
+        assert "does not go into the base" in str(replica.manifest.ingest.error)
+
+
+def test_an_error_that_nobody_foresaw_ends_the_ingest_as_well(
+    path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(retention, "next_move", fail)
+    with pytest.raises(Error, match="a bug"), ingesting(path, tmp_path / "s"):
+        wait_until(lambda: not (path / ".control.sock").exists(), "the ingest ended")
+
+
+CHILD = """
+import os, signal, sys
+from rollpoint import retaining, retention
+from rollpoint.ingest import Ingest
+from rollpoint.replica import Replica
+
+path, socket, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
+retaining.ROUND_SECONDS = retention.STEP_SECONDS_MIN = 0.01
+seen = 0
+
+def die(session, done, total):
+    global seen
+    seen += 1
+    if seen == calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+retaining._Session._progress = die
+with Replica.open(path) as replica:
+    ingest = Ingest(replica, socket, 3600.0)
+    ingest.start()
+    ingest.run()
+"""
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 5])
+def test_an_ingest_that_is_killed_in_a_destage_goes_on_with_it(
+    path: Path, tmp_path: Path, quick: None, calls: int
+) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    with ingesting(path, tmp_path / "s"):
+        source = source_of(tmp_path / "s", 12)
+        for _ in range(6):
+            for at in range(0, SIZES["a"] - 65536, 65536):
+                source.write("a", source.rng.randbytes(65536), at)
+            feed(path, source, snapshots, 1)
+        source.close()
+    keep(path, window_seconds=0.01)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, path, tmp_path / "s", str(calls)], timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    keep(path, window_seconds=3600)
+    assert horizon(path) == 6
+    check_points(path, snapshots)  # also while it is not finished
+    with ingesting(path, tmp_path / "s"):
+        wait_until(lambda: is_based(path), "it was finished")
+    assert check_points(path, snapshots) == [6]
+
+
+def test_resume_finishes_a_destage_without_an_ingest(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    with ingesting(path, tmp_path / "s"):
+        source = source_of(tmp_path / "s", 13)
+        feed(path, source, snapshots, 5, writes=40)
+        source.close()
+    keep(path, window_seconds=0.01)
+    subprocess.run(
+        [sys.executable, "-c", CHILD, path, tmp_path / "s", "1"], timeout=60, check=False
+    )
+    assert not is_based(path)
+    rollpoint("resume", path)
+    assert is_based(path)
+    assert check_points(path, snapshots) == [5]
+    rollpoint("resume", path)
+
+
+# ---- long-term points ----
+
+
+def test_the_schedule_keeps_points_for_long_and_gives_them_up(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    keep(path, window_seconds=0.1, every_seconds=0.05, keep_seconds=3600.0)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 14)
+        deadline = time.monotonic() + 60
+        while len(replica.manifest.frozen) < 3:
+            assert time.monotonic() < deadline
+            feed(path, source, snapshots, 1, writes=4)
+            replica.refresh()
+        keep(path, window_seconds=3600.0, every_seconds=0.0)
+        feed(path, source, snapshots, 2)
+        long_term = [row.id for row in replica.manifest.frozen]
+        source.close()
+    listed = [row["id"] for row in rollpoint("points", path)["points"] if row.get("long_term")]
+    assert set(long_term) <= set(listed)
+    check_points(path, snapshots, least=4)
+    keep(path, keep_seconds=0.001, every_seconds=0.001)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        wait_until(lambda: len(frozen_of(replica)) <= 1, "they expired")
+        keep(path, keep_seconds=3600.0)
+    check_points(path, snapshots | {max(snapshots) + 1: source.snapshot()})
+
+
+def frozen_of(replica: Replica) -> list[int]:
+    replica.refresh()
+    return [row.id for row in replica.manifest.frozen]
+
+
+# ---- power cuts ----
+
+
+class Clock:
+    """Ours plus what a test adds."""
+
+    def __init__(self) -> None:
+        self.ahead_seconds = 0.0
+
+    def __call__(self) -> int:
+        return time.time_ns() + int(self.ahead_seconds * 1e9)
+
+
+def rounds(replica: Replica, clock: Clock, times: int = 1) -> None:
+    """What the driver's threads do, by this one; then it ends as in a crash."""
+    with replica.locked():
+        journals = replica.journals(writable=True, with_bases=True, writable_bases=True)
+    session = retaining._Session(replica, journals, clock)
+    for _ in range(times):
+        session._look()
+        session._round()
+    session.let_go()
+    journals.close()
+
+
+def life(io: _native.Io, seed: int) -> dict[int, Snapshot]:
+    """Points 1 to 5 on a simulated disk."""
+    rng = random.Random(seed)
+    model = {name: bytearray(size) for name, size in SIZES.items()}
+    snapshots: dict[int, Snapshot] = {}
+    make(Path("/r"), io)
+    with (
+        Replica.open("/r", io) as replica,
+        replica.locked(),
+        replica.journals(writable=True, with_bases=True) as journals,
+    ):
+        for _ in range(5):
+            for name, native in zip(journals.names, journals.natives, strict=True):
+                for _ in range(5):
+                    length = rng.randrange(1, 20_000)
+                    offset = rng.randrange(len(model[name]) - length)
+                    data = rng.randbytes(length) if rng.random() < 0.8 else bytes(length)
+                    native.disk().pwrite(data, offset)
+                    model[name][offset : offset + length] = data
+            number = journals.mark("crash").id
+            snapshots[number] = {name: bytes(disk) for name, disk in model.items()}
+    return snapshots
+
+
+def exact(
+    io: _native.Io, snapshots: dict[int, Snapshot], chosen: Callable[[list[int]], list[int]]
+) -> list[int]:
+    with Replica.open("/r", io) as replica:
+        kept = [point.id for point in replica.points]
+        for number in chosen(kept):
+            done = operation.failover(replica, number, power_on=False)
+            for name, interim in done.interims.items():
+                with open_disk(interim, io=io) as disk:
+                    assert disk.pread(disk.size_bytes, 0) == snapshots[number][name], number
+            operation.undo(replica)
+    return kept
+
+
+def test_a_power_cut_at_any_moment_of_a_move_leaves_every_kept_point_exact() -> None:
+    io = _native.Io.simulate()
+    snapshots = life(io, 21)
+    clock = Clock()
+    keep("/r", io, window_seconds=1000.0)
+    io.settle()
+    clock.ahead_seconds = 1000.5
+    with Replica.open("/r", io) as replica:
+        rounds(replica, clock)
+    states = io.crash_states(budget=60, seed=21, garbage=False)
+    for state in states:
+        try:
+            kept = exact(state.io, snapshots, lambda kept: [kept[0], kept[-1]])
+            assert kept[-1] == 5
+            with Replica.open("/r", state.io) as replica:
+                rounds(replica, clock)
+            assert exact(state.io, snapshots, lambda kept: kept)[-1] == 5
+        except Exception as error:
+            raise AssertionError(f"{error!r}\n{state.explain()}") from error
+    assert states.distinct > 40
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    import threading
+
+    before = threading.active_count()
+    yield
+    assert threading.active_count() <= before
