@@ -69,6 +69,31 @@ BUGS = {
         "    const uint8_t *at = entries",
         "journal_test",
     ),
+    "a place that is taken from a slot that was used again": Bug(
+        "journal_roll.c",
+        "                    rp_valid_place (slots, entry.previous,\n"
+        "                                    segment->number + 1), fault);",
+        "                    entry.previous, fault);",
+        "journal_destage_test",
+    ),
+    "a destage that keeps the first version it wrote": Bug(
+        "journal_destage.c",
+        "  if (page == all_seen () || page[bit / 8] >> bit % 8 & 1) {",
+        "  if (page == all_seen ()) {",
+        "journal_destage_test",
+    ),
+    "a destage that copies data without looking at it": Bug(
+        "journal_destage.c",
+        "  if ((uint32_t) rp_log_hash (data, grain_bytes) == copy->value)",
+        "  if (copy != NULL)",
+        "journal_destage_test",
+    ),
+    "slots that are used again while they are read": Bug(
+        "journal_destage.c",
+        "  rp_journal_await_readers (journal);\n",
+        "",
+        "journal_ring_threads_test",
+    ),
     "a failed sync that is tried again": Bug(
         "journal_write.c",
         "  journal->failed = status == RP_STALE_EPOCH ? status : RP_FAILED;\n",

@@ -40,6 +40,9 @@ MISTAKES = {
     22: ("repair", "table entries are mended before the grains they point at are durable"),
     23: ("stream", "the footer of a stream is written before what it speaks of is durable"),
     24: ("repair", "the backup of a repair is not synced"),
+    25: ("journal", "segments are given back before the superblock knows"),
+    26: ("journal", "the base is said to be written before it is synced"),
+    27: ("journal", "segments are given back that the shown root names"),
 }
 DEFAULT_RUN = (1, 7, 17)
 BUDGET = "8000"

@@ -569,7 +569,7 @@ copy_to_base (struct destage *destage, struct rp_fault *fault)
   if (status == RP_OK)
     status = walk_parts (destage, fault);
   release (destage);
-  if (status == RP_OK)
+  if (status == RP_OK && !RP_SABOTAGED (26))  /* says so before it is synced */
     status = rp_disk_flush (destage->target, fault);
   return status == RP_OK ? say (destage, true, fault) : status;
 }
@@ -769,7 +769,9 @@ settle (struct destage *destage, struct rp_fault *fault)
   if (count == 0 && ring.based_entry == destage->cut.entry)
     return RP_OK;
   ring.based_entry = destage->cut.entry;
-  if (count > 0)
+  if (RP_SABOTAGED (25))         /* gives segments back too early */
+    punch_slots (journal, count);
+  if (count > 0 && !RP_SABOTAGED (27))   /* frees what the root shows */
     status = leave_segments (journal, count, fault);
   if (status == RP_OK)
     status = rp_journal_put_ring (journal, &ring, fault);

@@ -27,6 +27,7 @@ sweep (struct lab *lab, uint64_t seed)
 
   fprintf (stderr, "workload of seed %llu\n", (unsigned long long) seed);
   lab_start (lab, seed);
+  lab->warm_steps = seed % 3 ? 0 : 30;   /* a third begins in a longer log */
   OK (rp_io_order_create (lab->simulate, &order, &fault));
   CHECK (run_workload (lab, order) == RP_OK);
   rp_io_destroy (order);
@@ -77,6 +78,7 @@ static void
 test_short_file (struct lab *lab)
 {
   uint8_t data[2 * GRAIN] = { 1 }, first[BYTES], second[BYTES];
+  struct base base;
   struct rp_journal *journal;
   struct rp_file *file;
   struct rp_roll roll;
@@ -102,7 +104,9 @@ test_short_file (struct lab *lab)
   journal = journal_open (file, &lab->base.disk, RP_JOURNAL_WRITE);
   OK (rp_disk_pread (rp_journal_disk (journal), second, BYTES, 0, &fault));
   CHECK (memcmp (first, second, BYTES) == 0);
-  read_shown (file, lab->base.bytes, second);
+  CHECK (try_open_base (lab->simulate, &base) == RP_OK);
+  read_shown (file, &base, second);
+  close_base (&base);
   CHECK (memcmp (first, second, BYTES) == 0);
   rp_journal_destroy (journal);
   rp_file_close (file);

@@ -22,21 +22,20 @@ reopen_and_cut (struct lab *lab)
     .budget = 12, .seed = lab->seed, .flags = RP_SIM_TEAR,
   };
   struct rp_sim_counts counts;
-  struct rp_file *file = open_log (lab->simulate, RP_OPEN_WRITE);
-  struct rp_journal *journal = journal_open (file, &lab->base.disk,
-                                             RP_JOURNAL_WRITE);
+  struct opened opened;
   uint8_t bytes[BYTES];
   struct rp_fault fault;
 
-  OK (rp_disk_pread (rp_journal_disk (journal), bytes, BYTES, 0, &fault));
+  open_all (lab->simulate, &opened);
+  OK (rp_disk_pread (rp_journal_disk (opened.journal), bytes, BYTES, 0,
+                     &fault));
   *ack = last;
   ack->version = find_version (history, bytes, last.version);
   CHECK (ack->version != UINT32_MAX);
-  ack->points = count_points (journal);
-  CHECK (ack->points >= last.points);
+  check_listed (history, list_points (opened.journal), &last);
+  promise_listed (history, list_points (opened.journal), ack);
   OK (rp_sim_acknowledge (lab->simulate, history->ack_count++, &fault));
-  rp_journal_destroy (journal);
-  rp_file_close (file);
+  close_all (&opened);
   OK (rp_sim_crash_states (lab->simulate, &options, check_state, lab, &counts,
                            NULL, &fault));
   return counts.distinct;

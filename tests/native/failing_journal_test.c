@@ -43,7 +43,11 @@ go_on (struct lab *lab, struct rp_journal *journal, int status)
   CHECK (version != UINT32_MAX);
   CHECK (acknowledged (lab, rp_journal_commit (journal, &fault)) == RP_OK);
   history->acks[history->ack_count - 1].version = version;
-  history->acks[history->ack_count - 1].points = count_points (journal);
+  history->acks[history->ack_count - 1].horizons
+    = history->ack_count > 1 ? history->acks[history->ack_count - 2].horizons
+                             : 0;
+  promise_listed (history, list_points (journal),
+                  &history->acks[history->ack_count - 1]);
   history->acks[history->ack_count - 1].epoch
     = history->ack_count > 1 ? history->acks[history->ack_count - 2].epoch : 1;
 }

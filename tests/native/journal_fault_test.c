@@ -19,10 +19,14 @@ static void
 lose_data (struct lab *lab)
 {
   struct rp_file *file = open_log (lab->simulate, RP_OPEN_WRITE);
+  struct base base;
   struct rp_fault fault;
 
   OK (rp_sim_file_lose (file, false, &fault));
   rp_file_close (file);
+  CHECK (try_open_base (lab->simulate, &base) == RP_OK);
+  OK (rp_sim_file_lose (base.file, false, &fault));
+  close_base (&base);
 }
 
 static void
@@ -35,9 +39,9 @@ check_failed (struct lab *lab, struct rp_journal *journal, int status)
   struct rp_roll roll;
   struct rp_fault fault;
 
-  (void) lab;
   rp_journal_info (journal, &info);
-  CHECK (info.failed || !must_be_final);
+  CHECK (info.failed || !must_be_final || lab->base_failed);
+  CHECK (info.based_entry <= info.horizon_entry);
   if (!info.failed)              /* nothing was lost: it may go on */
     return;
   CHECK (status == RP_IO || status == RP_FAILED);
@@ -152,7 +156,7 @@ mark_and_roll (struct lab *lab, struct rp_io *io)
   status = rp_journal_open (file, &lab->base.disk, RP_JOURNAL_WRITE, 0,
                             &journal, &fault);
   CHECK (status == RP_OK);
-  if (count_points (journal) == 0) {
+  if (list_points (journal).stop == 0) {
     fill_sector (sector, 4711);
     OK (rp_disk_pwrite (rp_journal_disk (journal), sector, 512, 0, &fault));
     OK (rp_journal_mark (journal, &point, &fault));
@@ -167,17 +171,20 @@ static int
 must_show_the_point (void *context, struct rp_io *io,
                      const struct rp_sim_state *state, struct rp_fault *fault)
 {
-  const struct lab *lab = context;
   struct rp_file *file = open_log (io, RP_OPEN_READ);
+  struct base base;
   uint8_t bytes[BYTES], sector[512];
 
+  (void) context;
   (void) fault;
+  CHECK (try_open_base (io, &base) == RP_OK);
   if (state->acknowledged > 0) {
     fill_sector (sector, 4711);
-    read_shown (file, lab->base.bytes, bytes);
+    read_shown (file, &base, bytes);
     CHECK (memcmp (bytes, sector, 512) == 0);
     checks++;
   }
+  close_base (&base);
   rp_file_close (file);
   return RP_OK;
 }
