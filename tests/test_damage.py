@@ -282,6 +282,9 @@ def harm(
     with (path / span.file).open("r+b") as file:
         file.seek(span.start)
         file.write(now)
+    if name in FILE_STRUCTURES[:3] and kind in ("stale copy", "misplaced"):
+        source = earlier if kind == "stale copy" else donor[0]
+        shutil.copy(source / span.file, path / span.file)
 
 
 # ---- the judges ----

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from replicas import Source, empty_model, ingesting, make
 from replicas import rollpoint as run
-from rollpoint import digests, mending, replication, scrub, scrub_base, scrub_notes
+from rollpoint import below, digests, mending, replication, scrub, scrub_base, scrub_notes
 from rollpoint.disk import open_disk
 from rollpoint.errors import CancelledError, DamagedError, LockedError, NotFoundError, UsageError
 from rollpoint.journal import open_journal
@@ -22,6 +22,7 @@ from rollpoint.replica import Replica
 SIZES = {"d": 3 << 20}
 SEGMENT = 1 << 20
 GRAIN = 4096
+SEGMENTS_FREED = 15
 LOG, FLAT = "d-journal-log.vmdk", "d-flat.vmdk"
 
 
@@ -288,6 +289,59 @@ def test_a_scrub_beside_an_ingest_is_not_in_its_way(tmp_path: Path) -> None:
         finally:
             busy.set()
             thread.join()
+
+
+def test_segments_that_the_ring_gives_back_meanwhile_are_no_damage(tmp_path: Path) -> None:
+    """A writer that destages all the time, so that slots are freed and used again."""
+    path = tmp_path / "r"
+    Replica.create(path, [("d", 1 << 20)], segment_bytes=64 << 10).close()
+    with Replica.open(path) as replica, replica.locked():
+        how = {"writable": True, "with_bases": True, "writable_bases": True}
+        with replica.journals(**how) as journals:
+            below.begin(replica.directory, replica.manifest, journals.below)
+            native, target = journals.natives[0], journals.targets["d"]
+            ended = threading.Event()
+            freed = []
+
+            def write() -> None:
+                rng = random.Random(8)
+                while not ended.is_set():
+                    for _ in range(30):
+                        native.disk().pwrite(rng.randbytes(GRAIN), rng.randrange(256) * GRAIN)
+                    point = journals.mark("crash")
+                    if point.id > 2:
+                        freed.append(native.destage(point.id - 2, target)["freed_bytes"])
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            try:
+                looks = 0
+                while looks < 15 or (sum(freed) < SEGMENTS_FREED * (64 << 10) and looks < 500):
+                    assert verify(path) == []
+                    looks += 1
+            finally:
+                ended.set()
+                thread.join()
+            assert sum(freed) >= SEGMENTS_FREED * (64 << 10)
+            journals.close_clean()
+    assert verify(path) == []
+
+
+def test_a_replica_whose_base_was_destaged_to_is_digested_again(path: Path) -> None:
+    assert verify(path) == []
+    first = (path / digests.FILE_NAME).read_bytes()
+    with Replica.open(path) as replica, replica.locked():
+        how = {"writable": True, "with_bases": True, "writable_bases": True}
+        with replica.journals(**how) as journals:
+            below.begin(replica.directory, replica.manifest, journals.below)
+            journals.natives[0].destage(3, journals.targets["d"])
+            journals.close_clean()
+    assert verify(path) == []
+    assert (path / digests.FILE_NAME).read_bytes() != first
+    flip(path / FLAT, 5)
+    rows = verify(path)
+    assert [(row["where"], row["guest_offset"]) for row in rows] == [("base", 0)]
+    assert rows[0]["points"] == (3, 6)
 
 
 # ---- mending ----

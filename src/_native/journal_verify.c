@@ -475,8 +475,10 @@ verify_segments (struct verify *verify, uint64_t first, uint64_t stop,
 
 /* ---- root ---- */
 
-/* What the log says of the shown root's grains: those since the base was, and
- * those before, which the base has too and a root may leave to it. */
+/* What the log says of the shown root's grains: those since the horizon, and
+ * those before it, which the base has too, so that a root may leave them to it.
+ * (Between the root and the superblock of a destage nothing says how far the
+ * base is, so it is the horizon that counts, not based_entry.) */
 struct log_maps {
   struct rp_map since, before;
   bool destaged;
@@ -493,6 +495,31 @@ agrees (const struct log_maps *log, uint64_t grain, uint32_t shown)
   return shown == RP_PLACE_ZEROS || shown == rp_map_get (&log->before, grain);
 }
 
+/* Has a writer beside us shown another root, or destaged, since the journal was
+ * opened?  Then what was read does not belong together. */
+static bool
+is_moved (struct verify *verify)
+{
+  const struct rp_journal *journal = verify->journal;
+  bool stale[RP_LOG_SUPER_COUNT];
+  struct rp_log_super now;
+  uint64_t capacity, directory;
+  uint32_t grain_bytes;
+  uint8_t sector[RP_SECTOR_BYTES];
+  struct rp_fault ignored;
+
+  if (journal->writable)
+    return false;
+  if (rp_journal_read_super (journal->file, &now, stale, &ignored) != RP_OK
+      || rp_file_pread_all (journal->file, sector, sizeof sector, 0, &ignored)
+         != RP_OK
+      || !rp_log_get_sparse (sector, &capacity, &grain_bytes, &directory))
+    return false;
+  return now.generation != journal->super.generation
+         || directory * RP_SECTOR_BYTES
+            != journal->root.position + RP_LOG_PAGE_BYTES;
+}
+
 static void
 compare_maps (struct verify *verify, const struct rp_map *shown,
               const struct log_maps *log)
@@ -505,6 +532,8 @@ compare_maps (struct verify *verify, const struct rp_map *shown,
          shown->tables[i] != log->since.tables[i]
          && g < (i + 1) * RP_LOG_TABLE_ENTRIES && g < shown->grain_count; g++)
       if (!agrees (log, g, rp_map_get (shown, g))) {
+        if (is_moved (verify))
+          return;
         report (verify, verify->journal->root.position, i * table_bytes,
                 table_bytes, "the shown root differs from the log");
         break;
@@ -516,17 +545,19 @@ read_log (struct rp_journal *journal, struct log_maps *log,
           struct rp_fault *fault)
 {
   const struct rp_log_ring *ring = &journal->super.ring;
+  const uint64_t middle = ring->horizon_entry < journal->root.entry
+                          ? ring->horizon_entry : journal->root.entry;
   int status = rp_map_create (&log->since, journal->grain_count, fault);
 
-  log->destaged = ring->based_entry > 0;
+  log->destaged = ring->horizon_entry > 0;
   if (status == RP_OK)
     status = rp_map_create (&log->before, journal->grain_count, fault);
   if (status == RP_OK)
-    status = rp_journal_walk_forward (journal, &log->since, ring->based_entry,
+    status = rp_journal_walk_forward (journal, &log->since, middle,
                                       journal->root.entry, fault);
   if (status == RP_OK)
     status = rp_journal_walk_forward (journal, &log->before, ring->first_entry,
-                                      ring->based_entry, fault);
+                                      middle, fault);
   return status;
 }
 
@@ -543,7 +574,7 @@ verify_root (struct verify *verify, struct rp_fault *fault)
   if (status != RP_OK)
     return status;
   status = rp_journal_read_root (journal, &shown, fault);
-  if (status == RP_CORRUPT)
+  if (status == RP_CORRUPT && !is_moved (verify))
     report (verify, root->position, NO_GUEST, root->bytes, "the shown root");
   else if (status == RP_OK) {
     status = read_log (journal, &log, fault);
