@@ -19,6 +19,7 @@ struct rp_gate {
   bool             cutting;      /* one cut at a time */
   bool             watched, alarmed;
   uint64_t         alarms;       /* ever */
+  int64_t          alarm_time_ns;
   uint64_t         closed_ns;    /* of the cut */
 };
 
@@ -256,9 +257,13 @@ rp_gate_alarm (struct rp_gate *gate)
   pthread_mutex_lock (&gate->lock);
   if (!gate->held)
     gate->alarms++;
-  if (gate->watched && !gate->held) {
+  if (gate->watched && !gate->held && !gate->alarmed) {
+    struct timespec now;
+
     gate->alarmed = true;
     atomic_fetch_or (&gate->state, CLOSED);
+    clock_gettime (CLOCK_REALTIME, &now);
+    gate->alarm_time_ns = now.tv_sec * INT64_C (1000000000) + now.tv_nsec;
   }
   pthread_mutex_unlock (&gate->lock);
 }
@@ -283,6 +288,17 @@ rp_gate_alarms (struct rp_gate *gate)
   alarms = gate->alarms;
   pthread_mutex_unlock (&gate->lock);
   return alarms;
+}
+
+int64_t
+rp_gate_alarm_time_ns (struct rp_gate *gate)
+{
+  int64_t time_ns;
+
+  pthread_mutex_lock (&gate->lock);
+  time_ns = gate->alarm_time_ns;
+  pthread_mutex_unlock (&gate->lock);
+  return time_ns;
 }
 
 void

@@ -71,8 +71,11 @@ void rp_gate_watch (struct rp_gate *gate, bool on);
 /* May be called by a thread that is inside.  Nothing while the gate is held. */
 void rp_gate_alarm (struct rp_gate *gate);
 bool rp_gate_is_alarmed (struct rp_gate *gate);
-/* How many there were, watched or not. */
+/* How many there were, watched or not; and when the one that is on, or was last
+ * on, closed the gate, in nanoseconds since 1970: nothing was let in after.
+ */
 uint64_t rp_gate_alarms (struct rp_gate *gate);
+int64_t rp_gate_alarm_time_ns (struct rp_gate *gate);
 void rp_gate_heed (struct rp_gate *gate);
 
 #endif /* RP_GATE_H */

@@ -18,6 +18,7 @@ cdef extern from "gate.h":
     void rp_gate_watch(rp_gate *gate, bint on) nogil
     bint rp_gate_is_alarmed(rp_gate *gate) nogil
     uint64_t rp_gate_alarms(rp_gate *gate) nogil
+    int64_t rp_gate_alarm_time_ns(rp_gate *gate) nogil
     void rp_gate_heed(rp_gate *gate) nogil
 
 
@@ -119,6 +120,11 @@ cdef class Gate:
     @property
     def alarms(self):
         return rp_gate_alarms(self._gate)
+
+    @property
+    def alarm_time_ns(self):
+        """When the alarm that is on, or was last on, closed the gate; since 1970."""
+        return rp_gate_alarm_time_ns(self._gate)
 
     def heed(self):
         """Let writers in again after an alarm."""

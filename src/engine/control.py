@@ -20,6 +20,8 @@ import selectors
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
 
 from . import errors
 from .errors import Error, LockedError, NotFoundError, StorageError
@@ -112,6 +114,96 @@ def _is_socket(place: str) -> bool:
     return stat.S_ISSOCK(os.lstat(place).st_mode)
 
 
+class Connection:
+    """A connection to the ingest at this control socket. One request at a time.
+
+    Raises:
+        NotRunningError: Nobody listens.
+    """
+
+    def __init__(self, path: str, timeout_seconds: float = ANSWER_SECONDS) -> None:
+        self._path = path
+        self._command = "a connection"
+        self._timeout_seconds = timeout_seconds
+        self._client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._client.settimeout(timeout_seconds)
+        try:
+            with self._failures(), short_path(path) as place:
+                self._client.connect(place)
+        except BaseException:
+            self._client.close()
+            raise
+
+    def send(self, command: str, **values: object) -> None:
+        """Send one request.
+
+        Raises:
+            NotRunningError: It has died.
+        """
+        self._command = command
+        request = json.dumps({"command": command, **values}).encode() + b"\n"
+        with self._failures():
+            self._client.sendall(request)
+
+    def receive(self) -> dict[str, object]:
+        """The answer to it.
+
+        Raises:
+            NotRunningError: It died before it answered.
+            StorageError: It did not answer in time.
+            Error: What it answered with, as the class it was there.
+        """
+        data = b""
+        with self._failures():
+            while not data.endswith(b"\n"):
+                piece = self._client.recv(65536)
+                if not piece:
+                    break
+                data += piece
+        if not data.endswith(b"\n"):
+            raise NotRunningError(
+                f"the ingest at {self._path} ended before it answered {self._command}"
+            )
+        answer = json.loads(data)
+        if "error" in answer:
+            raise _to_error(answer["error"])
+        ok: dict[str, object] = answer["ok"]
+        return ok
+
+    def wait_at_most(self, timeout_seconds: float) -> None:
+        """How long each answer is waited for from now on."""
+        self._timeout_seconds = timeout_seconds
+        self._client.settimeout(timeout_seconds)
+
+    def close(self) -> None:
+        """Let it go. May be called twice."""
+        self._client.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            raise StorageError(
+                f"the ingest at {self._path} did not answer {self._command} "
+                f"in {self._timeout_seconds:g} s",
+                "see what it waits for: its storage may hang",
+            ) from None
+        except (FileNotFoundError, ConnectionError, NotADirectoryError) as error:
+            raise NotRunningError(f"no ingest answers at {self._path}: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 def ask(
     path: str, command: str, timeout_seconds: float = ANSWER_SECONDS, **values: object
 ) -> dict[str, object]:
@@ -122,33 +214,9 @@ def ask(
         StorageError: It did not answer in time.
         Error: What the ingest answered with, as the class it was there.
     """
-    request = json.dumps({"command": command, **values}).encode() + b"\n"
-    data = b""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout_seconds)
-        try:
-            with short_path(path) as place:
-                client.connect(place)
-            client.sendall(request)
-            while not data.endswith(b"\n"):
-                piece = client.recv(65536)
-                if not piece:
-                    break
-                data += piece
-        except TimeoutError:
-            raise StorageError(
-                f"the ingest at {path} did not answer {command} in {timeout_seconds:g} s",
-                "see what it waits for: its storage may hang",
-            ) from None
-        except (FileNotFoundError, ConnectionError, NotADirectoryError) as error:
-            raise NotRunningError(f"no ingest answers at {path}: {error}") from None
-    if not data.endswith(b"\n"):
-        raise NotRunningError(f"the ingest at {path} ended before it answered {command}")
-    answer = json.loads(data)
-    if "error" in answer:
-        raise _to_error(answer["error"])
-    ok: dict[str, object] = answer["ok"]
-    return ok
+    with Connection(path, timeout_seconds) as connection:
+        connection.send(command, **values)
+        return connection.receive()
 
 
 def _to_error(body: dict[str, str]) -> Error:

@@ -117,17 +117,20 @@ class Ingest:
             FailedError, StorageError, ...: A journal failed. Nothing was acknowledged
                 after that; the manifest tells why; start again to recover.
         """
-        intake = self._intake
+        intake, group = self._intake, self._answers.group
         intake.due = time.monotonic() + intake.rpo_seconds
         next_commit = time.monotonic() + COMMIT_SECONDS
         try:
             while not self._stopping:
-                wait = max(0.0, min(next_commit, intake.due) - time.monotonic())
-                for key, mask in self._selector.select(wait):
+                until = group.until or min(next_commit, intake.due)
+                for key, mask in self._selector.select(max(0.0, until - time.monotonic())):
                     self._ready(key, mask)
                 if intake.failure is not None:
                     raise intake.failure
                 now = time.monotonic()
+                if group.until is not None:
+                    group.expire(now)
+                    continue  # writers wait: nothing that takes long
                 if now >= next_commit:
                     next_commit = now + COMMIT_SECONDS
                     intake.commit()
@@ -160,6 +163,7 @@ class Ingest:
 
     def _end(self) -> None:
         """Drain, a last point, clean journals, sockets gone, the manifest told."""
+        self._answers.group.give_up()
         self._intake.close_clean()
         self._close_sockets()
         if not self._told_to_stop:

@@ -7,6 +7,7 @@
   gap-open cause            the source misses writes: no restore points until it says
   gap-close                 that it has caught up -> the first restore point after
   stop                      end in order; the caller has the replica's lock
+  group-...                 one cut over several replicas: ingest_group.py
 
 `hold`, `release` and `stop` are asked by who has the replica's lock and writes the
 manifest; what the ingest has to put there meanwhile goes along with the answer.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from . import control, replication
 from .errors import Error, GapError, UsageError
+from .ingest_group import GroupCut
 
 if TYPE_CHECKING:
     from .intake import Intake
@@ -48,12 +50,18 @@ class Answers:
             "gap-close": self._gap_close,
             "stop": self._end,
         }
+        self.group = GroupCut(intake)
 
     def __call__(self, request: Answer) -> Answer:
         """The answer to one request; raises Error."""
-        command = self._commands.get(str(request["command"]))
+        name = str(request["command"])
+        if name in self.group.commands:
+            return self.group.commands[name](request)
+        command = self._commands.get(name)
         if command is None:
-            raise UsageError(f"an ingest knows no command {request['command']!r}")
+            raise UsageError(f"an ingest knows no command {name!r}")
+        if name != "status":
+            self.group.give_up()  # it would wait for the gate, and nobody but us can open it
         return command(request)
 
     def _status(self, request: Answer) -> Answer:

@@ -127,7 +127,8 @@ class Intake:
         self.retainer.stop()  # nothing is refused from here on
         if self.server is not None:
             if self.journals is not None:
-                self.journals.gate.watch(False)  # nobody is to wait in it any more
+                self.journals.gate.watch(False)  # nobody is to wait in it any more,
+                self.journals.gate.end()  # nor for a cut that is not carried through
             self.server.stop(STOP_MS)
             self._note_alarms()
             self.server = None  # it keeps the journals, and so their locks
@@ -139,10 +140,13 @@ class Intake:
         since the alarm: a point now has what was acknowledged before, and nothing of
         what the source may have written to other disks since.
         """
-        if self._has_alarms:
-            self.mark_if_news()
-            self._note_alarms()
-            self.need_running().gate.heed()
+        if not self._has_alarms:
+            return
+        gate = self.need_running().gate
+        if gate.alarmed:
+            self._mark_if_news(gate.alarm_time_ns)
+        self._note_alarms()
+        gate.heed()
 
     @property
     def _has_alarms(self) -> bool:
@@ -213,20 +217,23 @@ class Intake:
                 self.write_notes()
                 self.replica.save()
 
-    def mark(self, kind: str, label: str) -> Point:
-        """A restore point, now."""
+    def mark(self, kind: str, label: str, time_ns: int | None = None) -> Point:
+        """A restore point, now; or as of that moment, since when nothing was let in."""
         journals, begun = self.need_running(), time.monotonic()
-        point = journals.mark(kind, label)
+        point = journals.mark(kind, label, time_ns)
         self.record.marked(point, begun, journals.seen(), journals.barrier_ns)
         return point
 
     def mark_if_news(self) -> None:
         """A restore point if there is something for it, and it would be exact."""
-        # After an alarm, this is the point of heed_alarms.
+        self.heed_alarms()
+        self._mark_if_news()
+
+    def _mark_if_news(self, time_ns: int | None = None) -> None:
         if self.record.catching_up or not self.has_news:
             return
         try:
-            self.mark("crash", "")
+            self.mark("crash", "", time_ns)
         except StorageError as error:
             if self.has_failed(error):
                 raise  # otherwise the journals are full: a point was missed
@@ -306,7 +313,7 @@ class Intake:
         """Drain, a last point, clean journals."""
         if self.journals is not None:
             self.heed_alarms()
-            self.stop_serving()
+            self.stop_serving()  # notes what was lost meanwhile
             self.mark_if_news()
             self.journals.close_clean()
             self.journals = None

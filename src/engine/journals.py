@@ -153,34 +153,38 @@ class Journals:
         points = self.points()
         return points.latest.time if len(points) else None
 
-    def mark(self, kind: str, label: str = "") -> Point:
+    def mark(self, kind: str, label: str = "", time_ns: int | None = None) -> Point:
         """A restore point in all journals at one cut; durable on return.
+
+        Args:
+            time_ns: When nothing was let in any more; by default now.
 
         Raises:
             FailedError, StorageError: A journal could not take it; the point does not
                 count, and that journal takes nothing more.
         """
-        point = Point(self.next_point_id, self.next_time_ns, kind, label)
+        point = Point(self.next_point_id, self.point_time_ns(time_ns), kind, label)
         self.barrier_ns = self.gate.cut(
             self.natives, point.id, point.time_ns, KIND_NUMBERS[kind], label
         )
         self._took(point)
+        self.tell(point)
         return point
 
-    @property
-    def next_time_ns(self) -> int:
-        """The time of a point that is marked now."""
+    def point_time_ns(self, time_ns: int | None = None) -> int:
+        """The time of a point that is marked now, or at that moment."""
         # Microseconds are what is printed, and what is printed can be asked for. A
         # clock that was set back must not turn the order of points around.
-        return max(time.time_ns() // 1000 * 1000, self._newest_ns // 1000 * 1000 + 1000)
+        wanted = time.time_ns() if time_ns is None else time_ns
+        return max(wanted // 1000 * 1000, self._newest_ns // 1000 * 1000 + 1000)
 
     def mark_begun(self, time_ns: int, kind: str, label: str = "") -> Point:
         """A restore point in all journals at the cut that the gate has begun.
 
-        It is durable with the next commit, after the gate's end.
+        It is durable with the next commit, after the gate's end; then `tell` is due.
 
         Args:
-            time_ns: Of the cut; not below next_time_ns of when it began.
+            time_ns: Of the cut; not below point_time_ns.
 
         Raises:
             FailedError, StorageError: As mark.
@@ -193,6 +197,9 @@ class Journals:
     def _took(self, point: Point) -> None:
         self.next_point_id, self._newest_ns = point.id + 1, point.time_ns
         self._uneven = False
+
+    def tell(self, point: Point) -> None:
+        """A point made here is durable."""
         if self.on_mark is not None:
             self.on_mark(point)
 

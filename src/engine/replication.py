@@ -7,13 +7,15 @@ crash leaves, the manifest's epoch is the highest there is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from . import control
 from .errors import GapError, HeldError, StateError, UsageError
+from .journals import Journals
 from .manifest import Gap, Rpo
 from .points import KIND_NUMBERS, Point
 from .replica import Replica
@@ -43,11 +45,16 @@ def check_label(label: str) -> str:
     return label
 
 
-def asked_for(request: dict[str, object]) -> tuple[str, str]:
-    """Kind and label of a point that a request wants."""
-    kind = str(request.get("kind", "crash"))
+def check_kind(kind: str) -> str:
+    """The kind, when a restore point can be of it; else UsageError."""
     if kind not in KIND_NUMBERS:
         raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
+    return kind
+
+
+def asked_for(request: dict[str, object]) -> tuple[str, str]:
+    """Kind and label of a point that a request wants."""
+    kind = check_kind(str(request.get("kind", "crash")))
     return kind, check_label(str(request.get("label", "")))
 
 
@@ -68,13 +75,27 @@ def mark(
         LockedError: An operation on the replica is going on.
     """
     check_label(label)
-    if kind not in KIND_NUMBERS:
-        raise UsageError(f"{kind!r} is not a kind of restore point", "crash or app")
+    check_kind(kind)
     try:
         command = "gap-close" if caught_up else "mark"
-        return _point(control.ask(replica.control_path, command, kind=kind, label=label))
+        return point_of(control.ask(replica.control_path, command, kind=kind, label=label))
     except control.NotRunningError:
         pass
+    with to_mark(replica, caught_up=caught_up) as journals:
+        point = journals.mark(kind, label)
+        if caught_up:
+            close_gap(replica, point.time)
+            replica.save()
+        return point
+
+
+@contextlib.contextmanager
+def to_mark(replica: Replica, *, caught_up: bool = False) -> Iterator[Journals]:
+    """The journals of a replica without an ingest, for one restore point. Locks it.
+
+    Raises:
+        As mark.
+    """
     with replica.locked():
         replica.need_state("Ready", doing="mark a restore point of {}")
         with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
@@ -91,11 +112,7 @@ def mark(
             # First the manifest: where it cannot be saved, no point may have been made.
             replica.manifest.next_point_id = journals.next_point_id + 1
             replica.save()
-            point = journals.mark(kind, label)
-            if caught_up:
-                close_gap(replica, point.time)
-                replica.save()
-            return point
+            yield journals
 
 
 def hold(replica: Replica) -> int:
@@ -282,7 +299,8 @@ def take_notes(replica: Replica, notes: dict[str, object]) -> None:
         )
 
 
-def _point(answer: dict[str, object]) -> Point:
+def point_of(answer: dict[str, object]) -> Point:
+    """The point that an ingest answered with."""
     try:
         return Point(
             cast(int, answer["id"]),

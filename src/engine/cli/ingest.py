@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import replication
+from ..errors import UsageError
 from ..replica import Replica
 from ..units import format_duration, parse_duration
 from .output import print_json
@@ -70,7 +72,9 @@ def ingest(
 
 
 def mark(
-    directory: Directory,
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR…", help="Replicas; several are marked at one cut.")
+    ],
     app: Annotated[
         bool, typer.Option("--app", help="The application was made quiet: app-consistent.")
     ] = False,
@@ -84,14 +88,54 @@ def mark(
     as_json: AsJson = False,
 ) -> None:
     """Mark a restore point of all disks, now. It is durable when this returns."""
-    with Replica.open(directory) as replica:
-        point = replication.mark(
-            replica, "app" if app else "crash", label, caught_up=caught_up
-        )
+    kind = "app" if app else "crash"
+    if len(directories) > 1:
+        if caught_up:
+            raise UsageError(
+                "--caught-up ends the gap of one replica", "say it for each, then mark all"
+            )
+        _mark_group(directories, kind, label, as_json)
+        return
+    with Replica.open(directories[0]) as replica:
+        point = replication.mark(replica, kind, label, caught_up=caught_up)
     if as_json:
         print_json(point.to_json())
     else:
         typer.echo(f"restore point {point.id}, {point.time}")
+
+
+def _mark_group(directories: list[str], kind: str, label: str, as_json: bool) -> None:
+    from .. import groups
+
+    with contextlib.ExitStack() as stack:
+        replicas = [stack.enter_context(Replica.open(path)) for path in directories]
+        done = groups.mark(replicas, kind, label)
+        if as_json:
+            print_json(
+                {
+                    "group": done.group,
+                    "time": done.members[0].point.time,
+                    "kind": kind,
+                    "label": label,
+                    "barrier_ms": done.barrier_ms,
+                    "replicas": [
+                        {
+                            "path": member.replica.path,
+                            "name": member.replica.name,
+                            "id": member.point.id,
+                            "barrier_ms": member.barrier_ms,
+                        }
+                        for member in done.members
+                    ],
+                }
+            )
+            return
+        for member in done.members:
+            typer.echo(f"{member.replica.name}: restore point {member.point.id}")
+        typer.echo(
+            f"one cut at {done.members[0].point.time}; writers waited "
+            f"{done.barrier_ms:.1f} ms at most"
+        )
 
 
 def hold(directory: Directory, as_json: AsJson = False) -> None:
