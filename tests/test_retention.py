@@ -134,15 +134,62 @@ def test_room_is_asked_for_before_it_is_gone() -> None:
 # ---- long-term points ----
 
 
-def test_the_schedule_keeps_the_first_point_of_every_interval() -> None:
-    points = points_at(*range(0, 1000, 10))
-    daily = Retention(window_seconds=60, every_seconds=300, keep_seconds=3000)
-    first = room.next_move(points, now(900), daily, ROOMY, (), 0)
-    assert first == (points[0], "window", True)
-    second = room.next_move(points, now(900), daily, ROOMY, (), 1, points[0].time_ns)
-    assert second == (points[30], "window", True)
-    rest = room.next_move(points[30:], now(900), daily, ROOMY, (), 31, points[60].time_ns)
+def test_the_horizon_stops_at_the_points_that_the_schedule_keeps() -> None:
+    points = points_at(*range(0, 1000, 10))  # START is 200 s after a multiple of 300 s
+    rule = Retention(window_seconds=60, every_seconds=300, keep_seconds=3000)
+    first = room.next_move(points, now(900), rule, ROOMY, (), 0)
+    assert first == (points[10], "window", True)
+    second = room.next_move(points[10:], now(900), rule, ROOMY, (), 11, points[10].time_ns)
+    assert second == (points[40], "window", True)
+    third = room.next_move(points[40:], now(900), rule, ROOMY, (), 41, points[40].time_ns)
+    assert third == (points[70], "window", True)
+    rest = room.next_move(points[70:], now(900), rule, ROOMY, (), 71, points[70].time_ns)
     assert rest == (points[84], "window", False)
+
+
+def chosen(points: list[Point], every: float, until: float, last: Point | None = None) -> list[int]:
+    last_ns = None if last is None else last.time_ns
+    return [point.id for point in room.scheduled(points, every, now(until), last_ns)]
+
+
+def test_the_schedule_takes_the_newest_point_of_each_interval_that_is_over() -> None:
+    points = points_at(*range(0, 1000, 70))
+    assert chosen(points, 300, 999) == [2, 6, 11]
+    assert chosen(points, 300, 399) == [2], "that at 400 s has not come yet"
+    assert chosen(points, 300, 999, points[1]) == [6, 11]
+    assert chosen(points, 300, 999, points[0]) == [6, 11], "its interval has one"
+    assert chosen(points[:3], 300, 1000) == [2, 3], "nothing was written for a while"
+    assert chosen(points, 0, 1000) == []
+    assert chosen([], 300, 1000) == []
+
+
+def test_the_schedule_prefers_an_application_consistent_point_at_the_end_of_an_interval() -> None:
+    points = points_at(*range(0, 500, 5))
+    for number in (5, 75, 78):  # at 20, 370 and 385 s
+        points[number - 1] = points[number - 1]._replace(kind="app")
+    assert chosen(points, 300, 500) == [21, 78]
+    points[77] = points[77]._replace(kind="crash")
+    assert chosen(points, 300, 500) == [21, 75], "30 s before the end are the last tenth"
+    points[74] = points[74]._replace(kind="crash")
+    assert chosen(points, 300, 500) == [21, 81]
+
+
+@given(lives(), st.floats(1, 5000))
+def test_the_schedule_comes_to_the_same_whenever_it_is_asked(
+    life: tuple[list[Point], int, float], every: float
+) -> None:
+    points, now_ns, _ = life
+    whole = list(room.scheduled(points, every, now_ns, None))
+    assert whole == sorted(set(whole))
+    last: Point | None = None
+    step_by_step = []
+    while True:
+        rest = [point for point in points if last is None or point.id >= last.id]
+        last = next(room.scheduled(rest, every, now_ns, last and last.time_ns), None)
+        if last is None:
+            break
+        step_by_step.append(last)
+    assert step_by_step == whole
 
 
 # ---- notes ----

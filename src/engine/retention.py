@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .errors import UsageError
@@ -23,6 +23,7 @@ EVERY_SECONDS_MIN = 60.0
 STEPS_IN_WINDOW = 32  # the horizon moves so often while a window passes
 STEP_SECONDS_MIN = 1.0
 RATE_SECONDS = 300.0  # the write rate is taken over that long
+APP_SHARE = 10  # of an interval: so late an application-consistent point is preferred
 WARN_SHARES = (0.90, 0.75)
 
 
@@ -157,19 +158,39 @@ def bounded(points: Sequence[Point], wanted: Point | None, stops: Collection[int
     return wanted
 
 
-def due_long_term(
-    points: Sequence[Point], wanted: Point, last_ns: int | None, every_seconds: float
-) -> Point | None:
-    """The first point not after wanted that the schedule keeps for long.
+def scheduled(
+    points: Sequence[Point], every_seconds: float, now_ns: int, last_ns: int | None
+) -> Iterator[Point]:
+    """The points that the schedule keeps for long, oldest first.
+
+    For each multiple of `every_seconds` since 1970 that has come, the newest point that is
+    not after it; or the newest application-consistent one, where there is one in the last
+    tenth of that interval. An interval without a point has none.
 
     Args:
-        last_ns: Of the newest long-term point; None: there is none, so the first is due.
+        points: Oldest first.
+        every_seconds: 0: none are kept.
+        last_ns: Of the newest long-term point; the interval that it stands for is over.
     """
-    if every_seconds <= 0:
-        return None
-    border = 0 if last_ns is None else last_ns + int(every_seconds * 1e9)
-    index = bisect_left(points, border, key=_time)
-    return points[index] if index < len(points) and points[index].id <= wanted.id else None
+    every_ns = round(every_seconds * 1e9)
+    if every_ns <= 0:
+        return
+    done_ns = -1 if last_ns is None else -(-last_ns // every_ns) * every_ns
+    first = bisect_right(points, done_ns, key=_time)
+    while first < len(points):
+        end_ns = -(-points[first].time_ns // every_ns) * every_ns
+        if end_ns > now_ns:
+            return
+        stop = bisect_right(points, end_ns, key=_time)
+        chosen, late_ns = stop - 1, end_ns - every_ns // APP_SHARE
+        for index in range(stop - 1, first - 1, -1):
+            if points[index].time_ns < late_ns:
+                break
+            if points[index].kind == "app":
+                chosen = index
+                break
+        yield points[chosen]
+        first = stop
 
 
 class Move(NamedTuple):
@@ -211,8 +232,10 @@ def next_move(
     wanted = bounded(points, wanted, stops)
     if wanted is None or wanted.id <= horizon:
         return None
-    freeze = due_long_term(points, wanted, last_long_term_ns, retention.every_seconds)
-    return Move(freeze or wanted, why, freeze is not None)
+    kept = next(scheduled(points, retention.every_seconds, now_ns, last_long_term_ns), None)
+    if kept is None or kept.id > wanted.id:
+        return Move(wanted, why, False)
+    return Move(kept, why, True)
 
 
 # ---- what is told ----
