@@ -1,0 +1,86 @@
+"""Which call sites of the C core asked for memory or storage in vain: counted by address.
+
+A program that includes failing.h writes the return addresses it met into the file of
+ROLLPOINT_SITES; the disassembly of the same program says which ones there are at all.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+# Storage that only tests have: what fails there is no site of the product.
+TEST_BACKENDS = {
+    "io_crash.c", "io_fault.c", "io_order.c", "io_record.c", "io_simulate.c", "io_tree.c",
+    "io_wrap.c", "journal_synthesize.c",
+}  # fmt: skip
+REACHED = 1
+# The bits of a site that failed in every way: once and for ever, and with EIO and ENOSPC.
+ALL = {"memory": 0b00110, "storage": 0b11110}
+
+
+class Site(NamedTuple):
+    """A call: what is asked for, where, and which of the calls of that line it is."""
+
+    kind: str  # memory or storage
+    callee: str
+    file: str
+    line: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.callee}"
+
+
+def kind_of(callee: str) -> str:
+    return "storage" if callee.startswith(("rp_file_", "rp_dir_")) else "memory"
+
+
+def table(program: Path) -> dict[int, Site]:
+    """Every call of a wrapped function in the C core, by the address it returns to."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", program], capture_output=True, text=True, check=True
+    ).stdout
+    calls: dict[int, str] = {}
+    callee = None
+    line_of_code = r"^ +([0-9a-f]+):\t(?:call +[0-9a-f]+ <__wrap_(\w+)>)?"
+    for match in re.finditer(line_of_code, listing, re.MULTILINE):
+        if callee is not None:
+            calls[int(match[1], 16)] = callee
+        callee = match[2]
+    told = subprocess.run(  # the place of a call is one byte before the place it returns to
+        ["addr2line", "-e", program], text=True, capture_output=True, check=True,
+        input="".join(f"{address - 1:x}\n" for address in calls),
+    ).stdout.splitlines()  # fmt: skip
+    found: dict[int, Site] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    for (address, name), place in zip(calls.items(), told, strict=True):
+        path, _, line = place.partition(":")
+        ends = ("free", "rp_file_note", "rp_sim_acknowledge")
+        if "/_native/" not in path or Path(path).name in TEST_BACKENDS or name.endswith(ends):
+            continue
+        number = numbers[name, place] = numbers.get((name, place), 0) + 1
+        found[address] = Site(kind_of(name), name, Path(path).name, int(line.split()[0]), number)
+    return found
+
+
+def met(path: Path, sites: dict[int, Site]) -> dict[Site, int]:
+    """What runs of the program told: the bits of each site."""
+    found: dict[Site, int] = {}
+    for row in path.read_text().splitlines():
+        _, address, bits = row.split()
+        site = sites.get(int(address, 16))
+        if site is not None:
+            found[site] = found.get(site, 0) | int(bits)
+    return found
+
+
+def union(runs: Iterable[dict[Site, int]]) -> dict[Site, int]:
+    together: dict[Site, int] = {}
+    for run in runs:
+        for site, bits in run.items():
+            together[site] = together.get(site, 0) | bits
+    return together
