@@ -49,9 +49,16 @@ struct choice {
   uint32_t sector;
 };
 
-struct rp_sim_seen {
-  uint64_t *keys;                /* open addressing; 0 = free */
+/* Open addressing; 0 = free. */
+struct key_set {
+  uint64_t *keys;
   uint64_t  count, room;
+};
+
+struct rp_sim_seen {
+  struct key_set states;         /* image and how much was acknowledged */
+  struct key_set images;         /* the lowest bit: left by a recovery */
+  uint64_t deep, generated;
 };
 
 struct rp_sim_sweep {
@@ -72,18 +79,59 @@ struct rp_sim_sweep {
 
 /* ---- states seen ---- */
 
+static bool
+key_set_init (struct key_set *set)
+{
+  set->room = 1024;
+  set->keys = calloc (set->room, sizeof *set->keys);
+  return set->keys != NULL;
+}
+
+/* Keys that differ in the lowest bit are one. */
+static bool
+key_set_put (struct key_set *set, uint64_t key)
+{
+  uint64_t at = key >> 1 & (set->room - 1);
+
+  while (set->keys[at] != 0 && (set->keys[at] | 1) != (key | 1))
+    at = (at + 1) & (set->room - 1);
+  if (set->keys[at] != 0)
+    return false;
+  set->keys[at] = key;
+  return true;
+}
+
+/* *new_out: the key was not there yet. */
+static int
+key_set_add (struct key_set *set, uint64_t key, bool *new_out)
+{
+  struct key_set larger;
+
+  if (set->count >= set->room / 2) {
+    larger = (struct key_set) { .room = set->room * 2 };
+    larger.keys = calloc (larger.room, sizeof *larger.keys);
+    if (!larger.keys)
+      return RP_NO_MEMORY;
+    for (uint64_t i = 0; i < set->room; i++)
+      if (set->keys[i] != 0)
+        key_set_put (&larger, set->keys[i]);
+    free (set->keys);
+    set->keys = larger.keys;
+    set->room = larger.room;
+  }
+  *new_out = key_set_put (set, key > 1 ? key : 2);
+  set->count += *new_out;
+  return RP_OK;
+}
+
 int
 rp_sim_seen_create (struct rp_sim_seen **out, struct rp_fault *fault)
 {
   struct rp_sim_seen *seen = calloc (1, sizeof *seen);
 
   *out = NULL;
-  if (seen) {
-    seen->room = 1024;
-    seen->keys = calloc (seen->room, sizeof *seen->keys);
-  }
-  if (!seen || !seen->keys) {
-    free (seen);
+  if (!seen || !key_set_init (&seen->states) || !key_set_init (&seen->images)) {
+    rp_sim_seen_destroy (seen);
     return rp_fail (fault, RP_NO_MEMORY, 0, "making a set of crash states");
   }
   *out = seen;
@@ -95,50 +143,54 @@ rp_sim_seen_destroy (struct rp_sim_seen *seen)
 {
   if (!seen)
     return;
-  free (seen->keys);
+  free (seen->states.keys);
+  free (seen->images.keys);
   free (seen);
 }
 
 uint64_t
 rp_sim_seen_count (const struct rp_sim_seen *seen)
 {
-  return seen->count;
+  return seen->images.count;
 }
 
-static bool
-seen_put (struct rp_sim_seen *seen, uint64_t key)
+uint64_t
+rp_sim_seen_deep_count (const struct rp_sim_seen *seen)
 {
-  uint64_t at = key & (seen->room - 1);
-
-  while (seen->keys[at] != 0 && seen->keys[at] != key)
-    at = (at + 1) & (seen->room - 1);
-  if (seen->keys[at] == key)
-    return false;
-  seen->keys[at] = key;
-  return true;
+  return seen->deep;
 }
 
-/* *new_out: the key was not there yet. */
+uint64_t
+rp_sim_seen_generated (const struct rp_sim_seen *seen)
+{
+  return seen->generated;
+}
+
+void
+rp_sim_seen_each (const struct rp_sim_seen *seen,
+                  void (*each) (void *context, uint64_t image), void *context)
+{
+  for (uint64_t i = 0; i < seen->images.room; i++)
+    if (seen->images.keys[i] != 0)
+      each (context, seen->images.keys[i]);
+}
+
+/* *new_out: the image was not seen yet with so much acknowledged. */
 static int
-seen_add (struct rp_sim_seen *seen, uint64_t key, bool *new_out)
+seen_add (struct rp_sim_seen *seen, uint64_t image, uint64_t acknowledged,
+          bool deep, bool *new_out)
 {
-  struct rp_sim_seen larger;
+  bool new_image = false;
+  int status;
 
-  if (seen->count >= seen->room / 2) {
-    larger = (struct rp_sim_seen) { .room = seen->room * 2 };
-    larger.keys = calloc (larger.room, sizeof *larger.keys);
-    if (!larger.keys)
-      return RP_NO_MEMORY;
-    for (uint64_t i = 0; i < seen->room; i++)
-      if (seen->keys[i] != 0)
-        seen_put (&larger, seen->keys[i]);
-    free (seen->keys);
-    seen->keys = larger.keys;
-    seen->room = larger.room;
-  }
-  *new_out = seen_put (seen, key ? key : 1);
-  seen->count += *new_out;
-  return RP_OK;
+  seen->generated++;
+  status = key_set_add (&seen->states, rp_hash_mix (image, acknowledged) & ~UINT64_C (1),
+                        new_out);
+  if (status == RP_OK)
+    status = key_set_add (&seen->images, (image & ~UINT64_C (1)) | deep,
+                          &new_image);
+  seen->deep += new_image && deep;
+  return status;
 }
 
 /* ---- making a state ---- */
@@ -593,7 +645,6 @@ try_choice (struct rp_sim_sweep *sweep, const struct choice *choice,
             struct rp_io **out, struct rp_fault *fault)
 {
   struct rp_tree tree;
-  uint64_t key;
   bool is_new = false;
   int status;
 
@@ -601,10 +652,9 @@ try_choice (struct rp_sim_sweep *sweep, const struct choice *choice,
   status = rp_tree_copy (&sweep->replay.base, &tree);
   if (status == RP_OK)
     status = apply_choice (&sweep->replay, sweep->fresh, choice, &tree);
-  if (status == RP_OK) {
-    key = rp_hash_mix (rp_tree_hash (&tree), sweep->acknowledged);
-    status = seen_add (sweep->options.seen, key, &is_new);
-  }
+  if (status == RP_OK)
+    status = seen_add (sweep->options.seen, rp_tree_hash (&tree),
+                       sweep->acknowledged, sweep->io->crashes > 0, &is_new);
   if (status != RP_OK || !is_new) {
     rp_tree_clear (&tree);
     return status == RP_OK ? RP_OK
@@ -614,6 +664,7 @@ try_choice (struct rp_sim_sweep *sweep, const struct choice *choice,
   if (status == RP_OK) {
     sim_of (*out)->acknowledged_before = sweep->acknowledged;
     sim_of (*out)->last_tag = sweep->last_tag;
+    sim_of (*out)->crashes = sweep->io->crashes + 1;
     sweep->counts.distinct++;
   }
   return status;
@@ -747,6 +798,7 @@ rp_sim_state_make (struct rp_io *rp, const struct rp_sim_state *state,
   if (status == RP_OK) {
     sim_of (*out)->acknowledged_before = state->acknowledged;
     sim_of (*out)->last_tag = state->last_tag;
+    sim_of (*out)->crashes = io->crashes + 1;
   }
   return status;
 }

@@ -48,6 +48,7 @@ struct sim_io {
   uint32_t         sweeps;       /* that read the log */
   uint64_t         acknowledged_before; /* by the sweeps that made this state */
   uint64_t         last_tag;     /* of those */
+  uint32_t         crashes;      /* that it went through: it is a state */
   struct sim_file *open;         /* list of handles */
 };
 

@@ -57,11 +57,20 @@ enum rp_sim_flags {
 };
 
 /* States seen: their image and how much had been acknowledged.  One set can
- * be given to many sweeps (of recoveries, say) so that none repeats another. */
+ * be given to many sweeps (of recoveries, say) so that none repeats another.
+ * What is counted are distinct images, whatever had been acknowledged. */
 struct rp_sim_seen;
 int  rp_sim_seen_create (struct rp_sim_seen **out, struct rp_fault *fault);
 void rp_sim_seen_destroy (struct rp_sim_seen *seen);   /* NULL is allowed */
 uint64_t rp_sim_seen_count (const struct rp_sim_seen *seen);
+/* Of those, the ones that a crash of what recovers from a crash has left. */
+uint64_t rp_sim_seen_deep_count (const struct rp_sim_seen *seen);
+/* All that were made, those seen before included. */
+uint64_t rp_sim_seen_generated (const struct rp_sim_seen *seen);
+/* A number for each image; the lowest bit: it was left by a recovery. */
+void rp_sim_seen_each (const struct rp_sim_seen *seen,
+                       void (*each) (void *context, uint64_t image),
+                       void *context);
 
 struct rp_sim_options {
   uint64_t budget;               /* states to yield at most; 0 = no limit */

@@ -5,6 +5,7 @@
  * ROLLPOINT_CRASH_BUDGET: distinct states to stop at.  Argument: first seed.
  */
 #include "crash_journal.h"
+#include "crash_tell.h"
 
 static void
 must_not_fail (struct lab *lab, struct rp_journal *journal, int status)
@@ -116,8 +117,7 @@ test_short_file (struct lab *lab)
 int
 main (int argc, char **argv)
 {
-  const char *budget = getenv ("ROLLPOINT_CRASH_BUDGET");
-  const uint64_t wanted = budget ? strtoull (budget, NULL, 10) : 60000;
+  const uint64_t wanted = crash_budget (60000);
   uint64_t seed = argc > 1 ? strtoull (argv[1], NULL, 10) : 1;
   static struct lab lab = { .after_failure = must_not_fail };
   unsigned workloads = 0;
@@ -130,10 +130,7 @@ main (int argc, char **argv)
     sweep (&lab, seed++);
     workloads++;
   }
-  printf ("crash_journal_test: %llu distinct states, %llu during recovery, "
-          "0 violations (%u workloads)\n",
-          (unsigned long long) rp_sim_seen_count (lab.seen),
-          (unsigned long long) lab.deep, workloads);
+  crash_tell ("crash_journal_test", lab.seen, workloads, "");
   lab_end (&lab);
   return EXIT_SUCCESS;
 }

@@ -25,6 +25,7 @@
  * ROLLPOINT_CRASH_BUDGET: distinct states to stop at.  Argument: first seed.
  */
 #include "crash_operation.h"
+#include "crash_tell.h"
 
 /* ---- the workload ---- */
 
@@ -733,8 +734,7 @@ test_stale_writer (void)
 int
 main (int argc, char **argv)
 {
-  const char *budget = getenv ("ROLLPOINT_CRASH_BUDGET");
-  const uint64_t wanted = budget ? strtoull (budget, NULL, 10) : 30000;
+  const uint64_t wanted = crash_budget (30000);
   uint64_t seed = argc > 1 ? strtoull (argv[1], NULL, 10) : 1;
   static struct lab lab;
   unsigned workloads = 0;
@@ -755,10 +755,7 @@ main (int argc, char **argv)
       for (int d = 0; d < DISKS; d++)
         free (lab.history.failovers[i].logs[d]);
   }
-  printf ("crash_operation_test: %llu distinct states, %llu during recovery, "
-          "0 violations (%u workloads)\n",
-          (unsigned long long) rp_sim_seen_count (lab.seen),
-          (unsigned long long) lab.deep, workloads);
+  crash_tell ("crash_operation_test", lab.seen, workloads, "");
   rp_sim_seen_destroy (lab.seen);
   return EXIT_SUCCESS;
 }

@@ -11,6 +11,7 @@
 
 #include "bytes.h"
 #include "check.h"
+#include "crash_tell.h"
 #include "chain.h"
 #include "extent.h"
 #include "simulate.h"
@@ -51,7 +52,7 @@ struct model {
   uint8_t  data[2 * LOOK][SECTOR];
   bool     readable[2 * LOOK];
   uint8_t  tables[2][TABLES];    /* of a hosted extent: before, and after */
-  struct rp_sim_seen *seen;      /* of recoveries */
+  struct rp_sim_seen *seen;
   uint64_t recovery_budget;
   uint64_t states, recoveries;
 };
@@ -397,9 +398,9 @@ check_state (void *context, struct rp_io *io, const struct rp_sim_state *state,
   return status;
 }
 
-static uint64_t
+static void
 test_power_cuts (const struct shape *shape, uint32_t damage, uint64_t budget,
-                 struct rp_sim_seen *seen, struct rp_sim_seen *recoveries)
+                 struct rp_sim_seen *seen)
 {
   const struct rp_sim_options options = {
     .budget = budget, .seed = damage, .flags = RP_SIM_TEAR, .seen = seen,
@@ -413,7 +414,7 @@ test_power_cuts (const struct shape *shape, uint32_t damage, uint64_t budget,
 
   memset (&model, 0, sizeof model);
   model.shape = shape;
-  model.seen = recoveries;
+  model.seen = seen;
   model.recovery_budget = budget / 4;
   OK (rp_io_simulate_create (&io, &fault));
   make_extent (io, shape);
@@ -434,7 +435,6 @@ test_power_cuts (const struct shape *shape, uint32_t damage, uint64_t budget,
     exit (EXIT_FAILURE);
   }
   rp_io_destroy (io);
-  return model.recoveries;
 }
 
 /* ---- failing calls ---- */
@@ -633,34 +633,31 @@ int
 main (void)
 {
   const size_t count = sizeof cases / sizeof *cases;
-  const char *budget = getenv ("ROLLPOINT_CRASH_BUDGET");
-  const uint64_t wanted = budget ? strtoull (budget, NULL, 10) : 8000;
+  const uint64_t wanted = crash_budget (8000);
   static const enum rp_fault_effect effects[] = {
     RP_FAULT_PLAIN, RP_FAULT_PARTIAL, RP_FAULT_LOST,
   };
-  struct rp_sim_seen *seen, *recoveries;
-  uint64_t runs = 0, during = 0;
+  struct rp_sim_seen *seen;
+  uint64_t runs = 0;
   struct rp_fault fault;
+  char calls[64];
 
   OK (rp_sim_seen_create (&seen, &fault));
-  OK (rp_sim_seen_create (&recoveries, &fault));
   test_a_backup_grows_stale ();
   for (uint64_t seed = 0; seed < 300; seed++)
     test_any_damage (seed);
   for (size_t i = 0; i < count; i++)
-    during += test_power_cuts (&shapes[cases[i].shape], cases[i].damage,
-                               wanted / count + 1, seen, recoveries);
+    test_power_cuts (&shapes[cases[i].shape], cases[i].damage,
+                     wanted / count + 1, seen);
   for (size_t i = 0; i < count; i++)
     for (size_t k = 0; k < (i % 3 ? 1 : sizeof effects / sizeof *effects); k++)
       for (uint64_t call = 1; run_with_failure (&shapes[cases[i].shape],
                                                 cases[i].damage, call,
                                                 effects[k]); call++)
         runs++;
-  printf ("crash_repair_test: %llu distinct states, %llu during recovery, "
-          "0 violations (%llu failing calls)\n",
-          (unsigned long long) rp_sim_seen_count (seen),
-          (unsigned long long) during, (unsigned long long) runs);
-  rp_sim_seen_destroy (recoveries);
+  snprintf (calls, sizeof calls, ", %llu failing calls",
+            (unsigned long long) runs);
+  crash_tell ("crash_repair_test", seen, count, calls);
   rp_sim_seen_destroy (seen);
   return EXIT_SUCCESS;
 }

@@ -5,6 +5,7 @@
  * ROLLPOINT_CRASH_BUDGET: distinct states to stop at.
  */
 #include "simulate.h"
+#include "crash_tell.h"
 #include "stream_maker.h"
 
 #define SECTORS 44u              /* 6 grains of 8 sectors, the last one short */
@@ -170,11 +171,11 @@ main (void)
     RP_FAULT_PLAIN, RP_FAULT_PARTIAL, RP_FAULT_LOST,
   };
   const size_t count = sizeof shapes / sizeof *shapes;
-  const char *budget = getenv ("ROLLPOINT_CRASH_BUDGET");
-  const uint64_t wanted = budget ? strtoull (budget, NULL, 10) : 4000;
+  const uint64_t wanted = crash_budget (4000);
   struct rp_sim_seen *seen;
   struct rp_fault fault;
   uint64_t runs = 0;
+  char calls[64];
 
   OK (rp_sim_seen_create (&seen, &fault));
   for (size_t i = 0; i < count; i++)
@@ -184,10 +185,9 @@ main (void)
          run_with_failure (&shapes[3], call, effects[i]); call++)
       runs++;
   CHECK (runs > 10);
-  printf ("crash_stream_test: %llu distinct states, 0 during recovery, "
-          "0 violations (%llu failing calls)\n",
-          (unsigned long long) rp_sim_seen_count (seen),
-          (unsigned long long) runs);
+  snprintf (calls, sizeof calls, ", %llu failing calls",
+            (unsigned long long) runs);
+  crash_tell ("crash_stream_test", seen, count, calls);
   rp_sim_seen_destroy (seen);
   return EXIT_SUCCESS;
 }

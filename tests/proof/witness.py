@@ -227,10 +227,11 @@ class Chapter:
                 if any(found[at : at + SECTOR])
             }
         )
+        cuts = writer.cuts(found) or "none at all"
         return (
             f"{what}: disk {writer.disk}, bytes {writer.start} to {writer.stop}, writer "
             f"{writer.number}: no prefix of its {len(writer.ops)} writes of which {floor} "
-            f"have to be there; it is {writer.cuts(found) or 'none at all'}, with stamps {stamps[-8:]}"
+            f"have to be there; it is {cuts}, with stamps {stamps[-8:]}"
         )
 
 
