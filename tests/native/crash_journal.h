@@ -278,7 +278,7 @@ pick_point (const struct history *history, uint64_t *seed)
   return first + (uint32_t) random_below (seed, history->point_count - first);
 }
 
-static int
+static inline int
 step_roll (struct lab *lab, struct rp_journal *journal,
            uint64_t *seed)
 {
@@ -468,7 +468,7 @@ step_mark (struct lab *lab, struct rp_journal *journal)
   return rp_journal_mark (journal, &point, &fault);
 }
 
-static int
+static inline int
 one_step (struct lab *lab, struct opened *opened, uint64_t *seed, bool *reopen)
 {
   const uint64_t what = random_below (seed, 110);
@@ -503,7 +503,7 @@ one_step (struct lab *lab, struct opened *opened, uint64_t *seed, bool *reopen)
 
 /* Run on io; what is acknowledged is told to lab->simulate.  Ends at the first
  * failure and returns it. */
-static int
+static inline int
 run_workload (struct lab *lab, struct rp_io *io)
 {
   struct opened opened = { .file = NULL };

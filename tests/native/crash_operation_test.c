@@ -632,7 +632,7 @@ check_all (struct lab *lab, struct rp_io *io, const struct ack *ack,
   TRY (check_as_it_lies (lab, io, ack, stage, fault));
   TRY (resume (io, &record, fault));
   if (lab->depth == 0 && record.phase != READY
-      && record.phase != FAILED_OVER && dice % 16 == 0) {
+      && record.phase != FAILED_OVER && dice % 8 == 0) {
     lab->depth++;
     TRY (sweep (lab, io, 40, fault));
     lab->depth--;
