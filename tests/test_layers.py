@@ -33,7 +33,7 @@ ROWS = [
     {"provision", "showing", "mending"},
     {"replica", "hypervisor"},
     {"replication", "mount", "noting", "frozen"},
-    {"retaining"},
+    {"retaining", "timeline"},
     {"intake", "groups"},
     {"ingest_group"},
     {"ingest_answers"},

@@ -147,6 +147,27 @@ class Journals:
         """The restore points that all of them have."""
         return Points.common([native.points() for native in self.natives], gaps, where, notes)
 
+    def written_bytes(self) -> dict[int, int]:
+        """For each point of all disks but the first, what was logged since the one before.
+
+        In whole grains; a run of zeros counts as one, though it costs no data.
+        """
+        shared: set[int] | None = None
+        cuts: list[dict[int, int]] = []
+        for native in self.natives:
+            ids = [row[0] for row in native.points()]
+            grain_bytes = int(native.info()["grain_bytes"])
+            counts = [entries * grain_bytes for entries in native.point_cuts()]
+            cuts.append(dict(zip(ids, counts, strict=False)))
+            shared = set(ids) if shared is None else shared & set(ids)
+        found, before = {}, None
+        for number in sorted(shared or ()):
+            total = sum(counts[number] for counts in cuts)
+            if before is not None:
+                found[number] = total - before
+            before = total
+        return found
+
     @property
     def newest_time(self) -> str | None:
         """When the newest restore point of all disks was, None without one."""

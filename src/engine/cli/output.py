@@ -22,13 +22,13 @@ def report_error(error: Error, *, as_json: bool) -> int:
         }
         print(json.dumps(body), file=sys.stderr)
     else:
-        print(f"rollpoint: {_printable(error.message)}", file=sys.stderr)
+        print(f"rollpoint: {printable(error.message)}", file=sys.stderr)
         if error.hint:
-            print(f"  -> {_printable(error.hint)}", file=sys.stderr)
+            print(f"  -> {printable(error.hint)}", file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names in it come from untrusted files: no control character reaches the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
