@@ -491,6 +491,27 @@ def test_the_schedule_keeps_points_for_long_and_gives_them_up(
     check_points(path, snapshots | {max(snapshots) + 1: source.snapshot()})
 
 
+def test_a_pinned_point_that_is_long_term_does_not_hold_the_log(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    keep(path, window_seconds=0.1, every_seconds=0.05, keep_seconds=3600.0)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 15)
+        feed(path, source, snapshots, 1)
+        wait_until(lambda: frozen_of(replica) == [1], "it was kept for long")
+        noting.set_pin(replica, "1", True)
+        keep(path, every_seconds=0.0)
+        deadline = time.monotonic() + 60
+        while horizon(path) <= 1:
+            assert time.monotonic() < deadline
+            feed(path, source, snapshots, 1, writes=4)
+        keep(path, window_seconds=3600.0)
+        feed(path, source, snapshots, 1)
+        source.close()
+    assert 1 in check_points(path, snapshots, least=2)
+
+
 def frozen_of(replica: Replica) -> list[int]:
     replica.refresh()
     return [row.id for row in replica.manifest.frozen]

@@ -224,7 +224,7 @@ class _Session:
             now_ns,
             manifest.retention,
             self._use,
-            retention.stopping(manifest.notes, now_ns),
+            _stops(manifest, now_ns),
             manifest.horizon,
             parse_time(manifest.frozen[-1].time) if manifest.frozen else None,
         )
@@ -378,7 +378,7 @@ class _Session:
         )
         if view.kept_seconds is not None and view.kept_seconds >= keep.window_seconds:
             self._shortened = False
-        stops = sorted(retention.stopping(manifest.notes, now_ns))
+        stops = sorted(_stops(manifest, now_ns))
         found = retention.warnings(view, use, keep, stops, self._shortened)
         self._news += [text for what, text in found.items() if what not in self._warnings]
         self._warnings = found
@@ -412,6 +412,11 @@ def finish(replica: Replica) -> bool:
 
 def _is_ready(manifest: Manifest) -> bool:
     return manifest.state == "Ready" and manifest.operation is None and not manifest.held
+
+
+def _stops(manifest: Manifest, now_ns: int) -> frozenset[int]:
+    """Points that the horizon may not pass; long-term ones need no journal."""
+    return retention.stopping(manifest.notes, now_ns) - {row.id for row in manifest.frozen}
 
 
 def _step_bytes(info: dict[str, Any]) -> int:
