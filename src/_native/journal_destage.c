@@ -680,6 +680,40 @@ punch_slots (struct rp_journal *journal, uint64_t count)
   }
 }
 
+/* What a crash left in slots that were given back, or in a dropped tail, takes
+ * space and is read at each recovery: punch it once.  A stretch of slots is
+ * taken like a root while that is done. */
+static void
+punch_leftovers (struct rp_journal *journal)
+{
+  uint64_t first = 0, stop;
+  struct rp_fault ignored;
+
+  while (!journal->was_clean && !journal->leftovers_gone) {
+    uint8_t *used;
+
+    pthread_mutex_lock (&journal->lock);
+    used = rp_journal_used_slots (journal, &ignored);
+    while (used && first < journal->slot_count && used[first])
+      first++;
+    for (stop = first; used && stop < journal->slot_count && !used[stop];)
+      stop++;
+    journal->leftovers_gone = !used || first == journal->slot_count;
+    free (used);
+    if (!journal->leftovers_gone) {
+      journal->building.position = rp_slot_position (journal, first);
+      journal->building.bytes = (stop - first) * journal->super.segment_bytes;
+    }
+    pthread_mutex_unlock (&journal->lock);
+    if (journal->leftovers_gone)
+      return;
+    (void) rp_file_punch (journal->file, journal->building.position,
+                          journal->building.bytes, &ignored);
+    rp_journal_end_building (journal);
+    first = stop;
+  }
+}
+
 /* With the lead and the lock. */
 static void
 forget_segments (struct rp_journal *journal, uint64_t count)
@@ -738,6 +772,8 @@ leave_segments (struct rp_journal *journal, uint64_t count,
     return RP_NO_MEMORY;
   status = clear_places (journal, slots, fault);
   free (slots);
+  if (status == RP_OK)
+    punch_leftovers (journal);
   if (status == RP_OK)
     status = rp_journal_show_end (journal, true, false, &ignored, fault);
   return status;
@@ -875,9 +911,7 @@ destage_steps (struct destage *destage, uint64_t point_id,
   status = rp_journal_find_cut (journal, point_id, &destage->cut, fault);
   destage->first = journal->super.ring.based_entry;
   if (status == RP_OK && destage->cut.sequence > journal->durable_sequence)
-    status = rp_fail (fault, RP_NOT_FOUND, 0, "%s: point %" PRIu64
-                      " is not durable yet", rp_journal_name (journal),
-                      destage->cut.point_id);
+    status = rp_journal_commit_locked (journal, fault);  /* just marked */
   pthread_mutex_unlock (&journal->lock);
   if (status == RP_OK)
     status = move_horizon (journal, &destage->cut, fault);

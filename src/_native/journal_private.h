@@ -162,6 +162,7 @@ struct rp_journal {
   struct rp_shown_root root;
   bool             root_proven;  /* the sparse header that shows it is durable */
   struct rp_area   building;     /* beside the shown root */
+  bool             leftovers_gone;  /* what a crash left in free slots */
 };
 
 static inline uint64_t
@@ -353,6 +354,9 @@ int rp_journal_find_cut (const struct rp_journal *journal, uint64_t point_id,
  * limit leaves no room for it.  Within begin_work; the map is loaded. */
 int rp_journal_show_end (struct rp_journal *journal, bool again, bool limited,
                          struct rp_roll *out, struct rp_fault *fault);
+
+/* Nobody's any more: what was taken as `building`. */
+void rp_journal_end_building (struct rp_journal *journal);
 
 /* ---- journal.c ---- */
 

@@ -627,8 +627,8 @@ take_slots (struct rp_journal *journal, uint64_t bytes, bool limited,
   return RP_OK;
 }
 
-static void
-end_building (struct rp_journal *journal)
+void
+rp_journal_end_building (struct rp_journal *journal)
 {
   pthread_mutex_lock (&journal->lock);
   journal->building.bytes = 0;
@@ -654,7 +654,7 @@ place_root (struct rp_journal *journal, struct rp_log_root *root, bool limited,
                           || fault->os_errno == ENOSYS))
     status = RP_OK;
   if (status != RP_OK)           /* nothing was written: no harm done */
-    end_building (journal);
+    rp_journal_end_building (journal);
   return status;
 }
 
@@ -675,7 +675,7 @@ change_root (struct rp_journal *journal, const struct rp_log_root *root)
   journal->building.bytes = old.bytes;
   pthread_mutex_unlock (&journal->lock);
   drop_root (journal, &old);
-  end_building (journal);
+  rp_journal_end_building (journal);
 }
 
 static int
@@ -700,7 +700,7 @@ put_root (struct rp_journal *journal, const struct rp_map *map,
   pthread_mutex_lock (&journal->lock);
   rp_journal_fail (journal, status, fault);
   pthread_mutex_unlock (&journal->lock);
-  end_building (journal);
+  rp_journal_end_building (journal);
   return status;
 }
 
