@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rollpoint._native import POINT_CRASH, POINT_END, POINT_LATEST, RUN_DATA, RUN_ZERO, Io
 from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import (
+    CancelledError,
     DamagedError,
     ExistsError,
     FormatError,
@@ -27,6 +28,7 @@ from rollpoint.errors import (
     ReadOnlyError,
     StaleEpochError,
     StateError,
+    StorageError,
     UsageError,
 )
 from rollpoint.journal import OpenJournal, create_journal, open_journal
@@ -55,9 +57,11 @@ class Bench:
             self.base, "web", grain_bytes=grain, segment_bytes=segment, io=self.io
         )
 
-    def open(self, *, writable: bool = True, epoch: int = 0) -> OpenJournal:
+    def open(
+        self, *, writable: bool = True, epoch: int = 0, ring: bool = False
+    ) -> OpenJournal:
         return open_journal(
-            self.log, self.base, writable=writable, epoch=epoch, io=self.io
+            self.log, self.base, writable=writable, writable_base=ring, epoch=epoch, io=self.io
         )
 
     def write(self, journal: OpenJournal, offset: int, data: bytes) -> None:
@@ -118,6 +122,8 @@ STEP = st.one_of(
     st.tuples(st.just("commit")),
     st.tuples(st.just("reopen"), st.booleans()),
     st.tuples(st.just("roll"), st.integers(0, 1 << 16)),
+    st.tuples(st.just("checkpoint")),
+    st.tuples(st.just("destage"), st.integers(0, 1 << 16)),
 )
 
 
@@ -130,7 +136,8 @@ def test_every_point_shows_the_disk_as_it_was(steps: list[tuple], grain: int) ->
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         bench = Bench(Path(folder), grain=grain)
         points: list[bytes] = []
-        journal = bench.open()
+        oldest = 0
+        journal = bench.open(ring=True)
         for step, *values in steps:
             if step == "write":
                 offset, length, fill = values
@@ -148,15 +155,26 @@ def test_every_point_shows_the_disk_as_it_was(steps: list[tuple], grain: int) ->
             elif step == "reopen":
                 journal.native.commit()
                 journal.close(clean=values[0])
-                journal = bench.open()
+                journal = bench.open(ring=True)
+            elif step == "checkpoint":
+                journal.native.checkpoint()
+                assert read_shown(bench) == bench.model
             elif points:
-                wanted = values[0] % len(points)
+                wanted = oldest + values[0] % (len(points) - oldest)
+                if step == "destage":
+                    journal.native.destage(wanted, journal.target)
+                    oldest = wanted
                 journal.native.roll(wanted)
                 assert read_shown(bench) == points[wanted]
             assert journal.disk.pread(SIZE, 0) == bench.model
         journal.native.commit()
-        assert [row[0] for row in journal.native.points()] == list(range(len(points)))
+        listed = list(range(oldest, len(points)))
+        assert [row[0] for row in journal.native.points()] == listed
         for wanted, content in enumerate(points):
+            if wanted < oldest:
+                with pytest.raises(NotFoundError):
+                    journal.native.roll(wanted)
+                continue
             assert journal.native.roll(wanted)["point_id"] == wanted
             assert read_shown(bench) == content
         journal.native.roll(POINT_END)
@@ -247,6 +265,212 @@ def test_an_unwritten_terabyte_is_trimmed_with_one_entry(tmp_path: Path) -> None
         assert journal.native.info()["entry_count"] == 2
         assert journal.disk.run(0, 1 << 40)[:3] == (1 << 39, RUN_ZERO, 0)
         assert journal.disk.run(1 << 39, 1 << 39)[:3] == (GRAIN, RUN_DATA, 0)
+
+
+# --- the ring ---
+
+
+def write_some(bench: Bench, journal: OpenJournal, seed: int, count: int = 40) -> None:
+    rng = random.Random(seed)
+    for _ in range(count):
+        bench.write(journal, rng.randrange(40) * GRAIN, rng.randbytes(GRAIN))
+
+
+def test_a_destaged_point_is_the_base_and_later_ones_are_exact(bench: Bench) -> None:
+    contents = {}
+    with bench.open(ring=True) as journal:
+        for number in range(1, 5):
+            write_some(bench, journal, number)
+            bench.write(journal, SIZE - 100, bytes([number]) * 100)  # the short last grain
+            journal.native.mark(number, number, POINT_CRASH)
+            contents[number] = bytes(bench.model)
+        before = journal.native.info()
+        done = journal.native.destage(3, journal.target)
+        info = journal.native.info()
+        assert done["entries"] == info["based_entry"] == info["horizon_entry"]
+        assert done["freed_bytes"] == before["used_bytes"] - info["used_bytes"] > 0
+        assert done["bytes_written"] <= SIZE < done["entries"] * GRAIN
+        assert [row[0] for row in journal.native.points()] == [3, 4]
+        with open_disk(bench.base) as base:
+            assert base.pread(SIZE, 0) == contents[3]
+        for number in (3, 4):
+            journal.native.roll(number)
+            assert read_by_qemu(bench) == contents[number]
+        assert journal.verify() == []
+    with bench.open() as journal:
+        assert [row[0] for row in journal.native.points()] == [3, 4]
+        assert journal.disk.pread(SIZE, 0) == bench.model
+
+
+def test_a_destage_that_is_stopped_harms_nothing_and_can_be_asked_for_again(
+    bench: Bench,
+) -> None:
+    with bench.open(ring=True) as journal:
+        write_some(bench, journal, 1)
+        journal.native.mark(1, 1, POINT_CRASH)
+        at_one = bytes(bench.model)
+        entries = int(journal.native.info()["entry_count"])
+        write_some(bench, journal, 2)
+        said: list[tuple[int, int]] = []
+
+        def stop(done: int, total: int) -> bool:
+            said.append((done, total))
+            return False
+
+        def fail(done: int, total: int) -> bool:
+            raise KeyError("a bug of the caller")
+
+        with pytest.raises(CancelledError):
+            journal.native.destage(1, journal.target, stop)
+        assert said == [(0, entries * GRAIN)]
+        with pytest.raises(KeyError):
+            journal.native.destage(1, journal.target, fail)
+        info = journal.native.info()
+        assert (info["based_entry"], info["horizon_entry"]) == (0, entries)
+    with bench.open(ring=True) as journal:
+        assert journal.native.info()["horizon_entry"] == entries
+        journal.native.roll(1)
+        assert read_shown(bench) == at_one
+        assert journal.native.destage(1, journal.target, lambda *at: said.append(at) or True)["entries"] == entries
+        assert journal.native.destage(1, journal.target)["entries"] == 0
+        assert journal.disk.pread(SIZE, 0) == bench.model
+
+
+def test_a_checkpoint_is_shown_and_costs_nothing_twice(bench: Bench) -> None:
+    with bench.open() as journal:
+        write_some(bench, journal, 1)
+        done = journal.native.checkpoint()
+        info = journal.native.info()
+        assert done["entries_since"] == info["entry_count"] == info["root_entry"] > 0
+        assert done["bytes_written"] > 0
+        assert read_by_qemu(bench) == bench.model
+        again = journal.native.checkpoint()
+        assert again == done | {"entries_since": 0, "bytes_written": 0}
+    with bench.open(writable=False) as reader, pytest.raises(ReadOnlyError):
+        reader.native.checkpoint()
+
+
+def test_a_full_journal_refuses_and_a_destage_makes_room(bench: Bench) -> None:
+    limit = 8 * SEGMENT
+    with bench.open(ring=True) as journal:
+        journal.native.set_limit(limit, wait=False)
+        refused = 0
+        for number in range(300):
+            data = number.to_bytes(4, "little") * (GRAIN // 4)
+            try:
+                bench.write(journal, number % 40 * GRAIN, data)
+            except StorageError as error:
+                assert "the journal is full" in str(error)
+                refused += 1
+                journal.native.mark(number, number, POINT_CRASH)
+                assert journal.native.destage(number, journal.target)["freed_bytes"] > 0
+            assert int(journal.native.info()["used_bytes"]) <= limit
+            assert not journal.native.info()["failed"]
+        assert refused > 3
+        assert journal.disk.pread(SIZE, 0) == bench.model
+        journal.native.set_limit(0, wait=False)
+        write_some(bench, journal, 1, 150)
+        assert int(journal.native.info()["used_bytes"]) > limit
+
+
+@pytest.mark.parametrize("how", ["destage", "limit", "refuse", "hold"])
+def test_a_writer_at_the_limit_waits_until_there_is_room_or_no_hope(
+    bench: Bench, how: str
+) -> None:
+    with bench.open(ring=True) as journal, ThreadPoolExecutor(1) as pool:
+        journal.native.set_limit(8 * SEGMENT, wait=True)
+        written = []
+
+        def write() -> str:
+            try:
+                for number in range(120):
+                    bench.write(journal, number % 40 * GRAIN, bytes([number + 1]) * GRAIN)
+                    written.append(number)
+            except (HeldError, StorageError) as error:
+                return type(error).__name__
+            return "all written"
+
+        writing = pool.submit(write)
+        while not writing.done() and int(journal.native.info()["used_bytes"]) < 7 * SEGMENT:
+            pass
+        if how == "destage":
+            for number in range(1, 1000):
+                if writing.done():
+                    break
+                journal.native.mark(number, number, POINT_CRASH)
+                journal.native.destage(number, journal.target)
+        elif how == "limit":
+            journal.native.set_limit(0, wait=True)
+        elif how == "refuse":
+            journal.native.set_limit(8 * SEGMENT, wait=False)
+        else:
+            journal.native.set_epoch(2, held=True)
+        expected = {"refuse": "StorageError", "hold": "HeldError"}
+        assert writing.result(timeout=60) == expected.get(how, "all written")
+        assert journal.disk.pread(SIZE, 0) == bench.model
+
+
+def test_what_is_no_target_is_refused(bench: Bench) -> None:
+    with bench.open(ring=True) as journal:
+        write_some(bench, journal, 1)
+        journal.native.mark(1, 1, POINT_CRASH)
+        with pytest.raises(UsageError):
+            journal.native.destage(1, journal.disk)
+        with pytest.raises(UsageError):
+            journal.native.destage(POINT_END, journal.target)
+        with pytest.raises(NotFoundError):
+            journal.native.destage(2, journal.target)
+        assert journal.native.info()["horizon_entry"] == 0
+
+
+def test_damaged_data_does_not_reach_the_base(bench: Bench) -> None:
+    with bench.open(ring=True) as journal:
+        bench.write(journal, 5 * GRAIN, b"x" * GRAIN)
+        journal.native.mark(1, 1, POINT_CRASH)
+        journal.native.commit()
+        before = bench.base.with_name("web-flat.vmdk").read_bytes()
+        bench.flip(SEGMENT_0 + 2 * GRAIN + 7)
+        with pytest.raises(DamagedError, match=rf"{bench.log}: 4096 bytes at \d+, .* 20480 on"):
+            journal.native.destage(1, journal.target)
+    assert bench.base.with_name("web-flat.vmdk").read_bytes() == before
+
+
+def test_a_reader_whom_the_horizon_has_passed_is_told(bench: Bench) -> None:
+    with bench.open(ring=True) as journal:
+        write_some(bench, journal, 1)
+        journal.native.commit()
+        with bench.open(writable=False) as reader:
+            assert reader.disk.pread(SIZE, 0) == bench.model
+            write_some(bench, journal, 2)
+            journal.native.mark(1, 1, POINT_CRASH)
+            journal.native.destage(1, journal.target)
+            with pytest.raises(StateError, match="since it was opened"):
+                reader.disk.pread(SIZE, 0)
+        with bench.open(writable=False) as reader:
+            assert reader.disk.pread(SIZE, 0) == bench.model
+
+
+def test_a_log_of_the_first_version_is_read_and_becomes_a_ring(bench: Bench) -> None:
+    import xxhash
+
+    bench.filled()
+    with open(bench.log, "r+b") as file:  # what differs is in the superblock alone
+        for copy in (4096, 8192):
+            file.seek(copy)
+            page = bytearray(file.read(4096))
+            assert page[32] == 2
+            page[32] = 1
+            page[88:144] = bytes(56)
+            page[8:16] = xxhash.xxh3_64_intdigest(bytes(page[16:])).to_bytes(8, "little")
+            file.seek(copy)
+            file.write(page)
+    with bench.open(ring=True) as journal:
+        assert journal.native.info()["horizon_entry"] == 0
+        assert journal.disk.pread(SIZE, 0) == bench.model
+        journal.native.destage(10, journal.target)
+    with bench.open() as journal:
+        assert [row[0] for row in journal.native.points()] == [10, 15]
+        assert journal.disk.pread(SIZE, 0) == bench.model
 
 
 # --- what a crash leaves ---
