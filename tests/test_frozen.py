@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from frozen_life import SIZES, Life, Marked, Model, bytes_of, change, check_long_term
-from replicas import checked_by_qemu, seen_by_qemu
-from rollpoint import _native, chains, frozen, operation, replication
+from replicas import checked_by_qemu, rollpoint, seen_by_qemu
+from rollpoint import _native, chains, cli, frozen, operation, replication
 from rollpoint import manifest as manifests
 from rollpoint.descriptor_write import new_cid
 from rollpoint.disk import OpenDisk, open_disk
@@ -252,14 +252,19 @@ def check_permanent(io: _native.Io, model: Model) -> None:
         assert set(replica.directory.list()) == wanted
 
 
-def test_a_failover_while_a_merge_is_half_done_shows_the_right_bytes() -> None:
-    life, made = with_points(_native.Io.simulate(), "/r", 12)
+def half_merged(seed: int) -> tuple[Life, list[Marked]]:
+    """The first point is given up, and its merge was ended in its first piece."""
+    life, made = with_points(_native.Io.simulate(), "/r", seed)
     now_ns = parse_time(made[0].point.time) + 10**12 + 1
     with pytest.raises(CancelledError):
         frozen.expire(life.replica, now_ns, life.journals, lambda done, total: done < 1)
     life.close()
-    model = fail_over(life.io, made[1], 3)
-    check_overlays(life.io, model)
+    return life, made
+
+
+def test_a_failover_while_a_merge_is_half_done_shows_the_right_bytes() -> None:
+    life, made = half_merged(12)
+    check_overlays(life.io, fail_over(life.io, made[1], 3))
     with Replica.open("/r", life.io) as replica:
         assert operation.resume(replica) is None, "the merge waits until the replica is Ready"
         operation.undo(replica)
@@ -268,6 +273,30 @@ def test_a_failover_while_a_merge_is_half_done_shows_the_right_bytes() -> None:
         assert (done.kind, done.point) == ("expire", made[0].point.id)
         assert operation.resume(replica) is None
     check_long_term("/r", life.io, {row.point.id: row.model for row in made[1:]})
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_a_failover_through_a_half_merged_chain_is_made_permanent(index: int) -> None:
+    life, made = half_merged(13)
+    model = fail_over(life.io, made[index], 4)
+    with Replica.open("/r", life.io) as replica:
+        operation.permanent(replica)
+    check_permanent(life.io, model)
+
+
+def test_resume_on_the_command_line_says_what_was_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    life, made = with_points(_native.Io.posix(), str(tmp_path / "r"), 14)
+    now_ns = parse_time(made[0].point.time) + 10**12 + 1
+    with pytest.raises(CancelledError):
+        frozen.expire(life.replica, now_ns, life.journals, lambda done, total: False)
+    life.close()
+    with pytest.raises(SystemExit):
+        cli.main(["resume", life.path])
+    assert f"long-term point {made[0].point.id} is given up" in capsys.readouterr().out
+    assert rollpoint("resume", life.path)["operation"] is None
+    assert rollpoint("replica", "verify", life.path)["ok"]
 
 
 # ---- power cuts ----

@@ -21,7 +21,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import frozen, interim, merging, replication, rollback, undoing
+from . import interim, merging, replication, rollback, undoing
 from .errors import ExistsError, StateError
 from .manifest import DiskEntry, MachineSettings, Recovered, Running
 from .mount import Mount
@@ -156,13 +156,7 @@ def resume(
     with replica.locked():
         operation = replica.manifest.operation
         if operation is None:
-            from . import retaining
-
-            if retaining.finish(replica):
-                horizon = replica.manifest.horizon
-                return unrecorded_outcome(replica, "destage", horizon, begun)
-            gone = frozen.finish(replica)
-            return None if gone is None else unrecorded_outcome(replica, "expire", gone, begun)
+            return _finish_beside(replica, begun)
         if operation.kind in ("create", "adopt", "seed", "remove"):
             from . import provision
 
@@ -175,6 +169,19 @@ def resume(
         if replica.manifest.state == "Failed":
             return undoing.finish_rolling_back(replica, hypervisor, begun)
         return _go_on(replica, hypervisor, on_step, begun)
+
+
+def _finish_beside(replica: Replica, begun: float) -> Outcome | None:
+    """What an ingest does beside operations, and did not come to the end of."""
+    from . import frozen, retaining  # a failover does without
+
+    destaged = retaining.finish(replica)
+    gone = frozen.finish(replica)
+    if gone is not None:
+        return unrecorded_outcome(replica, "expire", gone, begun)
+    if destaged:
+        return unrecorded_outcome(replica, "destage", replica.manifest.horizon, begun)
+    return None
 
 
 def permanent(

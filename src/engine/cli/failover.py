@@ -155,6 +155,11 @@ def _tell(replica: Replica, outcome: Outcome, as_json: bool) -> None:
         print_json(outcome.to_json())
         return
     point = f" as of restore point {outcome.point}" if outcome.point is not None else ""
-    typer.echo(f"{outcome.state}{point}, after {format_duration(outcome.seconds)}")
+    beside = {
+        "expire": f"long-term point {outcome.point} is given up",
+        "destage": f"what lies before restore point {outcome.point} is given up",
+    }
+    done = beside.get(outcome.kind, f"{outcome.state}{point}")
+    typer.echo(f"{done}, after {format_duration(outcome.seconds)}")
     for name, path in outcome.interims.items():
         typer.echo(f"{name}: {path}")
