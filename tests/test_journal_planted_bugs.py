@@ -37,12 +37,6 @@ BUGS = {
         "        || batch.sequence != sequence\n        || (batch.chain != segment->chain",
         "        || (false && batch.chain != segment->chain",
     ),
-    "headers whose checksum is not checked": Bug(
-        "journal_format.c",
-        "  if (out->checksum != rp_log_hash (at + 16, bytes - 16))\n    return false;\n",
-        "",
-        "journal_test",
-    ),
     "a trailer that is written before its batches are durable": Bug(
         "journal_commit.c",
         "    if (!segment->closed\n"
@@ -51,12 +45,6 @@ BUGS = {
     ),
     "an epoch that is not written": Bug(
         "journal_commit.c", "  next.epoch = epoch;\n  next.held", "  next.held"
-    ),
-    "a point that cuts before the last write": Bug(
-        "journal_write.c",
-        "    cut.ordinal = batch->chunk->segment->entry_count;\n",
-        "    cut.ordinal = batch->chunk->segment->entry_count;\n"
-        "    cut.ordinal -= cut.ordinal > 0;\n",
     ),
     "a previous place that is forgotten": Bug(
         "journal_write.c", "      .previous = previous,\n    };", "      .previous = 0,\n    };",
@@ -93,12 +81,6 @@ BUGS = {
         "  rp_journal_await_readers (journal);\n",
         "",
         "journal_ring_threads_test",
-    ),
-    "a failed sync that is tried again": Bug(
-        "journal_write.c",
-        "  journal->failed = status == RP_STALE_EPOCH ? status : RP_FAILED;\n",
-        "  if (status == RP_STALE_EPOCH)\n    journal->failed = status;\n",
-        "journal_fault_test",
     ),
     "recovered batches that stay in the page cache": Bug(
         "journal_open.c",

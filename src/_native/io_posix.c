@@ -369,6 +369,8 @@ posix_file_pread (struct rp_file *file, void *buffer, size_t length,
       done += (size_t) count;
     else if (errno != EINTR)
       return fail_file (file, "reading", offset + done, fault);
+    if (RP_SABOTAGED (38))       /* a short count is taken for the end */
+      break;
   }
   *done_out = done;
   return RP_OK;

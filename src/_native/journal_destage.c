@@ -913,12 +913,15 @@ destage_steps (struct destage *destage, uint64_t point_id,
   if (status == RP_OK && destage->cut.sequence > journal->durable_sequence)
     status = rp_journal_commit_locked (journal, fault);  /* just marked */
   pthread_mutex_unlock (&journal->lock);
-  if (status == RP_OK)
+  if (status == RP_OK && !RP_SABOTAGED (32))   /* the base before the horizon */
     status = move_horizon (journal, &destage->cut, fault);
-  if (status == RP_OK && journal->root.entry < destage->cut.entry)
+  if (status == RP_OK && journal->root.entry < destage->cut.entry
+      && !RP_SABOTAGED (33))     /* the base changes under the shown root */
     status = rp_journal_show_end (journal, false, false, &ignored, fault);
   if (status == RP_OK && destage->first < destage->cut.entry)
     status = copy_to_base (destage, fault);
+  if (RP_SABOTAGED (32) && status == RP_OK)
+    status = move_horizon (journal, &destage->cut, fault);
   return status == RP_OK ? settle (destage, fault) : status;
 }
 

@@ -26,6 +26,8 @@ rp_journal_fail (struct rp_journal *journal, int status,
 {
   if (journal->failed != RP_OK)
     return;
+  if (RP_SABOTAGED (30) && status != RP_STALE_EPOCH)   /* tries again */
+    return;
   journal->failed = status == RP_STALE_EPOCH ? status : RP_FAILED;
   journal->failure = *fault;
   pthread_cond_broadcast (&journal->room);  /* nobody needs to wait for it */
@@ -646,6 +648,8 @@ rp_journal_mark (struct rp_journal *journal, const struct rp_point *point,
 
     cut.sequence = batch->sequence;
     cut.ordinal = batch->chunk->segment->entry_count;
+    if (RP_SABOTAGED (35) && cut.ordinal > 0)   /* cuts before the last one */
+      cut.ordinal--;
     status = rp_journal_add_point (journal, &cut,
                                    batch->chunk->segment->number, fault);
     if (status == RP_OK) {

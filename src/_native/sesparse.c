@@ -298,7 +298,7 @@ rp_sesparse_close (struct rp_sesparse *sesparse)
   if (!sesparse)
     return;
   /* pages of tables[] where the directory has nothing were never touched */
-  if (sesparse->tables && sesparse->directory)
+  if (sesparse->tables && (sesparse->directory || RP_SABOTAGED (36)))
     for (uint32_t i = 0; i < sesparse->layout.directory_count; i++)
       if (sesparse->directory[i] != 0)
         free ((void *) (atomic_load (&sesparse->tables[i]) & ~RUNS));

@@ -520,7 +520,8 @@ rp_stream_sink_create (struct rp_file *file,
   if (status == RP_OK)
     status = write_head (stream, how, fault);
   if (status != RP_OK) {
-    stream_destroy (&stream->sink);
+    if (!RP_SABOTAGED (37))      /* forgets its memory */
+      stream_destroy (&stream->sink);
     return status;
   }
   *out = &stream->sink;

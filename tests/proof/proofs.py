@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -49,12 +50,14 @@ class Outcome(NamedTuple):
 def run(
     command: Iterable[object], environment: Mapping[str, str] | None = None, seconds: float = 3600
 ) -> Outcome:
+    """Run a program in a directory of its own, at most so long (then its code is 124)."""
     began = time.monotonic()
     try:
-        done = subprocess.run(
-            [str(word) for word in command], env={**os.environ, **(environment or {})},
-            capture_output=True, text=True, timeout=seconds, cwd=BUILD if BUILD.exists() else None,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [str(word) for word in command], env={**os.environ, **(environment or {})},
+                capture_output=True, text=True, timeout=seconds, cwd=folder,
+            )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         said = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
         return Outcome(124, said, f"not done after {seconds:.0f} s", time.monotonic() - began)
