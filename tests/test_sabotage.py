@@ -107,6 +107,6 @@ def test_every_mistake_is_tried_and_none_is_built_in() -> None:
         for path in NATIVE.glob("*.c")
         for number in re.findall(r"RP_SABOTAGED \((\d+)\)", path.read_text())
     ]
-    assert sorted(marks) == sorted(MISTAKES)
+    assert set(marks) == set(MISTAKES)  # one that swaps has two places
     for path in (NATIVE.parent.parent / "setup.py", NATIVE.parent.parent / "pyproject.toml"):
         assert "RP_SABOTAGE" not in path.read_text()
