@@ -14,9 +14,18 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 from replicas import Source, ingesting, rollpoint, seen_by_qemu, wait_until
-from rollpoint import _native, control, noting, operation, replication, retaining, retention
+from rollpoint import (
+    _native,
+    control,
+    noting,
+    operation,
+    rationing,
+    replication,
+    retaining,
+    retention,
+)
 from rollpoint.disk import open_disk
-from rollpoint.errors import DamagedError, Error, GapError, NotFoundError
+from rollpoint.errors import DamagedError, Error, GapError, NotFoundError, StorageError
 from rollpoint.replica import Replica
 from tools import libnbd
 
@@ -37,6 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds and steps of a driver that are made for hours, in a test of a second."""
     monkeypatch.setattr(retaining, "ROUND_SECONDS", 0.02)
     monkeypatch.setattr(retention, "STEP_SECONDS_MIN", 0.01)
+    monkeypatch.setattr(retention, "STRIDES_IN_WINDOW", 1e-6)
 
 
 def make(path: Path, io: _native.Io | None = None) -> None:
@@ -63,7 +73,9 @@ def is_based(path: Path) -> bool:
     """Whether every journal has brought down what lies before its horizon."""
     with Replica.open(path) as replica, replica.journals() as journals:
         infos = [native.info() for native in journals.natives]
-        return all(info["based_entry"] == info["horizon_entry"] for info in infos)
+        return all(info["based_entry"] == info["horizon_entry"] for info in infos) and all(
+            native.points()[0][0] >= replica.manifest.horizon for native in journals.natives
+        )
 
 
 def ask(path: Path, command: str, **values: object) -> dict[str, object]:
@@ -207,6 +219,12 @@ def test_the_log_stays_in_its_limit_while_many_times_more_is_written(
     check_points(path, snapshots)
 
 
+def limit(path: Path) -> int:
+    status = ask(path, "status")["retention"]
+    assert isinstance(status, dict)
+    return int(status["limit_bytes"])
+
+
 def fill(source: Source, rng: random.Random, most: int = 4 * LIMIT) -> int:
     """Write until it is refused; the errno."""
     for _ in range(most // 4096):
@@ -241,10 +259,7 @@ def test_a_full_journal_that_refuses_says_so_and_goes_on_when_there_is_room(
             "it is shown",
         )
         rollpoint("replica", "set", path, "--journal-limit", 4 * LIMIT)
-        wait_until(
-            lambda: "writes are refused" not in str(ask(path, "status")["retention"]),
-            "there is room again",
-        )
+        wait_until(lambda: limit(path) == 4 * LIMIT, "there is room again")
         for name, disk in source.model.items():  # the source sends everything again
             for at in range(0, len(disk), 65536):
                 source.write(name, bytes(disk[at : at + 65536]), at)
@@ -255,10 +270,34 @@ def test_a_full_journal_that_refuses_says_so_and_goes_on_when_there_is_room(
     assert check_points(path, snapshots) == [1, 2, 3]
 
 
+def test_marks_that_find_no_room_are_told_and_end_nothing(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    keep(path, limit_bytes=LIMIT, at_limit="refuse")
+    rng = random.Random(16)
+    snapshots: dict[int, Snapshot] = {}
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 16)
+        assert fill(source, rng) == errno.ENOSPC
+        wait_until(lambda: ask(path, "status")["gap"] is not None, "the gap has begun")
+        refused = 0
+        while not refused:
+            try:  # nothing was lost: who was refused holds on to it
+                snapshots[replication.mark(replica, caught_up=True).id] = source.snapshot()
+            except StorageError as error:
+                refused += "full" in error.message or "room" in error.message
+        rollpoint("replica", "set", path, "--journal-limit", 4 * LIMIT)
+        wait_until(lambda: limit(path) == 4 * LIMIT, "there is room again")
+        source.write("a", b"goes on", 0)
+        snapshots[replication.mark(replica, caught_up=True).id] = source.snapshot()
+        source.close()
+    check_points(path, snapshots)
+
+
 def test_shortening_refuses_where_a_pinned_point_leaves_nothing_to_give_up(
     path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retaining, "STUCK_LOOKS", 2)
+    monkeypatch.setattr(rationing, "STUCK_LOOKS", 2)
     keep(path, limit_bytes=LIMIT)
     rng = random.Random(7)
     with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
@@ -303,7 +342,7 @@ def test_a_point_is_marked_early_where_only_that_makes_room(
 def test_a_warning_is_told_before_the_limit_is_reached(
     path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retaining, "LOOKS_A_SECOND", 1)
+    monkeypatch.setattr(rationing, "LOOKS_A_SECOND", 1)
     keep(path, limit_bytes=2 * LIMIT, window_seconds=3600)
     told: list[str] = []
     rng = random.Random(9)
@@ -330,7 +369,7 @@ def test_a_warning_is_told_before_the_limit_is_reached(
 def test_a_hold_cancels_a_destage_and_a_release_finishes_it(
     path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retaining, "BUSY_SHARE", 1e-9)
+    monkeypatch.setattr(retention, "busy_share", lambda view, use: 1e-9)
     monkeypatch.setattr(retaining, "PAUSE_SECONDS_MAX", 3600.0)
     snapshots: dict[int, Snapshot] = {}
     keep(path, window_seconds=3600)
@@ -344,7 +383,7 @@ def test_a_hold_cancels_a_destage_and_a_release_finishes_it(
         assert ask(path, "status")["retention"] is None
         source.close()
         check_points(path, snapshots | {7: source.snapshot()})
-        monkeypatch.setattr(retaining, "BUSY_SHARE", 1.0)
+        monkeypatch.setattr(retention, "busy_share", lambda view, use: 1.0)
         replication.release(replica)
         wait_until(lambda: is_based(path), "it was finished")
     check_points(path, snapshots | {7: source.snapshot(), 8: source.snapshot()})
@@ -401,6 +440,7 @@ from rollpoint.replica import Replica
 
 path, socket, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
 retaining.ROUND_SECONDS = retention.STEP_SECONDS_MIN = 0.01
+retention.STRIDES_IN_WINDOW = 1e-6
 seen = 0
 
 def die(session, done, total):
@@ -483,12 +523,13 @@ def test_the_schedule_keeps_points_for_long_and_gives_them_up(
         source.close()
     listed = [row["id"] for row in rollpoint("points", path)["points"] if row.get("long_term")]
     assert set(long_term) <= set(listed)
-    check_points(path, snapshots, least=4)
+    chosen = [*long_term, *sorted(snapshots)[-3:]]
+    check_points(path, {number: snapshots[number] for number in chosen}, least=4)
     keep(path, keep_seconds=0.001, every_seconds=0.001)
     with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
         wait_until(lambda: len(frozen_of(replica)) <= 1, "they expired")
         keep(path, keep_seconds=3600.0)
-    check_points(path, snapshots | {max(snapshots) + 1: source.snapshot()})
+    check_points(path, {number: snapshots[number] for number in sorted(snapshots)[-3:]})
 
 
 def test_a_pinned_point_that_is_long_term_does_not_hold_the_log(

@@ -50,7 +50,15 @@ def test_every_moment_of_the_window_keeps_a_point_not_after_it(
     border = now_ns - int(window * 1e9)
     assert move.point.time_ns <= border
     assert move.why == "window"
-    assert not any(move.point.time_ns < point.time_ns <= border for point in points)
+    # One stride after the other it comes to the newest point that the window can do without.
+    while move is not None:
+        points = [point for point in points if point.id >= move.point.id]
+        move = room.next_move(
+            points, now_ns, Retention(window_seconds=window), ROOMY, (), points[0].id
+        )
+    step = max(window / room.STEPS_IN_WINDOW, room.STEP_SECONDS_MIN) * 1e9
+    assert points[0].time_ns <= border
+    assert points[0].time_ns > border - step or not any(p.time_ns <= border for p in points[1:])
 
 
 @given(lives(), st.sets(st.integers(1, 40)))
@@ -134,9 +142,12 @@ def test_room_is_asked_for_before_it_is_gone() -> None:
 # ---- long-term points ----
 
 
-def test_the_horizon_stops_at_the_points_that_the_schedule_keeps() -> None:
+def test_the_horizon_stops_at_the_points_that_the_schedule_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     points = points_at(*range(0, 1000, 10))  # START is 200 s after a multiple of 300 s
     rule = Retention(window_seconds=60, every_seconds=300, keep_seconds=3000)
+    monkeypatch.setattr(room, "STRIDES_IN_WINDOW", 1e-6)
     first = room.next_move(points, now(900), rule, ROOMY, (), 0)
     assert first == (points[10], "window", True)
     second = room.next_move(points[10:], now(900), rule, ROOMY, (), 11, points[10].time_ns)
@@ -190,6 +201,39 @@ def test_the_schedule_comes_to_the_same_whenever_it_is_asked(
             break
         step_by_step.append(last)
     assert step_by_step == whole
+
+
+# ---- pace ----
+
+
+def test_a_backlog_is_moved_in_strides_of_which_each_gives_room_back() -> None:
+    points = points_at(*range(0, 10_000, 10))
+    keep = Retention(window_seconds=1000)
+    move = room.next_move(points, now(10_000), keep, ROOMY, (), 1)
+    assert move == (points[25], "window", False)
+    sparse = points_at(0, 5000, 9000)
+    move = room.next_move(sparse, now(10_000), keep, ROOMY, (), 1)
+    assert move == (sparse[1], "window", False), "the next point is never too far"
+
+
+def test_short_of_room_it_goes_no_farther_than_needed_first() -> None:
+    points = points_at(*range(0, 1000, 10))
+    use = room.Use(95 * SEGMENT, 100 * SEGMENT, SEGMENT, 1)
+    for policy in ("shorten", "refuse"):
+        keep = Retention(window_seconds=500, at_limit=policy)  # type: ignore[arg-type]
+        move = room.next_move(points, now(1000), keep, use, (), 1)
+        assert move is not None
+        assert (move.why, move.point.id) == ("window", 9), "seven segments of 95 in 1000 s"
+
+
+def test_it_takes_more_of_the_time_the_later_it_is() -> None:
+    shares = [
+        room.busy_share(room.Outlook(100.0, kept, None, None), ROOMY)
+        for kept in (0.0, 100.0, 125.0, 137.5, 150.0, 1000.0)
+    ]
+    assert shares == [0.3, 0.3, 0.3, pytest.approx(0.65), 1.0, 1.0]
+    full = room.Use(99 * SEGMENT, 100 * SEGMENT, SEGMENT, 1)
+    assert room.busy_share(room.Outlook(100.0, 50.0, None, None), full) == 1.0
 
 
 # ---- notes ----

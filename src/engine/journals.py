@@ -184,11 +184,32 @@ class Journals:
             FailedError, StorageError: A journal could not take it; the point does not
                 count, and that journal takes nothing more.
         """
-        point = Point(self.next_point_id, self.point_time_ns(time_ns), kind, label)
+        point = self._next_point(self.point_time_ns(time_ns), kind, label)
         self.barrier_ns = self.gate.cut(
             self.natives, point.id, point.time_ns, KIND_NUMBERS[kind], label
         )
-        self._took(point)
+        self._uneven = False
+        self.tell(point)
+        return point
+
+    def mark_within(
+        self, timeout_ms: int, kind: str, label: str = "", time_ns: int | None = None
+    ) -> Point | None:
+        """As mark; None, and nothing is marked, where a write inside takes longer than that.
+
+        Raises:
+            FailedError, StorageError: As mark.
+        """
+        try:
+            self.gate.begin(timeout_ms)
+        except StateError:
+            return None
+        try:
+            point = self.mark_begun(self.point_time_ns(time_ns), kind, label)
+        finally:
+            self.barrier_ns = self.gate.end()
+        for native in self.natives:
+            native.commit()
         self.tell(point)
         return point
 
@@ -210,14 +231,17 @@ class Journals:
         Raises:
             FailedError, StorageError: As mark.
         """
-        point = Point(self.next_point_id, time_ns, kind, label)
+        point = self._next_point(time_ns, kind, label)
         self.gate.mark(self.natives, point.id, time_ns, KIND_NUMBERS[kind], label)
-        self._took(point)
+        self._uneven = False
         return point
 
-    def _took(self, point: Point) -> None:
+    def _next_point(self, time_ns: int, kind: str, label: str) -> Point:
+        """Where it fails, some journals may have it: its id is used up, it is no point."""
+        point = Point(self.next_point_id, time_ns, kind, label)
         self.next_point_id, self._newest_ns = point.id + 1, point.time_ns
-        self._uneven = False
+        self._uneven = True
+        return point
 
     def tell(self, point: Point) -> None:
         """A point made here is durable."""

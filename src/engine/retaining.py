@@ -15,8 +15,8 @@ import contextlib
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from . import below, frozen, retention
 from .errors import (
@@ -28,7 +28,8 @@ from .errors import (
     StateError,
     StorageError,
 )
-from .manifest import Manifest, Retention
+from .manifest import Manifest
+from .rationing import Clock, Ration, stops_of
 from .replica import Replica
 from .retention import Move, Use
 from .units import parse_time
@@ -40,13 +41,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.1
 ROUND_SECONDS = 1.0
-LOOKS_A_SECOND = 10
-STUCK_LOOKS = 10  # full, and nothing to give up, for so long: writers wait no more
 CHECKPOINT_BYTES = 256 << 20
-BUSY_SHARE = 0.3  # of the time, while there is room
 PAUSE_SECONDS_MAX = 1.0
-
-Clock = Callable[[], int]  # nanoseconds since 1970
 
 
 class Retainer:
@@ -85,9 +81,26 @@ class Retainer:
         return [] if self._session is None else self._session.news()
 
     @property
+    def is_full(self) -> bool:
+        """Whether writers may be waiting for room, and so keep the gate."""
+        return self._session is not None and self._session.ration.use.is_full
+
+    @contextlib.contextmanager
+    def lending(self) -> Iterator[None]:
+        """Writers that wait for room get it meanwhile: for a cut, which waits for them.
+
+        It lets nobody else in, so that is what was in flight, and a point makes room.
+        """
+        if self._session is None:
+            yield
+        else:
+            with self._session.ration.lending():
+                yield
+
+    @property
     def wants_point(self) -> bool:
         """Whether only a restore point now would let older ones go, to make room."""
-        return self._session is not None and self._session.wants_point
+        return self._session is not None and self._session.ration.wants_point
 
     def status(self) -> dict[str, object] | None:
         """For the control socket; None while it does not run."""
@@ -103,27 +116,17 @@ class _Session:
         self._clock = clock
         # Each thread has its own: an open replica is for one thread.
         self._replica = Replica.open(replica.path, replica.directory.io)
-        self._watched = Replica.open(replica.path, replica.directory.io)
         self._points = list(journals.points())  # appended to by marks, cut by the worker
+        self.ration = Ration(
+            Replica.open(replica.path, replica.directory.io), self._disks, self._points, clock
+        )
         journals.on_mark = self._points.append
         self._at = {name: _destaged_to(native) for name, native in self._disks}
         self._begun = False  # what is below has its new content ids
-        self._freed_bytes = 0
         self._gave_back: Use | None = None
-        self._shortened = False
-        self._idle = False  # the worker has nothing to do
         self._doing: dict[str, object] | None = None
         self._resumed = 0.0
-        self._use = Use(0, 0, 1, len(self._disks))
-        self._view = retention.outlook((), 0, 0.0, self._use, 0.0)
-        self._rate = retention.Rate()
-        self._looks = self._stuck_looks = 0
-        self._limits: dict[str, tuple[int, bool]] = {}
-        self._warnings: dict[str, str] = {}
-        self._saved: set[str] | None = None  # warnings that the manifest has
-        self._news: list[str] = []
         self._failure: Error | None = None
-        self.wants_point = False
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._threads = [
@@ -148,32 +151,17 @@ class _Session:
         self.let_go()
 
     def let_go(self) -> None:
-        # A writer that waits for room is inside the gate: nothing could be closed.
-        for _, native in self._disks:
-            with contextlib.suppress(Error):
-                native.set_limit(0, False)
+        self.ration.lift()
         self._journals.on_mark = None
         self._replica.close()
-        self._watched.close()
 
     def news(self) -> list[str]:
         if self._failure is not None:
             raise self._failure
-        news, self._news = self._news, []
-        return news
+        return self.ration.news()
 
     def status(self) -> dict[str, object]:
-        view, use = self._view, self._use
-        return {
-            "window_seconds": view.asked_seconds,
-            "kept_seconds": view.kept_seconds,
-            "possible_seconds": view.possible_seconds,
-            "used_bytes": use.used_bytes,
-            "limit_bytes": use.limit_bytes,
-            "shortened": self._shortened,
-            "destaging": self._doing,
-            "warnings": list(self._warnings.values()),
-        }
+        return {**self.ration.status(), "destaging": self._doing}
 
     def _run(self, act: Callable[[], None], pause: Callable[[], None], name: str) -> None:
         try:
@@ -189,6 +177,11 @@ class _Session:
         self._wake.wait(ROUND_SECONDS)
         self._wake.clear()
 
+    def _look(self) -> None:
+        self.ration.look()
+        if self.ration.use.excess_bytes:
+            self._wake.set()
+
     def _wait_to_look(self) -> None:
         self._stop.wait(LOOK_SECONDS)
 
@@ -199,7 +192,7 @@ class _Session:
         self._replica.refresh()
         if not _is_ready(self._replica.manifest):
             return
-        self._idle = False
+        self.ration.is_idle = False
         try:
             self._destage(self._replica.manifest.horizon)
             while (move := self._announce()) is not None:
@@ -209,13 +202,16 @@ class _Session:
             self._give_back()
             self._expire()
             self._checkpoint()
-        except (LockedError, CancelledError):
-            pass  # an operation goes on, or is about to: in a later round
+            self.ration.waits("")
+        except CancelledError:
+            pass
+        except LockedError as error:  # an operation goes on: in a later round
+            self.ration.waits(error.message)
         except (HeldError, StateError):
             self._replica.refresh()
             if _is_ready(self._replica.manifest):
                 raise
-        self._idle = True
+        self.ration.is_idle = True
 
     def _next(self, manifest: Manifest) -> Move | None:
         now_ns = self._clock()
@@ -223,8 +219,8 @@ class _Session:
             self._points,
             now_ns,
             manifest.retention,
-            self._use,
-            _stops(manifest, now_ns),
+            self.ration.use,
+            stops_of(manifest, now_ns),
             manifest.horizon,
             parse_time(manifest.frozen[-1].time) if manifest.frozen else None,
         )
@@ -244,7 +240,7 @@ class _Session:
                 note for note in manifest.notes if note.id >= manifest.horizon or note.id in kept
             ]
             self._replica.save()
-        self._shortened = move.why == "room"
+        self.ration.shortened = move.why == "room"
         return move
 
     def _begin(self, manifest: Manifest) -> None:
@@ -271,16 +267,16 @@ class _Session:
         finally:
             self._doing = None
         self._at[name] = horizon
-        self._freed_bytes += done["freed_bytes"]
+        self.ration.freed_bytes += done["freed_bytes"]
 
     def _give_back(self) -> None:
         """Short of room, what was left in the log because a root costs more goes as well."""
         horizon = self._replica.manifest.horizon
-        if not self._use.excess_bytes or not horizon or self._gave_back == self._use:
+        if not self.ration.use.excess_bytes or not horizon or self._gave_back == self.ration.use:
             return
         for name, native in self._disks:
             self._destage_one(name, native, horizon)
-        self._gave_back = self._use
+        self._gave_back = self.ration.use
 
     def _keep_for_long(self, point: Point) -> None:
         self._begin_work("keep for long", point.id)
@@ -310,11 +306,12 @@ class _Session:
         self._doing = {"what": what, "point": point, "done": 0, "total": 0}
 
     def _progress(self, done: int, total: int) -> bool:
-        """Let the ingest have the disks for most of the time, unless room is short."""
+        """Let the ingest have the disks for most of the time, unless it is late."""
         if self._doing is not None:
             self._doing = {**self._doing, "done": done, "total": total}
-        if not self._use.excess_bytes:
-            pause = (time.monotonic() - self._resumed) * (1 / BUSY_SHARE - 1)
+        share = retention.busy_share(self.ration.view, self.ration.use)
+        pause = (time.monotonic() - self._resumed) * (1 / share - 1)
+        if pause > 0:
             self._stop.wait(min(pause, PAUSE_SECONDS_MAX))
         self._resumed = time.monotonic()
         return not self._stop.is_set()
@@ -324,71 +321,13 @@ class _Session:
         for _, native in self._disks:
             info = native.info()
             since = (int(info["entry_count"]) - int(info["root_entry"])) * int(info["grain_bytes"])
-            if since < CHECKPOINT_BYTES or self._stop.is_set() or self._use.excess_bytes:
+            if since < CHECKPOINT_BYTES or self._stop.is_set() or self.ration.use.excess_bytes:
                 continue
             try:
                 native.checkpoint()
             except StorageError:
                 if native.info()["failed"]:
                     raise  # otherwise a limit left no room for it: nothing is lost
-
-    # ---- the watch ----
-
-    def _look(self) -> None:
-        """Give each journal its limit; once a second, predict and warn."""
-        if self._looks % LOOKS_A_SECOND == 0:
-            self._watched.refresh()
-        keep = self._watched.manifest.retention
-        infos = {name: native.info() for name, native in self._disks}
-        self._use = use = Use(
-            sum(int(info["used_bytes"]) for info in infos.values()),
-            keep.limit_bytes,
-            max(_step_bytes(info) for info in infos.values()),
-            len(infos),
-        )
-        if use.excess_bytes:
-            self._wake.set()
-        self._stuck_looks = self._stuck_looks + 1 if use.is_full and self._idle else 0
-        # Who has used up its share waits for the next look: only then is it full for certain.
-        waits = not use.is_full or (
-            keep.at_limit == "shorten" and self._stuck_looks < STUCK_LOOKS
-        )
-        share = max(0, use.limit_bytes - use.used_bytes) // len(infos)
-        for name, native in self._disks:
-            limit = int(infos[name]["used_bytes"]) + share if use.limit_bytes else 0
-            if self._limits.get(name) != (limit, waits):
-                native.set_limit(limit, waits)
-                self._limits[name] = limit, waits
-        newest = self._points[-1].id if self._points else 0
-        self.wants_point = (
-            keep.at_limit == "shorten"
-            and use.excess_bytes > 0
-            and newest <= self._watched.manifest.horizon
-        )
-        if self._looks % LOOKS_A_SECOND == 0:
-            self._predict(keep, use)
-        self._looks += 1
-
-    def _predict(self, keep: Retention, use: Use) -> None:
-        now_ns = self._clock()
-        manifest = self._watched.manifest
-        self._rate.sample(time.monotonic(), use.used_bytes + self._freed_bytes)
-        self._view = view = retention.outlook(
-            self._points, now_ns, keep.window_seconds, use, self._rate.bytes_per_second
-        )
-        if view.kept_seconds is not None and view.kept_seconds >= keep.window_seconds:
-            self._shortened = False
-        stops = sorted(_stops(manifest, now_ns))
-        found = retention.warnings(view, use, keep, stops, self._shortened)
-        self._news += [text for what, text in found.items() if what not in self._warnings]
-        self._warnings = found
-        if self._saved != set(found):
-            with contextlib.suppress(LockedError), self._watched.locked(0.0) as manifest:
-                if manifest.warnings or found:
-                    manifest.warnings = list(found.values())
-                    self._watched.save()
-                self._saved = set(found)
-
 
 def finish(replica: Replica) -> bool:
     """Without an ingest: finish a destage that was cut short. False: there is none.
@@ -412,18 +351,6 @@ def finish(replica: Replica) -> bool:
 
 def _is_ready(manifest: Manifest) -> bool:
     return manifest.state == "Ready" and manifest.operation is None and not manifest.held
-
-
-def _stops(manifest: Manifest, now_ns: int) -> frozenset[int]:
-    """Points that the horizon may not pass; long-term ones need no journal."""
-    return retention.stopping(manifest.notes, now_ns) - {row.id for row in manifest.frozen}
-
-
-def _step_bytes(info: dict[str, Any]) -> int:
-    """What must be free before a journal takes another segment: it, and a root like today's."""
-    segment = int(info["segment_bytes"])
-    root = int(info["used_bytes"]) - int(info["segment_count"]) * segment
-    return segment + max(root, segment)
 
 
 def _destaged_to(native: Journal) -> int:

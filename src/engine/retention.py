@@ -22,6 +22,8 @@ LIMIT_SEGMENTS_MIN = 8  # of each disk: those being written, those being freed, 
 EVERY_SECONDS_MIN = 60.0
 STEPS_IN_WINDOW = 32  # the horizon moves so often while a window passes
 STEP_SECONDS_MIN = 1.0
+STRIDES_IN_WINDOW = 4  # and so far at once at most: room is given back at its end
+BUSY_SHARE = 0.3  # of the time, for moving it, while there is room and it is not late
 RATE_SECONDS = 300.0  # the write rate is taken over that long
 APP_SHARE = 10  # of an interval: so late an application-consistent point is preferred
 WARN_SHARES = (0.90, 0.75)
@@ -193,6 +195,22 @@ def scheduled(
         first = stop
 
 
+def _one_stride(points: Sequence[Point], wanted: Point, window_seconds: float) -> Point:
+    """wanted, or a point before it that is not too far from the oldest: what is behind."""
+    border = points[0].time_ns + int(window_seconds * 1e9 / STRIDES_IN_WINDOW)
+    index = max(1, bisect_right(points, border, key=_time) - 1)
+    return min(wanted, points[min(index, len(points) - 1)])
+
+
+def busy_share(view: Outlook, use: Use) -> float:
+    """How much of the time may be spent on moving the horizon: more when it is late."""
+    if use.excess_bytes or view.kept_seconds is None:
+        return 1.0
+    late = view.kept_seconds / max(view.asked_seconds, 1e-9) - 1  # of a window
+    first = 1 / STRIDES_IN_WINDOW
+    return min(1.0, max(BUSY_SHARE, BUSY_SHARE + (1 - BUSY_SHARE) * (late - first) / first))
+
+
 class Move(NamedTuple):
     """A horizon to go to."""
 
@@ -220,15 +238,18 @@ def next_move(
     if not points:
         return None
     wanted, why = by_window(points, now_ns, retention.window_seconds), "window"
+    if wanted is not None:
+        wanted = _one_stride(points, wanted, retention.window_seconds)
     # While there is room it moves in steps: what was written twice meanwhile is copied once.
     step = max(retention.window_seconds / STEPS_IN_WINDOW, STEP_SECONDS_MIN)
     beyond = (now_ns - points[0].time_ns) / 1e9 - retention.window_seconds
     if horizon == points[0].id and not use.excess_bytes and beyond < step:
         wanted = None
-    if retention.at_limit == "shorten":
-        for_room = by_room(points, now_ns, use.excess_bytes, use.used_bytes)
-        if for_room is not None and (wanted is None or wanted.id < for_room.id):
-            wanted, why = for_room, "room"
+    for_room = by_room(points, now_ns, use.excess_bytes, use.used_bytes)
+    if for_room is not None and wanted is not None and for_room.id < wanted.id:
+        wanted = for_room  # enough for now, and sooner there
+    elif for_room is not None and retention.at_limit == "shorten" and for_room != wanted:
+        wanted, why = for_room, "room"
     wanted = bounded(points, wanted, stops)
     if wanted is None or wanted.id <= horizon:
         return None
