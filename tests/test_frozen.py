@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from rollpoint.errors import CancelledError, Error, GapError, HeldError, LockedE
 from rollpoint.manifest import Gap, Manifest
 from rollpoint.replica import Replica
 from rollpoint.units import format_time, parse_time
+from tools import require_tool
 
 SEEDS = range(1, 4)
 BUDGET = 70
@@ -100,6 +102,16 @@ def test_other_readers_open_every_long_term_point(tmp_path: Path) -> None:
     for name in SIZES:
         path = tmp_path / "r" / f"{name}-journal.vmdk"
         assert seen_by_qemu(path, tmp_path) == bytes(life.model[name])
+    with Replica.open(life.path) as replica:
+        done = operation.failover(replica, made[2].point.id, power_on=False)
+        for name, interim in done.interims.items():
+            write = f"write -P 7 4096 {SIZES[name] // 2}"
+            subprocess.run([require_tool("qemu-io"), "-c", write, interim], check=True)
+            model = bytearray(made[2].model[name])
+            model[4096 : 4096 + SIZES[name] // 2] = bytes([7]) * (SIZES[name] // 2)
+            assert seen_by_qemu(interim, tmp_path) == bytes(model)
+        operation.undo(replica)
+        assert replica.verify()["ok"]
 
 
 def test_points_list_both_kinds_once_and_find_them_by_id_and_by_moment() -> None:
