@@ -50,11 +50,16 @@ class Summary(NamedTuple):
     count: int
 
 
-def make_log(folder: Path, entries: int) -> Path:
+def make_log(
+    folder: Path,
+    entries: int,
+    disk_bytes: int = DISK_BYTES,
+    working_set_bytes: int = WORKING_SET_BYTES,
+) -> Path:
     file = Io.posix().open_dir(str(folder)).open("log", OPEN_WRITE | OPEN_CREATE)
-    journal_create(file, capacity_bytes=DISK_BYTES, id=bytes(16), segment_bytes=SEGMENT_BYTES)
+    journal_create(file, capacity_bytes=disk_bytes, id=bytes(16), segment_bytes=SEGMENT_BYTES)
     journal_synthesize(
-        file, entries=entries, working_set_bytes=WORKING_SET_BYTES, points=LAST, seed=SEED
+        file, entries=entries, working_set_bytes=working_set_bytes, points=LAST, seed=SEED
     )
     file.close()
     return folder / "log"
@@ -186,3 +191,4 @@ def test_roll_back_to_the_middle(benchmark: Any, tmp_path: Path, entries: int) -
         notes={"memory_kib": memory_kib, "root_bytes": root_bytes},
     )
     benchmark.extra_info["notes"]["the same I/O alone, seconds"] = median(floor)
+    benchmark.extra_info["curve"] = {"plot": "number of writes", "line": "roll", "x": entries}

@@ -26,12 +26,19 @@ def test_every_group_runs_and_leaves_its_results(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {row["what"].split()[0] for row in rows} == {
-        *("roll", "NBD:", "ingest:", "failover:", "convert:", "compare:", "commit:"),
+        *("roll", "reopen", "NBD:", "ingest:", "failover:", "convert:", "compare:", "commit:"),
     }
     for row in rows:
         assert row["verified"], row["what"]
         assert row["full"] is False
     assert (tmp_path / "results" / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "results" / "bench-curves.png").read_bytes().startswith(b"\x89PNG")
+    lines = bench.curves(rows)
+    assert {plot: set(found) for plot, found in lines.items()} == {
+        "number of writes": {"roll", "reopen"},
+        "size of the disk, bytes": {"roll", "reopen"},
+    }
+    assert all(len(points) == 2 for points in lines["size of the disk, bytes"].values())
     table = (tmp_path / "results" / "bench.md").read_text()
     assert "qemu-nbd" in table
 

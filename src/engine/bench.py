@@ -18,6 +18,7 @@ from .errors import NotFoundError, ToolMissingError, UsageError, VerificationErr
 
 GROUPS = {
     "rollback": "bench_rollback.py",
+    "reopen": "bench_reopen.py",
     "interim": "bench_nbd.py",
     "ingest": "bench_ingest.py",
     "failover": "bench_failover.py",
@@ -49,7 +50,7 @@ def require_groups(groups: list[str]) -> None:
 
 
 def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dict[str, Any]]:
-    """Run benchmark groups (none: all of them); leave bench.json, bench.md, bench.png in output.
+    """Run benchmark groups (none: all of them); leave bench.json, bench.md and pictures in output.
 
     Returns:
         One row for each comparison: what, unit, medians, spreads, ratios, goals, met.
@@ -80,6 +81,7 @@ def run(bench: Path, groups: list[str], output: Path, *, full: bool) -> list[dic
     rows = read_rows(raw)
     (output / "bench.md").write_text(table(rows))
     draw(rows, output / "bench.png")
+    draw_curves(rows, output / "bench-curves.png")
     return rows
 
 
@@ -131,12 +133,49 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict[str, Any]], target: Path) -> None:
-    """One picture: for each peer the ratio ours / peer (log scale), with its goal as a tick.
+def curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """What is a figure against a size: plot -> line -> points, from rows that say so."""
+    found: dict[str, dict[str, dict[float, float]]] = {}
+    for row in rows:
+        curve = row.get("curve")
+        if curve is None:
+            continue
+        line = found.setdefault(curve["plot"], {}).setdefault(curve["line"], {})
+        line[curve["x"]] = row["medians"]["ours"]
+        if "first" in curve:  # the row's peer is the line's first point
+            line[curve["first"]["x"]] = median(curve["first"]["figures"])
+    return {
+        plot: {line: sorted(points.items()) for line, points in lines.items()}
+        for plot, lines in found.items()
+    }
+
+
+def draw_curves(rows: list[dict[str, Any]], target: Path) -> None:
+    """One picture of all curves, seconds against a size on a log scale; none without curves.
 
     Raises:
         ToolMissingError: matplotlib is missing.
     """
+    plots = curves(rows)
+    if not plots:
+        return
+    pyplot = _pyplot()
+    figure, all_axes = pyplot.subplots(1, len(plots), figsize=(5.5 * len(plots), 4), squeeze=False)
+    for axes, (plot, lines) in zip(all_axes[0], plots.items(), strict=True):
+        for line, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=line)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(plot)
+        axes.set_ylabel("seconds (median)")
+        axes.grid(visible=True, linewidth=0.3)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
@@ -144,6 +183,16 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def draw(rows: list[dict[str, Any]], target: Path) -> None:
+    """One picture: for each peer the ratio ours / peer (log scale), with its goal as a tick.
+
+    Raises:
+        ToolMissingError: matplotlib is missing.
+    """
+    pyplot = _pyplot()
     bars = [
         (f"{row['what']}\nbeside {peer}", ratio, row["goals"].get(peer))
         for row in rows

@@ -21,7 +21,7 @@ def run(
         list[str] | None, typer.Argument(help=f"Any of {', '.join(bench.GROUPS)}; none: all.")
     ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for bench.json, bench.md and bench.png.")
+        Path, typer.Option(metavar="DIR", help="Folder for bench.json, bench.md and pictures.")
     ] = Path("bench/results"),
     checkout: Annotated[
         Path, typer.Option("--from", metavar="DIR", help="In the checkout that holds bench/.")
@@ -40,4 +40,4 @@ def run(
         print_json({"rows": rows, "output": str(output.resolve())})
         return
     typer.echo(bench.table(rows))
-    typer.echo(f"{output}/bench.json, bench.md, bench.png")
+    typer.echo(f"{output}/bench.json, bench.md, bench.png, bench-curves.png")
