@@ -7,6 +7,7 @@
 
 #define READ_PIECES   64         /* looked up under one hold of the lock */
 #define OPEN_ATTEMPTS 3          /* of a reader beside a writer */
+#define OPEN_ATTEMPTS_MAX 100    /* beside one that destages */
 
 /* ---- create ---- */
 
@@ -521,17 +522,31 @@ rp_journal_destroy (struct rp_journal *journal)
   free (journal);
 }
 
+/* Has the superblock changed since it was read? */
+static bool
+is_moving (struct rp_journal *journal)
+{
+  struct rp_log_super now;
+  bool stale[RP_LOG_SUPER_COUNT];
+  struct rp_fault ignored;
+
+  return rp_journal_read_super (journal->file, &now, stale, &ignored) == RP_OK
+         && now.generation != journal->super.generation;
+}
+
 /* A reader has no lock, and may look while a writer writes: what looks like
- * damage then is gone at the next look. */
+ * damage then is gone at the next look, or at one of the next while segments
+ * are being given back. */
 static int
 recover (struct rp_journal *journal, struct rp_fault *fault)
 {
   int status = RP_OK;
 
-  for (int i = 0; i < OPEN_ATTEMPTS; i++) {
+  for (int i = 0; i < OPEN_ATTEMPTS_MAX; i++) {
     forget (journal);
     status = rp_journal_recover (journal, fault);
-    if (status != RP_CORRUPT || journal->writable)
+    if (status != RP_CORRUPT || journal->writable
+        || (i + 1 >= OPEN_ATTEMPTS && !is_moving (journal)))
       break;
   }
   return status;

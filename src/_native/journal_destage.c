@@ -23,7 +23,7 @@
 #define WRITE_BYTES    (1u << 20)
 #define ZERO_BYTES     (64u << 20)
 #define SAY_BYTES      (1u << 20)  /* between two calls of progress */
-#define FLUSH_BYTES    (32u << 20) /* dirty in the target at most, so that the
+#define FLUSH_BYTES    (8u << 20)  /* dirty in the target at most, so that the
                                       log's syncs do not wait for more */
 #define TABLES_AT_ONCE 16u       /* cleared under one hold of the lock */
 

@@ -43,7 +43,7 @@ cdef dict _HINTS = {
     RP_READ_ONLY: "open it for writing",
     RP_NOT_FOUND: "choose one that is there",
     RP_STATE: "open it again, and do one thing after the other",
-    RP_FULL: "it cannot grow any more: go on in a new disk or replica",
+    RP_FULL: "free some space or raise the limit, or go on in a new disk or replica",
     RP_CANCELLED: "start it again to do it from the beginning",
     RP_FAILED: "close it and open it again, so that recovery reads what the disk really has",
 }
