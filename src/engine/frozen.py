@@ -195,10 +195,11 @@ def _alone(replica: Replica) -> Iterator[Manifest]:
 
 def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Merging | None:
     """The merge that is under way, or the next one, which is recorded."""
+    unsettled = journals is not None and journals.unsettled
+    replica.refresh()
+    if not unsettled and not _is_due(replica.manifest, now_ns):
+        return None  # asked about every second: the lock is for those who need it
     with replica.locked() as manifest:
-        unsettled = journals is not None and journals.unsettled
-        if not unsettled and manifest.merging is None and _expired(manifest, now_ns) is None:
-            return None
         _require_ready(replica, "give up a long-term point of {}")
         chains.settle(replica.directory, manifest)
         if journals is not None and unsettled:
@@ -217,6 +218,10 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
             manifest.frozen = manifest.frozen[:index] + later
             replica.save()
         return manifest.merging
+
+
+def _is_due(manifest: Manifest, now_ns: int) -> bool:
+    return manifest.merging is not None or _expired(manifest, now_ns) is not None
 
 
 def _expired(manifest: Manifest, now_ns: int) -> int | None:
