@@ -4,7 +4,7 @@
   mark kind label           a restore point now -> {"id", "time", "kind", "label"}
   hold epoch                fence: last point, journals closed with that epoch, held
   release epoch             open them again with that epoch
-  gap-open cause            the source misses writes: no restore points until it says
+  gap-open cause disks      the source misses writes: no restore points until it says
   gap-close                 that it has caught up -> the first restore point after
   stop                      end in order; the caller has the replica's lock
   group-...                 one cut over several replicas: ingest_group.py
@@ -94,7 +94,11 @@ class Answers:
 
     def _gap_open(self, request: Answer) -> Answer:
         cause = str(request.get("cause", "the source misses writes"))
-        self._intake.record.begin_gap(cause, resync=True)
+        disks = request.get("disks", [])
+        known = [disk.name for disk in self._intake.replica.manifest.disks]
+        if not isinstance(disks, list) or any(name not in known for name in disks):
+            raise UsageError(f"disks of a gap are a list of this replica's, not {disks!r}")
+        self._intake.record.begin_gap(cause, resync=True, disks=disks)
         return {"gap": self._intake.record.gap}
 
     def _gap_close(self, request: Answer) -> Answer:

@@ -16,7 +16,7 @@ import msgspec
 from . import control
 from .errors import GapError, HeldError, StateError, UsageError
 from .journals import Journals
-from .manifest import Gap, Rpo
+from .manifest import Gap, Manifest, Rpo
 from .points import KIND_NUMBERS, Point
 from .replica import Replica
 from .rpo import joined_doubts
@@ -246,6 +246,14 @@ NOT_CAUGHT_UP = (
 def needs_resync(replica: Replica) -> bool:
     """Whether a gap is open that only the source can end."""
     return any(gap.end is None and gap.resync for gap in replica.manifest.gaps)
+
+
+def doubted_disks(manifest: Manifest) -> list[str]:
+    """Which disks may miss something that only the source can send again."""
+    for gap in manifest.gaps:
+        if gap.end is None and gap.resync:
+            return list(gap.disks) or [disk.name for disk in manifest.disks]
+    return []
 
 
 def open_gap(

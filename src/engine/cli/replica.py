@@ -11,6 +11,7 @@ from ..manifest import Retention
 from ..replica import Replica, list_replicas
 from ..units import format_duration, format_size, parse_duration, parse_size
 from .output import print_json, print_table
+from .resync import resync
 from .verify import verify
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
         group.command(command.__name__)(command)
     group.command("set")(set_retention)
     group.command("list")(list_all)
+    group.command("resync")(resync)
     app.add_typer(group, name="replica")
 
 
