@@ -30,6 +30,8 @@ PACKAGES = {
     "setpriv": "util-linux",
     "vmdkinfo": "libvmdk-utils",
     "gcc": "gcc",
+    "objdump": "binutils",
+    "addr2line": "binutils",
     "clang-14": "clang-14 libclang-rt-14-dev",
 }
 

@@ -58,7 +58,7 @@ wait_for_release (const struct hall *hall, uint64_t round)
 static void
 linger (const struct writer *writer, uint64_t number)
 {
-  if ((number + writer->index) % 8 == 0)
+  if ((number + writer->index) % 64 == 0)
     sched_yield ();
 }
 
@@ -118,7 +118,7 @@ write_on (void *argument)
     wait_for_sync (hall, round);
     round = hall->round;
     if (rp_gate_enter (hall->gate, &fault) == RP_OK) {
-      linger (writer, number + 4);
+      linger (writer, number + 32);
       writer->acknowledged = number;
       hall->in_flight--;
       rp_gate_leave (hall->gate);

@@ -4,9 +4,10 @@
  *
  * A life has its own sizes, grains and segments, starts over a base of noise,
  * and does whatever a source and an operator do: writes of any length at any
- * byte, zeroes, commits, marks, roll backs, endings in order and without. The
- * plain model is an array, kept at each mark.  A point is recovered as a VMDK
- * reader does: the root that the log's header shows, over the base.
+ * byte, zeroes, commits, marks, roll backs, checkpoints, destages into the base,
+ * endings in order and without.  The plain model is an array, kept at each
+ * mark.  A point is recovered as a VMDK reader does: the root that the log's
+ * header shows, over the base.
  *
  * Arguments: pairs (default 300), first seed (1), and a directory into which
  * some of them (default 20) are put for another reader: <n>.vmdk beside
@@ -33,6 +34,7 @@ struct life {
   uint8_t  *model;
   uint8_t  *points[POINTS];      /* the model at each; its id is index + 1 */
   uint32_t  point_count;
+  uint32_t  first_point;         /* those before are gone */
 };
 
 struct tally {
@@ -94,7 +96,7 @@ begin (struct life *life, uint64_t seed)
   OK (rp_file_sync (life->base_file, &fault));
   spec.file = life->base_file;
   spec.sectors = life->bytes / 512;
-  OK (rp_image_open (&spec, 1, false, &life->base_image, &fault));
+  OK (rp_image_open (&spec, 1, true, &life->base_image, &fault));
   OK (rp_chain_create (&life->base_image, 1, &life->base, &fault));
   rp_file_close (place_create_log (&life->place, "log", life->bytes,
                                    life->grain, life->segment));
@@ -149,6 +151,15 @@ step_mark (struct life *life)
   OK (rp_journal_mark (life->journal, &point, &fault));
 }
 
+/* Index of one that is there. */
+static uint32_t
+pick_point (struct life *life)
+{
+  const uint32_t count = life->point_count - life->first_point;
+
+  return life->first_point + (uint32_t) random_below (&life->random, count);
+}
+
 static void
 step_roll (struct life *life)
 {
@@ -156,9 +167,33 @@ step_roll (struct life *life)
   struct rp_fault fault;
   uint64_t id = RP_POINT_END;
 
-  if (life->point_count > 0)
-    id = 1 + random_below (&life->random, life->point_count);
+  if (life->point_count > life->first_point)
+    id = 1 + pick_point (life);
   OK (rp_journal_roll (life->journal, id, &roll, &fault));
+}
+
+/* A point becomes the oldest one; what is older goes into the base. */
+static void
+step_destage (struct life *life)
+{
+  struct rp_destage done;
+  struct rp_fault fault;
+
+  if (life->point_count == life->first_point)
+    return;
+  OK (rp_journal_commit (life->journal, &fault));
+  life->first_point = pick_point (life);
+  OK (rp_journal_destage (life->journal, life->first_point + 1, life->base,
+                          NULL, NULL, &done, &fault));
+}
+
+static void
+step_checkpoint (struct life *life)
+{
+  struct rp_checkpoint done;
+  struct rp_fault fault;
+
+  OK (rp_journal_checkpoint (life->journal, &done, &fault));
 }
 
 static void
@@ -180,8 +215,12 @@ one_step (struct life *life)
   const uint64_t what = random_below (&life->random, 100);
   struct rp_fault fault;
 
-  if (what < 62)
+  if (what < 58)
     step_write (life);
+  else if (what < 60)
+    step_destage (life);
+  else if (what < 63)
+    step_checkpoint (life);
   else if (what < 72)
     OK (rp_journal_commit (life->journal, &fault));
   else if (what < 90 && life->point_count < POINTS)
@@ -263,7 +302,7 @@ check_pair (struct tally *tally, struct life *life, uint32_t point)
   struct rp_extent_spec spec = {
     .kind = RP_EXTENT_SPARSE, .sectors = life->bytes / 512, .file = life->log,
   };
-  struct rp_image *links[2] = { NULL, life->base_image };
+  struct rp_image *links[2];
   uint8_t *found = malloc (life->bytes);
   struct rp_disk *chain;
   struct rp_roll roll;
@@ -272,6 +311,9 @@ check_pair (struct tally *tally, struct life *life, uint32_t point)
   CHECK (found);
   OK (rp_journal_roll (life->journal, point + 1, &roll, &fault));
   OK (rp_image_open (&spec, 1, false, &links[0], &fault));
+  spec.kind = RP_EXTENT_FLAT;
+  spec.file = life->base_file;
+  OK (rp_image_open (&spec, 1, false, &links[1], &fault));
   OK (rp_chain_create (links, 2, &chain, &fault));
   OK (rp_disk_pread (chain, found, life->bytes, 0, &fault));
   if (memcmp (found, wanted, life->bytes) != 0) {
@@ -281,6 +323,7 @@ check_pair (struct tally *tally, struct life *life, uint32_t point)
   }
   rp_disk_destroy (chain);
   rp_image_destroy (links[0]);
+  rp_image_destroy (links[1]);
   free (found);
   tally->bytes += life->bytes;
   if (tally->folder && tally->exported < tally->exports
@@ -307,11 +350,15 @@ check_life (struct tally *tally, struct life *life)
   for (uint32_t i = 0; i < life->point_count; i++) {
     if (tally->pairs == tally->wanted)
       break;
+    if (order[i] < life->first_point)
+      continue;
     check_pair (tally, life, order[i]);
     if (random_below (&life->random, 6) == 0)
       step_write (life);
     if (random_below (&life->random, 12) == 0)
       step_reopen (life);
+    if (random_below (&life->random, 12) == 0)
+      step_destage (life);
   }
   OK (rp_disk_pread (rp_journal_disk (life->journal), found, life->bytes, 0,
                      &fault));
@@ -329,7 +376,7 @@ live (struct tally *tally, uint64_t seed)
   steps = 10 + random_below (&life.random, STEPS_MAX - 10);
   for (uint64_t i = 0; i < steps; i++)
     one_step (&life);
-  if (life.point_count == 0)
+  if (life.point_count == life.first_point)
     step_mark (&life);
   check_life (tally, &life);
   end (&life);
