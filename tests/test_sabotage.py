@@ -52,6 +52,8 @@ MISTAKES = {
     36: ("failing_images_test", "what had no memory is used when it is closed"),
     37: ("failing_images_test", "memory is forgotten when a write fails"),
     38: ("io_posix_test", "a short count is taken for the end of a file"),
+    39: ("journal_scrub_threads_test", "a grain is mended with bytes that nothing proves"),
+    40: ("journal_scrub_threads_test", "a scrub takes all data for good"),
 }
 DEFAULT_RUN = (1, 7, 17, 30, 34)
 SECONDS = 60  # within which each has to be found

@@ -223,7 +223,8 @@ mend_grain (struct rp_journal *journal, const struct rp_segment *segment,
   free (memory);
   if (status != RP_OK)
     return status;
-  if ((uint32_t) rp_log_hash (data, bytes) != entry.value)
+  if ((uint32_t) rp_log_hash (data, bytes) != entry.value
+      && !RP_SABOTAGED (39))     /* writes what nothing proves */
     return rp_fail (fault, RP_CORRUPT, position,
                     "%s: what is offered for the grain at %" PRIu64
                     " is not what was written there",

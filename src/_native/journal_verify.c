@@ -175,7 +175,8 @@ take_data (struct verify *verify, struct walk *walk, const uint8_t *unit,
     report (verify, position, guest, bytes,
             "data of segment %" PRIu64 " cannot be read",
             walk->segment->number);
-  else if ((uint32_t) rp_log_hash (unit, bytes) != entry->value)
+  else if ((uint32_t) rp_log_hash (unit, bytes) != entry->value
+           && !RP_SABOTAGED (40))  /* takes all data for good */
     report (verify, position, guest, bytes, "data written by batch %" PRIu64,
             walk->batch);
 }
