@@ -17,6 +17,7 @@ from rollpoint.units import parse_time
 
 SIZES = {"a": 96 * 1024 + 512, "b": 64 * 1024}
 KEEP_SECONDS = 1000.0
+SECOND_NS = 1_000_000_000
 Model = dict[str, bytes]
 
 
@@ -117,7 +118,10 @@ class Life:
     def expire(self, up_to: int, live: bool = True) -> list[int]:
         """Give up what is not pinned of the long-term points up to an id."""
         times = [row.time for row in self.replica.manifest.frozen if row.id <= up_to]
-        now_ns = parse_time(times[-1]) + int(KEEP_SECONDS * 1e9) + 1 if times else 0
+        now_ns = parse_time(times[-1]) + int(KEEP_SECONDS * SECOND_NS) + 1 if times else 0
+        merging = self.replica.manifest.merging
+        if merging is not None and merging.tried is not None:
+            now_ns += frozen.RETRY_SECONDS * SECOND_NS
         gone = frozen.expire(self.replica, now_ns, self.journals if live else None)
         first = self.oldest
         self.marked = [

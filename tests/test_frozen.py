@@ -203,6 +203,26 @@ def test_a_merge_that_is_ended_leaves_the_point_unlisted_and_goes_on_later() -> 
     life.close()
 
 
+def test_an_old_link_that_cannot_be_read_ends_no_ingest_and_is_told() -> None:
+    life, made = with_points(_native.Io.simulate(), "/r", 15)
+    now_ns = parse_time(made[0].point.time) + 10**12 + 1
+    file = life.replica.directory.open("a-000001-delta.vmdk", _native.OPEN_WRITE)
+    head = file.pread(512, 0)
+    file.pwrite(bytes(512), 0)
+    assert frozen.expire(life.replica, now_ns, life.journals) == []
+    with Replica.open("/r", life.io) as replica:
+        merging = replica.manifest.merging
+        assert merging is not None
+        assert "a-000001-delta.vmdk" in merging.error
+        assert merging.tried == format_time(now_ns)
+    file.pwrite(head, 0)
+    assert frozen.expire(life.replica, now_ns + 10**9, life.journals) == [], "not at once"
+    later_ns = now_ns + frozen.RETRY_SECONDS * 10**9
+    assert frozen.expire(life.replica, later_ns, life.journals)[0] == made[0].point.id
+    assert life.replica.manifest.merging is None
+    life.close()
+
+
 # ---- failing over to one ----
 
 
@@ -640,7 +660,10 @@ def fail_once(life: Life, faulty: _native.Io, act: Callable[[Life], None]) -> bo
     for _ in range(2):
         try:
             act(failing)
-            break
+            merging = failing.replica.manifest.merging
+            failed |= merging is not None
+            if merging is None:
+                break
         except Error:
             failed = True
             if failing.journals.unsettled:

@@ -27,16 +27,25 @@ from ._native import Chain
 from ._native import merge as native_merge
 from .digests import link_digest
 from .disk import OpenDisk, open_disk
-from .errors import Error, HeldError, LockedError, StateError
+from .errors import (
+    DamagedError,
+    Error,
+    FormatError,
+    HeldError,
+    LockedError,
+    StateError,
+    StorageError,
+)
 from .journals import Journals
 from .links import open_links, problems
 from .manifest import Freezing, Frozen, Manifest, Merging
 from .points import Point
 from .replica import Replica
 from .retention import stopping
-from .units import parse_time
+from .units import format_time, parse_time
 
 SECOND_NS = 1_000_000_000
+RETRY_SECONDS = 600  # after a link could not be read or written
 
 # called with bytes done and bytes in all; False ends it with CancelledError
 Progress = Callable[[int, int], bool]
@@ -166,15 +175,30 @@ def expire(
         LockedError: An operation, or an ingest that was not named, is going on.
         StateError, HeldError: The replica is not Ready, or on hold.
         CancelledError: progress said so. The point is not listed any more.
-        Error: Storage or data are at fault. The point is not listed any more.
+        Error: The chains could not be changed; or, without an ingest, storage or data are
+            at fault. An ingest does not end for an old link that cannot be read: that is
+            put into the manifest, and tried again after RETRY_SECONDS.
     """
     gone: list[int] = []
     with _alone(replica) if journals is None else contextlib.nullcontext():
         while (merging := _next_merge(replica, now_ns, journals)) is not None:
-            _merge(replica, journals, progress)
+            try:
+                _merge(replica, journals, progress)
+            except (DamagedError, FormatError, StorageError) as error:
+                if journals is None or journals.unsettled:
+                    raise
+                _note_failure(replica, now_ns, error)
+                break
             gone.append(merging.point)
     _add_digests(replica, progress)
     return gone
+
+
+def _note_failure(replica: Replica, now_ns: int, error: Error) -> None:
+    with replica.locked() as manifest:
+        if manifest.merging is not None:
+            manifest.merging.error, manifest.merging.tried = error.message, format_time(now_ns)
+            replica.save()
 
 
 class _IngestRunsError(LockedError):
@@ -221,7 +245,12 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
 
 
 def _is_due(manifest: Manifest, now_ns: int) -> bool:
-    return manifest.merging is not None or _expired(manifest, now_ns) is not None
+    merging = manifest.merging
+    if merging is None:
+        return _expired(manifest, now_ns) is not None
+    if merging.tried is None:
+        return True
+    return not 0 <= now_ns - parse_time(merging.tried) < RETRY_SECONDS * SECOND_NS
 
 
 def _expired(manifest: Manifest, now_ns: int) -> int | None:

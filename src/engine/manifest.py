@@ -288,6 +288,8 @@ class Merging(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     into: dict[str, str]
     cids: dict[str, int] = {}
     stage: Literal["data", "links", "files"] = "data"
+    error: str = ""
+    tried: str | None = None
 
 
 class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
