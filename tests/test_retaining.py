@@ -83,14 +83,16 @@ def ask(path: Path, command: str, **values: object) -> dict[str, object]:
 
 
 def check_points(path: Path, snapshots: dict[int, Snapshot], least: int = 1) -> list[int]:
-    """Every point that is listed recovers exactly. Returns their ids.
+    """Every point that is listed recovers exactly; of many, the first, the last and some.
 
     Those that the ingest marked by itself, at a moment that we do not know, are left out.
+    Returns the ids of all others.
     """
     with Replica.open(path) as replica:
         kept = [point.id for point in replica.points if point.id in snapshots]
         assert len(kept) >= least
-        for number in kept:
+        some = kept if len(kept) < 6 else random.Random(len(kept)).sample(kept[1:-1], 3)
+        for number in sorted({kept[0], *some, kept[-1]}):
             done = operation.failover(replica, number, power_on=False)
             for name, interim in done.interims.items():
                 with open_disk(interim) as disk:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .replica import Replica
 
 STOP_MS = 5000  # for requests in flight when the exports end
-FULL_MS = 1000  # for a writer to leave the gate, while there is no room
+CUT_MS = 250  # for writers to leave the gate, where they may be waiting for room
 FULL = "the journals were full: writes were refused, and the source may have lost them"
 
 
@@ -221,19 +221,26 @@ class Intake:
     def mark(self, kind: str, label: str, time_ns: int | None = None) -> Point:
         """A restore point, now; or as of that moment, since when nothing was let in."""
         journals, begun = self.need_running(), time.monotonic()
-        if self.retainer.is_full:
-            # A writer that waits for room is inside the gate: the loop must not wait for it.
-            with self.retainer.lending():
-                made = journals.mark_within(FULL_MS, kind, label, time_ns)
-            if made is None:
-                raise StorageError(
-                    "the journals are full, and a write takes long: no restore point was marked",
-                    "ask again, or: rollpoint replica set --journal-limit",
-                )
-            point = made
+        if self.retainer.is_limited:
+            point = self._mark_within(journals, kind, label, time_ns)
         else:
             point = journals.mark(kind, label, time_ns)
         self.record.marked(point, begun, journals.seen(), journals.barrier_ns)
+        return point
+
+    def _mark_within(
+        self, journals: Journals, kind: str, label: str, time_ns: int | None
+    ) -> Point:
+        """A writer that waits for room is inside the gate: the loop must not wait for it."""
+        point = journals.mark_within(CUT_MS, kind, label, time_ns)
+        if point is None:
+            with self.retainer.lending():
+                point = journals.mark_within(CUT_MS, kind, label, time_ns)
+        if point is None:
+            raise StorageError(
+                "the journals are full, or a write takes long: no restore point was marked",
+                "ask again, or: rollpoint replica set --journal-limit",
+            )
         return point
 
     def mark_if_news(self) -> None:

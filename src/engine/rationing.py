@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .points import Point
 
 LOOKS_A_SECOND = 10
-STUCK_LOOKS = 30  # full, and nothing to give up, for so long: writers wait no more
+STUCK_LOOKS = 50  # full, and nothing to give up, for so long: writers wait no more
 WAIT_SECONDS = 60.0  # of the worker for somebody else's lock, until that is worth a warning
 
 Clock = Callable[[], int]  # nanoseconds since 1970
@@ -55,6 +55,7 @@ class Ration:
         self.view = retention.outlook((), 0, 0.0, self.use, 0.0)
         self.wants_point = False  # only a point now would let older ones go
         # What the worker says:
+        self.horizon = replica.manifest.horizon
         self.is_idle = False  # it has nothing to do
         self.shortened = False  # it gave up points that the window should have
         self.freed_bytes = 0
@@ -97,8 +98,7 @@ class Ration:
         """Give each journal its limit; once a second, predict and warn."""
         if self._looks % LOOKS_A_SECOND == 0:
             self._replica.refresh()
-        manifest = self._replica.manifest
-        keep = manifest.retention
+        keep = self._replica.manifest.retention
         infos = {name: native.info() for name, native in self._disks}
         use = Use(
             sum(int(info["used_bytes"]) for info in infos.values()),
@@ -119,17 +119,26 @@ class Ration:
         self.use = use
         newest = self._points[-1].id if self._points else 0
         self.wants_point = (
-            keep.at_limit == "shorten" and use.excess_bytes > 0 and newest <= manifest.horizon
+            keep.at_limit == "shorten" and use.excess_bytes > 0 and newest <= self.horizon
         )
         if self._looks % LOOKS_A_SECOND == 0:
             self._predict(keep, use)
         self._looks += 1
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether writers may be waiting for room, now or in a moment."""
+        return any(limit and waits for limit, waits in list(self._limits.values()))
+
     @contextlib.contextmanager
     def lending(self) -> Iterator[None]:
         """See Retainer.lending."""
         with self._limiting:
-            waiting = {name for name, (limit, waits) in self._limits.items() if limit and waits}
+            waiting = {
+                name
+                for name, (limit, waits) in self._limits.items()
+                if limit and waits and self.wants_point
+            }
             try:
                 for name, native in self._disks:
                     if name in waiting:

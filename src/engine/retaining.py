@@ -81,15 +81,15 @@ class Retainer:
         return [] if self._session is None else self._session.news()
 
     @property
-    def is_full(self) -> bool:
-        """Whether writers may be waiting for room, and so keep the gate."""
-        return self._session is not None and self._session.ration.use.is_full
+    def is_limited(self) -> bool:
+        """Whether writers may come to wait for room, and so keep the gate."""
+        return self._session is not None and self._session.ration.is_limited
 
     @contextlib.contextmanager
     def lending(self) -> Iterator[None]:
-        """Writers that wait for room get it meanwhile: for a cut, which waits for them.
+        """Where only a point makes room, writers that wait for it get it meanwhile.
 
-        It lets nobody else in, so that is what was in flight, and a point makes room.
+        For a cut, which waits for them, and lets nobody else in.
         """
         if self._session is None:
             yield
@@ -240,7 +240,7 @@ class _Session:
                 note for note in manifest.notes if note.id >= manifest.horizon or note.id in kept
             ]
             self._replica.save()
-        self.ration.shortened = move.why == "room"
+        self.ration.horizon, self.ration.shortened = move.point.id, move.why == "room"
         return move
 
     def _begin(self, manifest: Manifest) -> None:
