@@ -331,6 +331,7 @@ class Intake:
     def close_clean(self) -> None:
         """Drain, a last point, clean journals."""
         if self.journals is not None:
+            self.retainer.stop()  # takes a while: losses of that while are heeded next
             self.heed_alarms()
             self.stop_serving()  # notes what was lost meanwhile
             self.mark_if_news()
