@@ -16,6 +16,7 @@ from msgspec import structs
 from replicas import Source, ingesting, rollpoint, seen_by_qemu, wait_until
 from rollpoint import (
     _native,
+    chains,
     control,
     noting,
     operation,
@@ -553,6 +554,37 @@ def test_a_pinned_point_that_is_long_term_does_not_hold_the_log(
         feed(path, source, snapshots, 1)
         source.close()
     assert 1 in check_points(path, snapshots, least=2)
+
+
+def test_a_long_term_point_that_cannot_be_merged_away_is_warned_of(
+    path: Path, tmp_path: Path, quick: None
+) -> None:
+    snapshots: dict[int, Snapshot] = {}
+    keep(path, window_seconds=0.1, every_seconds=0.05, keep_seconds=3600.0)
+    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+        source = source_of(tmp_path / "s", 16)
+        deadline = time.monotonic() + 60
+        while len(frozen_of(replica)) < 2:
+            assert time.monotonic() < deadline
+            feed(path, source, snapshots, 1, writes=20)
+        (link,) = {replica.manifest.frozen[1].links["a"]}
+        source.close()
+    spoil_table(path / chains.extent_name(link))
+    keep(path, every_seconds=0.0, keep_seconds=0.001)
+    with ingesting(path, tmp_path / "s"):
+        wait_until(lambda: "merged away" in str(ask(path, "status")["retention"]), "it was told")
+
+
+def spoil_table(path: Path) -> None:
+    """Let the first grain of a sparse extent that has data lie in the extent's metadata."""
+    data = bytearray(path.read_bytes())
+    directory = int.from_bytes(data[56:64], "little") * 512
+    table = int.from_bytes(data[directory : directory + 4], "little") * 512
+    for at in range(table, len(data), 4):
+        if int.from_bytes(data[at : at + 4], "little") > 1:
+            data[at : at + 4] = (2).to_bytes(4, "little")
+            break
+    path.write_bytes(data)
 
 
 def frozen_of(replica: Replica) -> list[int]:

@@ -170,6 +170,12 @@ class Ration:
         found = retention.warnings(view, use, keep, stops, self.shortened)
         if self._waits_for and time.monotonic() - self._waits_since >= WAIT_SECONDS:
             found["waits"] = f"the horizon has been waiting for long: {self._waits_for}"
+        merging = self._replica.manifest.merging
+        if merging is not None and merging.error:
+            found["merge"] = (
+                f"long-term point {merging.point} expired, and what it holds cannot be merged "
+                f"away: {merging.error}"
+            )
         self._news += [text for what, text in found.items() if what not in self._warnings]
         self._warnings = found
         if self._saved != set(found):
