@@ -83,7 +83,7 @@ def test_most_call_sites_of_memory_and_storage_fail(native: NativeBuild, tmp_pat
         if told.exists():
             runs.append(sites.met(told, table))
     found = sites.union([known, *runs])
-    for kind, least in (("memory", 60), ("storage", 80)):
+    for kind, least in (("memory", 60), ("storage", 80), ("kernel", 18)):
         struck = [site for site, bits in found.items() if site.kind == kind and bits > 1]
         assert len(struck) >= least, (kind, len(struck))
 

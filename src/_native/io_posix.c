@@ -290,6 +290,7 @@ open_entry (struct rp_dir *dir, const char *name, uint32_t flags,
   const int how = system_flags (flags);
   struct stat stat;
   int fd, os_errno;
+  bool looked;
 
   do
     if (flags & RP_OPEN_BENEATH)
@@ -301,15 +302,16 @@ open_entry (struct rp_dir *dir, const char *name, uint32_t flags,
     return rp_fail (fault, RP_UNSUPPORTED, 0,
                     "%s/%s is a symbolic link, which a name that was read "
                     "from a file may not be", dir->path, name);
-  if (fd >= 0 && fstat (fd, &stat) == 0 && S_ISREG (stat.st_mode)) {
+  looked = fd >= 0 && fstat (fd, &stat) == 0;
+  os_errno = errno;
+  if (looked && S_ISREG (stat.st_mode)) {
     *fd_out = fd;
     return RP_OK;
   }
-  os_errno = errno;
   if (fd >= 0)
     close (fd);
   /* EISDIR, ENXIO: what opening a directory or socket for writing says */
-  if (fd >= 0 || os_errno == EISDIR || os_errno == ENXIO)
+  if (looked || os_errno == EISDIR || os_errno == ENXIO)
     return rp_fail (fault, RP_FORMAT, 0, "%s/%s is not a regular file",
                     dir->path, name);
   return rp_fail_os (fault, os_errno, 0, "opening %s/%s", dir->path, name);

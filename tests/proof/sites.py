@@ -19,13 +19,14 @@ TEST_BACKENDS = {
 }  # fmt: skip
 REACHED = 1
 # The bits of a site that failed in every way: once and for ever, and with EIO and ENOSPC.
-ALL = {"memory": 0b00110, "storage": 0b11110}
+# Of the kernel: interrupted, and both errors; short counts are for reads and writes alone.
+ALL = {"memory": 0b00110, "storage": 0b11110, "kernel": 0b11110010}
 
 
 class Site(NamedTuple):
     """A call: what is asked for, where, and which of the calls of that line it is."""
 
-    kind: str  # memory or storage
+    kind: str  # memory, storage or kernel
     callee: str
     file: str
     line: int
@@ -35,8 +36,13 @@ class Site(NamedTuple):
         return f"{self.file}:{self.line} {self.callee}"
 
 
+MEMORY = ("alloc", "strdup", "pthread_create")
+
+
 def kind_of(callee: str) -> str:
-    return "storage" if callee.startswith(("rp_file_", "rp_dir_")) else "memory"
+    if callee.startswith(("rp_file_", "rp_dir_")):
+        return "storage"
+    return "memory" if any(word in callee for word in MEMORY) and callee != "fallocate" else "kernel"
 
 
 def table(program: Path) -> dict[int, Site]:
@@ -59,9 +65,11 @@ def table(program: Path) -> dict[int, Site]:
     numbers: dict[tuple[str, str], int] = {}
     for (address, name), place in zip(calls.items(), told, strict=True):
         path, _, line = place.partition(":")
-        ends = ("free", "rp_file_note", "rp_sim_acknowledge")
+        ends = ("free", "_free_compressor", "_free_decompressor", "rp_file_note", "_acknowledge")
         if "/_native/" not in path or Path(path).name in TEST_BACKENDS or name.endswith(ends):
             continue
+        if kind_of(name) == "kernel" and Path(path).name != "io_posix.c":
+            continue  # sockets and the like
         number = numbers[name, place] = numbers.get((name, place), 0) + 1
         found[address] = Site(kind_of(name), name, Path(path).name, int(line.split()[0]), number)
     return found
