@@ -42,7 +42,8 @@ MEMORY = ("alloc", "strdup", "pthread_create")
 def kind_of(callee: str) -> str:
     if callee.startswith(("rp_file_", "rp_dir_")):
         return "storage"
-    return "memory" if any(word in callee for word in MEMORY) and callee != "fallocate" else "kernel"
+    memory = callee != "fallocate" and any(word in callee for word in MEMORY)
+    return "memory" if memory else "kernel"
 
 
 def table(program: Path) -> dict[int, Site]:
