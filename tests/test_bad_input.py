@@ -404,7 +404,9 @@ def test_impossible_types_and_places_are_refused(
 # ---- misuse, and what a shell can do to a process ----
 
 GROUPS = {"disk": ("info", "map", "check", "create", "convert", "compare", "commit", "serve"),
-          "replica": ("create", "adopt", "seed", "list", "show", "verify", "remove")}  # fmt: skip
+          "replica": ("create", "adopt", "seed", "set", "list", "show", "verify", "resync",
+                      "remove"),
+          "point": ("name", "pin", "unpin", "lock", "show")}  # fmt: skip
 ALL = [(command,) for command in COMMANDS if command not in GROUPS] + [
     (group, command) for group, commands in GROUPS.items() for command in commands
 ]
