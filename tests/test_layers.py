@@ -18,7 +18,7 @@ ROWS = [
     {"errors"},
     {"units", "_native", "lags"},
     {"descriptor", "descriptor_write", "layouts", "config", "manifest", "points", "side_by_side"},
-    {"retention"},
+    {"retention", "kept"},
     {"dialects", "ova", "rpo"},
     {"link"},
     {"extents"},

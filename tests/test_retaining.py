@@ -194,6 +194,30 @@ def test_the_notes_of_points_that_are_gone_are_forgotten(
         noting.set_name(replica, "4", "first-one")
 
 
+def test_a_pin_that_comes_while_a_move_is_decided_is_seen(path: Path) -> None:
+    """What is decided without the lock is decided again with it."""
+    clock = Clock()
+    with Replica.open(path) as replica, replica.locked():
+        for _ in range(5):
+            replication.mark(replica)
+    keep(path, window_seconds=60.0)
+    with Replica.open(path) as replica:
+        with replica.locked():
+            journals = replica.journals(writable=True, with_bases=True, writable_bases=True)
+        session = retaining._Session(replica, journals, clock)
+        clock.ahead_seconds = 1e6
+        decided = session._next(replica.manifest)
+        assert decided is not None
+        assert decided.point.id > 2
+        noting.set_pin(replica, "2", True)
+        moved = session._announce()
+        assert moved is not None
+        assert moved.point.id == 2
+        session.let_go()
+        journals.close()
+    assert horizon(path) == 2
+
+
 # ---- the limit ----
 
 

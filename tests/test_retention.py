@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollpoint import retention as room
 from rollpoint.errors import UsageError
+from rollpoint.kept import Kept
 from rollpoint.manifest import PointNote, Retention
 from rollpoint.points import Point
 from rollpoint.units import format_time
@@ -247,6 +248,29 @@ def test_pins_and_running_locks_stop_the_horizon_and_names_do_not() -> None:
     ]
     assert room.stopping(notes, now(9)) == {2, 3}
     assert room.stopping(notes, now(10)) == {2}
+
+
+# ---- the points of a running ingest ----
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=60))
+def test_kept_points_are_what_a_list_would_be(steps: list[tuple[bool, int]]) -> None:
+    kept, model = Kept(), [Point(0, 0, "", "")][:0]
+    for number, (adds, kind) in enumerate(steps, 1):
+        if adds or not model:
+            labels = ("", "", "label", "")
+            point = Point(number, now(number), "app" if kind == 3 else "crash", labels[kind])
+            kept.append(point)
+            model.append(point)
+        else:
+            border = model[min(kind, len(model) - 1)].id
+            kept.drop_before(border)
+            model = [point for point in model if point.id >= border]
+        assert list(kept) == model
+        assert (len(kept), kept[-3:]) == (len(model), model[-3:])
+        assert kept[0] == model[0]
+        assert kept[-1] == model[-1]
+        assert room.by_window(kept, now(number), 5.0) == room.by_window(model, now(number), 5.0)
 
 
 # ---- what is told ----

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from .errors import (
     StateError,
     StorageError,
 )
+from .kept import Kept
 from .manifest import Manifest
 from .rationing import Clock, Ration, stops_of
 from .replica import Replica
@@ -116,7 +116,7 @@ class _Session:
         self._clock = clock
         # Each thread has its own: an open replica is for one thread.
         self._replica = Replica.open(replica.path, replica.directory.io)
-        self._points = list(journals.points())  # appended to by marks, cut by the worker
+        self._points = Kept(journals.points())  # marks add to them, the worker drops
         self.ration = Ration(
             Replica.open(replica.path, replica.directory.io), self._disks, self._points, clock
         )
@@ -258,7 +258,7 @@ class _Session:
         for name, native in self._disks:
             if name in behind:
                 self._destage_one(name, native, horizon)
-        del self._points[: bisect_left(self._points, horizon, key=lambda point: point.id)]
+        self._points.drop_before(horizon)
 
     def _destage_one(self, name: str, native: Journal, horizon: int) -> None:
         self._begin_work(f"destage {name}", horizon)
