@@ -196,11 +196,13 @@ int rp_journal_roll (struct rp_journal *journal, uint64_t point_id,
 /* ---- the ring ---- */
 
 /* Write a root for the end of the log and show it, so that opening has to walk
- * only what comes after it.  Writers go on meanwhile.
+ * only what comes after it; unless reading that root would take longer than the
+ * walk (its size is that of the disk's written parts: 2 KiB for each 512 grains,
+ * to be held against 32 entries).  Writers go on meanwhile.
  */
 struct rp_checkpoint {
   uint64_t entries_since;        /* that the root shown before did not include;
-                                    0: nothing was to be done */
+                                    0: nothing was to be done, or to be won */
   uint64_t bytes_written;
   uint64_t root_sector;          /* gdOffset */
 };

@@ -26,6 +26,7 @@
 #define FLUSH_BYTES    (8u << 20)  /* dirty in the target at most, so that the
                                       log's syncs do not wait for more */
 #define TABLES_AT_ONCE 16u       /* cleared under one hold of the lock */
+#define ZERO_TABLES_AT_ONCE 1024u
 
 /* One grain to copy, or a run of zeros. */
 struct copy {
@@ -49,6 +50,8 @@ struct destage {
   uint64_t part_count;
   uint8_t **seen;                /* NULL: none of the page, &all: all of it */
   uint64_t seen_count;
+  uint8_t *touched;              /* one byte for each table: then the walk only
+                                    notes which ones were written */
   struct copy *copies;
   uint64_t copy_count;
   uint8_t *stage, *span;
@@ -411,11 +414,25 @@ meet_zeros (struct destage *destage, const struct rp_log_entry *entry,
 }
 
 static int
+touch (struct destage *destage, uint64_t grain, uint64_t count)
+{
+  const uint64_t first = grain / RP_LOG_TABLE_ENTRIES;
+  const uint64_t last = (grain + count - 1) / RP_LOG_TABLE_ENTRIES;
+
+  memset (destage->touched + first, 1, last - first + 1);
+  return RP_OK;
+}
+
+static int
 meet (struct destage *destage, const struct rp_segment *segment,
       const struct rp_log_entry *entry, struct rp_fault *fault)
 {
   const struct rp_journal *journal = destage->journal;
+  const uint64_t count = entry->place == RP_PLACE_ZEROS ? entry->value : 1;
 
+  if (destage->touched && count > 0
+      && rp_inside (entry->grain, count, journal->grain_count))
+    return touch (destage, entry->grain, count);
   if (entry->place == RP_PLACE_ZEROS
       && rp_inside (entry->grain, entry->value, journal->grain_count))
     return meet_zeros (destage, entry, fault);
@@ -517,7 +534,7 @@ walk_parts (struct destage *destage, struct rp_fault *fault)
       status = walk_part (destage, segment, entries, fault);
   }
   free (memory);
-  return status == RP_OK ? write_copies (destage, fault) : status;
+  return status;
 }
 
 static int
@@ -549,6 +566,7 @@ release (struct destage *destage)
     if (destage->seen[i] != all_seen ())
       free (destage->seen[i]);
   free (destage->parts);
+  free (destage->touched);
   free (destage->seen);
   free (destage->copies);
   free (destage->stage);
@@ -568,6 +586,8 @@ copy_to_base (struct destage *destage, struct rp_fault *fault)
     status = say (destage, true, fault);
   if (status == RP_OK)
     status = walk_parts (destage, fault);
+  if (status == RP_OK)
+    status = write_copies (destage, fault);
   release (destage);
   if (status == RP_OK && !RP_SABOTAGED (26))  /* says so before it is synced */
     status = rp_disk_flush (destage->target, fault);
@@ -589,7 +609,7 @@ is_worth_it (const struct rp_journal *journal, uint64_t count)
 {
   const uint64_t bytes = count * journal->super.segment_bytes;
   const uint64_t root = rp_journal_root_bytes (journal,
-                                               journal->map.own_count);
+                                               journal->map.stored_count);
 
   if (count == 0)
     return false;
@@ -661,6 +681,65 @@ clear_places (struct rp_journal *journal, const uint8_t *slots,
       status = clear_table (journal, at, slots, fault);
     pthread_mutex_unlock (&journal->lock);
   }
+  return status;
+}
+
+/* Of the tables of zeros, those that no entry from `first` on has touched, and
+ * no writer since the map was frozen. */
+static void
+forget_untouched (struct rp_journal *journal,
+                  const struct rp_map_freeze *freeze, const uint8_t *touched)
+{
+  const uint64_t count = journal->map.table_count;
+
+  for (uint64_t at = 0, stop; at < count; at = stop) {
+    stop = count - at < ZERO_TABLES_AT_ONCE ? count : at + ZERO_TABLES_AT_ONCE;
+    pthread_mutex_lock (&journal->lock);
+    for (uint64_t i = at; i < stop; i++)
+      if (journal->map.tables[i] == rp_map_zeros && !touched[i]
+          && !freeze->kept[i])
+        rp_map_forget_table (&journal->map, i);
+    pthread_mutex_unlock (&journal->lock);
+  }
+}
+
+/* A disk that was trimmed as a whole has tables of zeros, which make roots as
+ * large as if it was full.  When nothing has touched them since the cut the
+ * base has the same zeros, and they can go.  Which ones that is, the entries
+ * since then tell, where they are fewer than what it spares. */
+static int
+forget_zeros (struct rp_journal *journal, uint64_t first,
+              struct rp_fault *fault)
+{
+  struct destage walk = { .journal = journal, .first = first };
+  struct rp_map_freeze freeze;
+  bool frozen = false;
+  int status = rp_map_freeze_create (&journal->map, &freeze, fault);
+
+  if (status != RP_OK)
+    return status;
+  walk.touched = calloc (journal->map.table_count, 1);
+  if (!walk.touched)
+    status = rp_fail (fault, RP_NO_MEMORY, 0, "which tables were written");
+  pthread_mutex_lock (&journal->lock);
+  if (status == RP_OK
+      && (journal->map.stored_count - journal->map.own_count)
+         * RP_LOG_TABLE_BYTES
+         > (rp_journal_entry_count (journal) - first) * RP_LOG_ENTRY_BYTES) {
+    status = rp_journal_freeze_end (journal, true, &freeze, &walk.cut, fault);
+    frozen = status == RP_OK;
+  }
+  pthread_mutex_unlock (&journal->lock);
+  if (frozen) {
+    status = take_parts (&walk, fault);
+    if (status == RP_OK)
+      status = walk_parts (&walk, fault);
+    if (status == RP_OK)
+      forget_untouched (journal, &freeze, walk.touched);
+    rp_journal_thaw (journal, &freeze);
+  }
+  release (&walk);
+  rp_map_freeze_destroy (&freeze);
   return status;
 }
 
@@ -758,7 +837,7 @@ free_segments (struct rp_journal *journal, uint64_t count)
 
 /* A root that names nothing in the first segments. */
 static int
-leave_segments (struct rp_journal *journal, uint64_t count,
+leave_segments (struct rp_journal *journal, uint64_t count, uint64_t cut,
                 struct rp_fault *fault)
 {
   struct rp_roll ignored;
@@ -772,6 +851,8 @@ leave_segments (struct rp_journal *journal, uint64_t count,
     return RP_NO_MEMORY;
   status = clear_places (journal, slots, fault);
   free (slots);
+  if (status == RP_OK)
+    status = forget_zeros (journal, cut, fault);
   if (status == RP_OK)
     punch_leftovers (journal);
   if (status == RP_OK)
@@ -808,7 +889,7 @@ settle (struct destage *destage, struct rp_fault *fault)
   if (RP_SABOTAGED (25))         /* gives segments back too early */
     punch_slots (journal, count);
   if (count > 0 && !RP_SABOTAGED (27))   /* frees what the root shows */
-    status = leave_segments (journal, count, fault);
+    status = leave_segments (journal, count, destage->cut.entry, fault);
   if (status == RP_OK)
     status = rp_journal_put_ring (journal, &ring, fault);
   if (status != RP_OK)
@@ -843,6 +924,20 @@ begin (struct rp_journal *journal, struct rp_fault *fault)
   return status;
 }
 
+/* Would opening read the root in less time than it walks the entries? */
+static bool
+checkpoint_pays (struct rp_journal *journal)
+{
+  bool pays;
+
+  pthread_mutex_lock (&journal->lock);
+  pays = rp_journal_root_pays (journal->map.stored_count,
+                               rp_journal_entry_count (journal)
+                               - journal->root.entry);
+  pthread_mutex_unlock (&journal->lock);
+  return pays;
+}
+
 int
 rp_journal_checkpoint (struct rp_journal *journal, struct rp_checkpoint *out,
                        struct rp_fault *fault)
@@ -861,7 +956,9 @@ rp_journal_checkpoint (struct rp_journal *journal, struct rp_checkpoint *out,
   status = rp_journal_commit (journal, fault);
   if (status == RP_OK)
     status = begin (journal, fault);
-  if (status == RP_OK)
+  roll.root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
+                     / RP_SECTOR_BYTES;
+  if (status == RP_OK && checkpoint_pays (journal))
     status = rp_journal_show_end (journal, false, true, &roll, fault);
   if (status == RP_OK)
     out->entries_since = journal->root.entry - before;

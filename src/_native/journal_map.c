@@ -92,6 +92,8 @@ replace_table (struct rp_map *map, uint64_t table, uint32_t *with)
 
   map->own_count += rp_map_is_writable (with);
   map->own_count -= rp_map_is_writable (at);
+  map->stored_count += with != NULL;
+  map->stored_count -= at != NULL;
   if (is_shared (map, table)) {
     map->freeze->tables[table] = at;
     map->freeze->kept[table] = 1;
@@ -187,6 +189,7 @@ rp_map_copy (struct rp_map *map, const struct rp_map *from,
       map->own_count++;
       at = made;
     }
+    map->stored_count += at != NULL;
     map->tables[i] = at;
   }
   return status;

@@ -39,6 +39,7 @@ struct rp_map {
   struct rp_map_slab *slabs;     /* memory of the tables */
   uint32_t  *free_table;         /* a list, linked through the first bytes */
   uint64_t   own_count;          /* tables with memory of their own */
+  uint64_t   stored_count;       /* those, and tables of nothing but zeros */
   struct rp_map_freeze *freeze;  /* NULL: not frozen */
 };
 

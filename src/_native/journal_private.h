@@ -346,9 +346,19 @@ struct rp_cut {
   uint64_t segment;              /* number, of a point's record */
 };
 
+/* Is a root of so many tables cheaper to read than so many entries to walk? */
+bool rp_journal_root_pays (uint64_t tables, uint64_t entries);
 /* With the lock held, or the journal to oneself. */
 int rp_journal_find_cut (const struct rp_journal *journal, uint64_t point_id,
                          struct rp_cut *out, struct rp_fault *fault);
+/* With the lock held: freeze the end of the log, and make what it includes
+ * durable.  Not frozen, if that end is shown already and `again` false. */
+int rp_journal_freeze_end (struct rp_journal *journal, bool again,
+                           struct rp_map_freeze *freeze, struct rp_cut *end,
+                           struct rp_fault *fault);
+/* Without the lock. */
+void rp_journal_thaw (struct rp_journal *journal,
+                      struct rp_map_freeze *freeze);
 /* Write a root for the end of the log and show it, beside running writers.
  * again: also when that is what is shown already.  limited: RP_FULL where the
  * limit leaves no room for it.  Within begin_work; the map is loaded. */

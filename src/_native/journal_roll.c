@@ -13,6 +13,10 @@
 #define READ_BYTES   (1u << 20)
 #define TABLES_AT_ONCE 256u      /* under one hold of the lock, in one write */
 #define SYNC_BYTES   (4u << 20)
+#define TABLE_COST   32u         /* entries walked in the time that reading a
+                                    table of a root takes */
+#define COPY_COST    8u          /* copying one in memory */
+#define ENTRIES_FREE 4096u       /* walked in no time that counts */
 
 /* ---- entries ---- */
 
@@ -322,6 +326,12 @@ rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
   return status;
 }
 
+bool
+rp_journal_root_pays (uint64_t tables, uint64_t entries)
+{
+  return tables * TABLE_COST <= entries + ENTRIES_FREE;
+}
+
 int
 rp_journal_load_map (struct rp_journal *journal, struct rp_fault *fault)
 {
@@ -335,7 +345,9 @@ rp_journal_load_map (struct rp_journal *journal, struct rp_fault *fault)
   if (journal->root.entry > stop)
     return bad_root (journal, "it shows more than the log holds", fault);
   status = rp_map_create (&map, journal->grain_count, fault);
-  if (status == RP_OK && journal->root.entry > first) {
+  if (status == RP_OK && journal->root.entry > first
+      && rp_journal_root_pays (journal->root.table_count,
+                               journal->root.entry - first)) {
     status = rp_journal_read_root (journal, &map, fault);
     first = journal->root.entry;
   }
@@ -416,10 +428,17 @@ build_map (struct rp_journal *journal, const struct rp_cut *target,
     return RP_OK;
   }
   if (distance (journal->root.entry, target->entry)
-      < distance (from, target->entry))
+      < distance (from, target->entry)
+      && rp_journal_root_pays (journal->root.table_count,
+                               distance (from, target->entry)
+                               - distance (journal->root.entry,
+                                           target->entry)))
     from = journal->root.entry;
   if (journal->map_loaded
-      && distance (stop, target->entry) <= distance (from, target->entry)) {
+      && distance (stop, target->entry) <= distance (from, target->entry)
+      && rp_journal_root_pays (journal->map.own_count * COPY_COST / TABLE_COST,
+                               distance (from, target->entry)
+                               - distance (stop, target->entry))) {
     from = stop;
     status = rp_map_copy (map, &journal->map, fault);
   } else {
@@ -744,11 +763,10 @@ root_sector (const struct rp_journal *journal)
   return (journal->root.position + RP_LOG_PAGE_BYTES) / RP_SECTOR_BYTES;
 }
 
-/* Freeze the end of the log, and make what it includes durable. */
-static int
-freeze_end (struct rp_journal *journal, bool again,
-            struct rp_map_freeze *freeze, struct rp_cut *target,
-            struct rp_fault *fault)
+int
+rp_journal_freeze_end (struct rp_journal *journal, bool again,
+                       struct rp_map_freeze *freeze, struct rp_cut *target,
+                       struct rp_fault *fault)
 {
   int status = rp_journal_usable (journal, fault);
 
@@ -769,8 +787,8 @@ freeze_end (struct rp_journal *journal, bool again,
 
 /* Tables that were copied meanwhile go back, a few under each hold of the
  * lock. */
-static void
-thaw (struct rp_journal *journal, struct rp_map_freeze *freeze)
+void
+rp_journal_thaw (struct rp_journal *journal, struct rp_map_freeze *freeze)
 {
   const uint64_t count = journal->map.table_count;
 
@@ -801,14 +819,14 @@ rp_journal_show_end (struct rp_journal *journal, bool again, bool limited,
   if (status != RP_OK)
     return status;
   pthread_mutex_lock (&journal->lock);
-  status = freeze_end (journal, again, &freeze, &target, fault);
+  status = rp_journal_freeze_end (journal, again, &freeze, &target, fault);
   if (status == RP_OK)
     frozen = journal->map.freeze != NULL;
   pthread_mutex_unlock (&journal->lock);
   out->point_id = RP_POINT_END;
   if (frozen) {
     status = write_root (journal, &journal->map, &target, limited, out, fault);
-    thaw (journal, &freeze);
+    rp_journal_thaw (journal, &freeze);
   }
   rp_map_freeze_destroy (&freeze);
   out->root_sector = root_sector (journal);

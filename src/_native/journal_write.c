@@ -205,7 +205,7 @@ limit_allows_segment (const struct rp_journal *journal)
   const uint64_t other = rp_journal_area_slots (journal,
                                                 journal->building.bytes);
   const uint64_t going = shown < other ? shown : other;
-  uint64_t tables = (journal->map_loaded ? journal->map.own_count
+  uint64_t tables = (journal->map_loaded ? journal->map.stored_count
                                          : journal->root.table_count)
                     + journal->super.segment_bytes
                       / journal->super.grain_bytes;

@@ -481,6 +481,82 @@ test_damage (struct place *place)
   world_end (&world);
 }
 
+/* Tables that the shown root stores. */
+static uint32_t
+count_shown_tables (struct rp_file *file, uint32_t tables)
+{
+  uint8_t sector[512];
+  uint32_t directory[1024], count = 0;
+  uint64_t gd;
+  struct rp_fault fault;
+
+  OK (rp_file_pread_all (file, sector, 512, 0, &fault));
+  memcpy (&gd, sector + 56, 8);
+  OK (rp_file_pread_all (file, directory, 4096, gd * 512, &fault));
+  for (uint32_t i = 0; i < tables; i++)
+    count += directory[i] != 0;
+  return count;
+}
+
+/* A disk that was trimmed as a whole: once the base has those zeros, a root
+ * holds only what was written since. */
+static void
+test_trimmed (struct place *place)
+{
+  enum { TABLES = 12, BYTES = TABLES * 512 * 4096 };
+  struct memory_disk base;
+  struct rp_file *file = place_create_log (place, "ring", BYTES, 4096, 65536);
+  struct rp_journal *journal;
+  struct rp_disk *disk;
+  struct rp_point point = make_point (1);
+  struct rp_destage done;
+  struct rp_checkpoint checkpoint;
+  struct rp_fault fault;
+  uint8_t *now = calloc (1, BYTES), *got = malloc (BYTES), data[4096];
+
+  memory_disk_init (&base, BYTES, 0xb5);
+  base.disk.read_only = false;
+  journal = journal_open (file, &base.disk, RP_JOURNAL_WRITE);
+  disk = rp_journal_disk (journal);
+  OK (rp_disk_zero (disk, BYTES, 0, true, &fault));
+  for (unsigned i = 0; i < 60; i++) {      /* into the first three tables */
+    memset (data, (int) i + 1, sizeof data);
+    memcpy (now + (i * 25) * 4096, data, sizeof data);
+    OK (rp_disk_pwrite (disk, data, sizeof data, (i * 25) * 4096, &fault));
+  }
+  OK (rp_journal_checkpoint (journal, &checkpoint, &fault));
+  CHECK (count_shown_tables (file, TABLES) == TABLES);
+  OK (rp_journal_mark (journal, &point, &fault));
+  for (unsigned i = 0; i < 30; i++) {      /* into the eighth */
+    memset (data, (int) i + 101, sizeof data);
+    memcpy (now + (7 * 512 + i) * 4096, data, sizeof data);
+    OK (rp_disk_pwrite (disk, data, sizeof data, (7 * 512 + i) * 4096,
+                        &fault));
+  }
+  OK (rp_disk_zero (disk, 512 * 4096, 0, true, &fault));
+  memset (now, 0, 512 * 4096);
+  OK (rp_journal_destage (journal, 1, &base.disk, NULL, NULL, &done, &fault));
+  CHECK (done.freed_bytes > 0 && done.zeroed_bytes > BYTES / 2);
+  CHECK (base.bytes[BYTES - 1] == 0 && base.bytes[25 * 4096] == 2);
+  /* the first is zeros again, the second and third have places still where
+     their segment is kept, the eighth is new; the others are the base's */
+  CHECK (count_shown_tables (file, TABLES) <= 4);
+  for (int i = 0; i < 2; i++) {
+    OK (rp_disk_pread (disk, got, BYTES, 0, &fault));
+    CHECK (memcmp (got, now, BYTES) == 0);
+    rp_journal_destroy (journal);
+    journal = journal_open (file, &base.disk, RP_JOURNAL_WRITE);
+    disk = rp_journal_disk (journal);
+  }
+  rp_journal_destroy (journal);
+  rp_file_close (file);
+  OK (rp_dir_unlink (place->dir, "ring", &fault));
+  free (base.bytes);
+  free (now);
+  free (got);
+  checks++;
+}
+
 /* Misuse is told, and harms nothing. */
 static void
 test_misuse (struct place *place)
@@ -570,6 +646,7 @@ main (void)
   place_make (&place);
   test_damage (&place);
   test_misuse (&place);
+  test_trimmed (&place);
   test_passed_reader (&place);
   for (uint64_t seed = 1; seed <= 3; seed++) {
     test_model (&place, seed * 7919, 4096, 65536);
