@@ -405,6 +405,7 @@ def test_the_worlds_are_what_the_matrix_needs(world: World) -> None:
     for number, wanted in world.points.items():
         assert at_point(copy, number) == wanted
     assert through(world.failed_over / "d-interim.vmdk") == world.overlaid
+    assert told(world.failed_over) == []
     assert told(world.frozen) == []
     assert through(world.frozen / "d.vmdk") == world.points[3]
     assert through(world.frozen / "d-000001.vmdk") == world.points[6]

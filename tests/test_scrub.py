@@ -401,6 +401,22 @@ def test_a_summary_is_mended_from_its_own_batches(path: Path) -> None:
     assert (path / LOG).read_bytes() == good
 
 
+def test_a_header_is_mended_from_a_copy_where_its_chain_proves_it(
+    path: Path, made: Path
+) -> None:
+    good = (path / LOG).read_bytes()
+    header = entries(path)[9][1] - GRAIN
+    while good[header : header + 8] != b"RPBATCH1":
+        header -= GRAIN
+    flip(path / LOG, header + 40)
+    other = path.parent / "other"
+    shutil.copytree(made / "r", other)
+    flip(other / LOG, header + 130)
+    assert [row["mended"] for row in repair(path, made / "end.raw", other, code=1)] == [False]
+    assert [row["mended"] for row in repair(path, made / "r")] == [True]
+    assert (path / LOG).read_bytes() == good
+
+
 def test_a_region_of_the_base_is_mended_where_its_digest_proves_the_source(
     path: Path, made: Path
 ) -> None:

@@ -321,12 +321,14 @@ int rp_journal_affected (struct rp_journal *journal,
                          struct rp_affected *items, uint64_t count,
                          struct rp_fault *fault);
 
-/* Write a damaged grain again, if data (grain_bytes of it) is proven to be what
- * was there: its checksum is the one in the log's entry (32 bits).  data NULL:
- * the entries of the segment's summary, proven by the trailer's checksum, out
- * of its batches.  Not synced: see rp_file_sync.
- * Returns RP_OK, RP_CORRUPT (not proven, nothing was written), RP_NOT_FOUND (no
- * entry names the place), RP_READ_ONLY, RP_IO ...
+/* Write a damaged grain or a batch's header again, if data (grain_bytes of it)
+ * is proven to be what was there: the grain by the checksum in its entry (32
+ * bits), the header by its chain to the batch before it and that of the next,
+ * or the trailer, to it.  data NULL: the entries of the segment's summary,
+ * proven by the trailer's checksum, out of its batches.  Not synced: see
+ * rp_file_sync.
+ * Returns RP_OK, RP_CORRUPT (not proven, nothing was written), RP_NOT_FOUND
+ * (no such thing there), RP_READ_ONLY, RP_IO ...
  */
 int rp_journal_mend (struct rp_journal *journal, uint64_t segment,
                      uint64_t position, const void *data,

@@ -232,6 +232,97 @@ mend_grain (struct rp_journal *journal, const struct rp_segment *segment,
   return rp_file_pwrite (journal->file, data, bytes, position, fault);
 }
 
+/* A batch's header that stands where it should: read from the file. */
+static int
+read_header (struct rp_journal *journal, const struct rp_segment *segment,
+             uint64_t position, uint8_t *block, struct rp_log_batch *out,
+             bool *whole, struct rp_fault *fault)
+{
+  int status = rp_file_pread_all (journal->file, block, journal->block_bytes,
+                                  position, fault);
+
+  *whole = status == RP_OK
+           && rp_log_get_batch (block, journal->block_bytes, out)
+           && rp_journal_owns_batch (journal, out, segment, position);
+  return status;
+}
+
+static uint64_t
+behind (const struct rp_journal *journal, const struct rp_log_batch *batch)
+{
+  return batch->position + journal->block_bytes
+         + (uint64_t) batch->data_count * journal->super.grain_bytes;
+}
+
+/* Does this header follow the one before it in the segment, and the one behind
+ * follow it?  The checksum of a batch (64 bits) is in the next, or in the
+ * trailer. */
+static int
+header_fits (struct rp_journal *journal, const struct rp_segment *segment,
+             const struct rp_log_batch *offered, uint8_t *block, bool *fits,
+             struct rp_fault *fault)
+{
+  uint64_t position = segment->position + journal->block_bytes;
+  uint64_t sequence = segment->first_sequence, chain = segment->chain_in;
+  struct rp_log_batch batch;
+  bool whole = true;
+  int status = RP_OK;
+
+  while (position < offered->position && whole) {
+    status = read_header (journal, segment, position, block, &batch, &whole,
+                          fault);
+    if (status != RP_OK || !whole)
+      break;
+    position = behind (journal, &batch);
+    sequence = batch.sequence + 1;
+    chain = batch.checksum;
+  }
+  *fits = whole && position == offered->position
+          && offered->sequence == sequence && offered->chain == chain;
+  if (status != RP_OK || !*fits)
+    return status;
+  position = behind (journal, offered);
+  if (position >= segment->end) {
+    *fits = offered->sequence == segment->last_sequence
+            && offered->checksum == segment->chain;
+    return RP_OK;
+  }
+  status = read_header (journal, segment, position, block, &batch, &whole,
+                        fault);
+  *fits = whole && batch.chain == offered->checksum;
+  return status;
+}
+
+static int
+mend_header (struct rp_journal *journal, const struct rp_segment *segment,
+             uint64_t position, const void *data, struct rp_fault *fault)
+{
+  struct rp_log_batch offered;
+  uint8_t *block;
+  bool fits = false;
+  int status;
+
+  if (!rp_log_get_batch (data, journal->block_bytes, &offered)
+      || offered.position != position
+      || !rp_journal_owns_batch (journal, &offered, segment, position))
+    return rp_fail (fault, RP_NOT_FOUND, position, "%s: neither a grain nor a "
+                    "batch's header at %" PRIu64, rp_journal_name (journal),
+                    position);
+  block = malloc (journal->block_bytes);
+  if (!block)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "a batch's header");
+  status = header_fits (journal, segment, &offered, block, &fits, fault);
+  free (block);
+  if (status == RP_OK && !fits)
+    status = rp_fail (fault, RP_CORRUPT, position,
+                      "%s: nothing proves the header that is offered for %"
+                      PRIu64, rp_journal_name (journal), position);
+  return status == RP_OK
+         ? rp_file_pwrite (journal->file, data, journal->block_bytes, position,
+                           fault)
+         : status;
+}
+
 /* The entries of a segment, out of its batches. */
 static int
 collect_entries (struct rp_journal *journal, const struct rp_segment *segment,
@@ -297,6 +388,7 @@ rp_journal_mend (struct rp_journal *journal, uint64_t number,
 {
   const struct rp_segment *segment;
   uint64_t index;
+  int status;
 
   if (!journal->writable)
     return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing to mend",
@@ -305,6 +397,10 @@ rp_journal_mend (struct rp_journal *journal, uint64_t number,
   if (!segment)
     return rp_fail (fault, RP_NOT_FOUND, position, "%s: no segment %" PRIu64,
                     rp_journal_name (journal), number);
-  return data ? mend_grain (journal, segment, position, data, fault)
-              : mend_summary (journal, segment, position, fault);
+  if (!data)
+    return mend_summary (journal, segment, position, fault);
+  status = mend_grain (journal, segment, position, data, fault);
+  if (status == RP_NOT_FOUND)
+    status = mend_header (journal, segment, position, data, fault);
+  return status;
 }

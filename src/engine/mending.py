@@ -1,8 +1,9 @@
 """Writing again what a scrub found damaged, where the good bytes can be proven.
 
-Proven is a grain of the log that hashes to its entry, the summary of a segment that
-hashes to its trailer, and a region of the base that reads as it did when its digest was
-taken. What a source offers beside that is not used, and nothing is guessed.
+Proven is a grain of the log that hashes to its entry, the header of a batch that is chained
+to those around it, the summary of a segment that hashes to its trailer, and a region of the
+base that reads as it did when its digest was taken. What a source offers beside that is
+not used, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _mend_log(
         grain_bytes = int(journal.native.info()["grain_bytes"])
         for damage in hurt:
             if damage.guest_offset is None:
-                _try(journal, damage, None)
+                _try(journal, damage, None)  # a summary
         with contextlib.ExitStack() as stack:
             readers = [
                 reader
@@ -110,8 +111,7 @@ def _mend_log(
                 for reader in _log_readers(stack, directory, entry, journal, source)
             ]
             for damage in hurt:
-                if damage.guest_offset is not None:
-                    _mend_grain(journal, damage, grain_bytes, readers)
+                _mend_unit(journal, damage, grain_bytes, readers)
         journal.sync()
         left: list[tuple[int | None, int, int | None, int, str]] = []
         for number in sorted({damage.segment for damage in hurt if damage.segment is not None}):
@@ -121,11 +121,11 @@ def _mend_log(
         damage.mended = (damage.segment, damage.position) not in still
 
 
-# Called with the damage and the length of a grain
-_Reader = Callable[[Damage, int], bytes]
+# Called with the damage and the length of a grain; None: it has nothing for this one
+_Reader = Callable[[Damage, int], bytes | None]
 
 
-def _mend_grain(
+def _mend_unit(
     journal: OpenJournal, damage: Damage, grain_bytes: int, readers: Sequence[_Reader]
 ) -> None:
     for read in readers:
@@ -133,7 +133,7 @@ def _mend_grain(
             data = read(damage, grain_bytes)
         except Error:  # as it is damaged there, too
             continue
-        if _try(journal, damage, data.ljust(grain_bytes, b"\0")):
+        if data is not None and _try(journal, damage, data.ljust(grain_bytes, b"\0")):
             return
 
 
@@ -154,7 +154,7 @@ def _log_readers(
     journal: OpenJournal,
     source: Source,
 ) -> Iterator[_Reader]:
-    """How to read what a source has in the place of a damaged grain."""
+    """How to read what a source has in the place of a damaged grain or header."""
     if source.is_copy:
         other = stack.enter_context(
             open_journal(f"{source.path}/{journal_names(entry.name).log}", io=directory.io)
@@ -166,8 +166,10 @@ def _log_readers(
         open_disk(source.path, format=image_format(source.path), io=directory.io)
     )
 
-    def read(damage: Damage, length: int) -> bytes:
-        offset = damage.guest_offset or 0
+    def read(damage: Damage, length: int) -> bytes | None:
+        offset = damage.guest_offset
+        if offset is None:  # no data of the disk
+            return None
         return image.pread(min(length, max(0, image.size_bytes - offset)), offset)
 
     yield read
