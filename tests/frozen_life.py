@@ -108,6 +108,7 @@ class Life:
     def freeze(self, marked: Marked) -> None:
         self.destage(marked)
         made = frozen.freeze(self.replica, self.journals, marked.point)
+        assert made is not None
         assert (made.id, made.kind, made.label) == (marked.point.id, marked.point.kind, "a label")
 
     def pin(self, number: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from frozen_life import SIZES, Life, Marked, Model, bytes_of, change, check_long_term
 from replicas import checked_by_qemu, rollpoint, seen_by_qemu
-from rollpoint import _native, chains, cli, frozen, operation, replication
+from rollpoint import _native, chains, cli, frozen, links, operation, replication, retention
 from rollpoint import manifest as manifests
 from rollpoint.descriptor_write import new_cid
 from rollpoint.disk import OpenDisk, open_disk
@@ -142,6 +142,18 @@ def test_a_name_of_a_delta_disk_is_not_given_again_while_one_lives() -> None:
     life.expire(made[-1].point.id + 10)
     life.check()
     assert life.replica.manifest.disks[0].top is None
+    life.close()
+
+
+def test_a_chain_is_never_made_longer_than_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert retention.LONG_TERM_MAX < frozen.POINTS_MAX < links.LINKS_MAX
+    monkeypatch.setattr(frozen, "POINTS_MAX", 3)
+    life, _ = with_points(_native.Io.simulate(), "/r", 16)
+    marked = life.mark()
+    life.destage(marked)
+    assert frozen.freeze(life.replica, life.journals, marked.point) is None
+    life.check()
+    assert life.journals.targets
     life.close()
 
 

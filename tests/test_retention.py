@@ -159,6 +159,16 @@ def test_the_horizon_stops_at_the_points_that_the_schedule_keeps(
     assert rest == (points[84], "window", False)
 
 
+def test_a_point_that_is_older_than_long_term_points_are_kept_is_not_made_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = points_at(*range(0, 1000, 10))
+    rule = Retention(window_seconds=60, every_seconds=300, keep_seconds=600)
+    monkeypatch.setattr(room, "STRIDES_IN_WINDOW", 1e-6)
+    first = room.next_move(points, now(900), rule, ROOMY, (), 0)
+    assert first == (points[40], "window", True), "that at 100 s is 800 s old"
+
+
 def chosen(points: list[Point], every: float, until: float, last: Point | None = None) -> list[int]:
     last_ns = None if last is None else last.time_ns
     return [point.id for point in room.scheduled(points, every, now(until), last_ns)]
@@ -340,6 +350,7 @@ def test_the_rate_is_what_was_written_over_the_last_minutes(growth: list[int]) -
         ({"keep_seconds": 3600.0}, "both"),
         ({"every_seconds": 30.0, "keep_seconds": 3600.0}, "no sense"),
         ({"every_seconds": 3600.0, "keep_seconds": 60.0}, "no sense"),
+        ({"every_seconds": 60.0, "keep_seconds": 86400.0}, "more than 900 disks"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, float], match: str) -> None:

@@ -37,7 +37,7 @@ from .errors import (
     StorageError,
 )
 from .journals import Journals
-from .links import open_links, problems
+from .links import LINKS_MAX, open_links, problems
 from .manifest import Freezing, Frozen, Manifest, Merging
 from .points import Point
 from .replica import Replica
@@ -45,6 +45,7 @@ from .retention import stopping
 from .units import format_time, parse_time
 
 SECOND_NS = 1_000_000_000
+POINTS_MAX = LINKS_MAX - 10  # an overlay, the journal and a merge need links as well
 RETRY_SECONDS = 600  # after a link could not be read or written
 
 # called with bytes done and bytes in all; False ends it with CancelledError
@@ -58,8 +59,11 @@ target_names = chains.target_names
 
 def freeze(
     replica: Replica, journals: Journals, point: Point, progress: Progress | None = None
-) -> Frozen:
+) -> Frozen | None:
     """Keep a point for long. Asked again, it goes on, and happens once.
+
+    None: it is not kept, because pinned points, or some that could not be given up, have
+    left no room for another link.
 
     Args:
         replica: Of the caller alone: no other thread may use the object.
@@ -78,6 +82,8 @@ def freeze(
         _require_ready(replica, "keep a long-term point of {}")
         chains.settle(replica.directory, manifest)
         found = _find(manifest, point.id)
+        if found is None and len(manifest.frozen) >= POINTS_MAX:
+            return None
         if found is None:
             _require_at(journals, point)
             for journal in journals.open:
@@ -97,17 +103,11 @@ def freeze(
             chains.finish_freezing(replica.directory, manifest)
         _put_bases(replica, journals, {})
     _add_digests(replica, progress)
-    return found or _known(replica, point.id)
+    return found or _find(replica.manifest, point.id)
 
 
 def _find(manifest: Manifest, number: int) -> Frozen | None:
     return next((frozen for frozen in manifest.frozen if frozen.id == number), None)
-
-
-def _known(replica: Replica, number: int) -> Frozen:
-    found = _find(replica.manifest, number)
-    assert found is not None
-    return found
 
 
 def _require_ready(replica: Replica, doing: str) -> None:

@@ -123,6 +123,7 @@ class _Session:
         journals.on_mark = self._points.append
         self._at = {name: _destaged_to(native) for name, native in self._disks}
         self._begun = False  # what is below has its new content ids
+        self._kept_ns = -1  # of the newest point that was to be kept for long
         self._gave_back: Use | None = None
         self._doing: dict[str, object] | None = None
         self._resumed = 0.0
@@ -222,7 +223,7 @@ class _Session:
             self.ration.use,
             stops_of(manifest, now_ns),
             manifest.horizon,
-            parse_time(manifest.frozen[-1].time) if manifest.frozen else None,
+            max([self._kept_ns, *(parse_time(row.time) for row in manifest.frozen[-1:])]),
         )
 
     def _announce(self) -> Move | None:
@@ -282,6 +283,7 @@ class _Session:
         self._begin_work("keep for long", point.id)
         try:
             frozen.freeze(self._replica, self._journals, point, self._progress)
+            self._kept_ns = point.time_ns  # also where there was no room for it
         finally:
             self._doing = None
 

@@ -20,6 +20,7 @@ from .units import format_duration, format_size, parse_time
 WINDOW_SECONDS_MIN, WINDOW_SECONDS_MAX = 60.0, 30 * 86400.0
 LIMIT_SEGMENTS_MIN = 8  # of each disk: those being written, those being freed, a root
 EVERY_SECONDS_MIN = 60.0
+LONG_TERM_MAX = 900  # points: each is a link of the chain, which may have links.LINKS_MAX
 STEPS_IN_WINDOW = 32  # the horizon moves so often while a window passes
 STEP_SECONDS_MIN = 1.0
 STRIDES_IN_WINDOW = 4  # and so far at once at most: room is given back at its end
@@ -90,6 +91,12 @@ def check(retention: Retention, segments_bytes: Sequence[int]) -> Retention:
             f"a long-term point every {format_duration(every)}, kept for {format_duration(keep)}, "
             "makes no sense",
             "take at least 1m, and keep them for longer than that",
+        )
+    if every > 0 and keep / every > LONG_TERM_MAX:
+        raise UsageError(
+            f"a long-term point every {format_duration(every)}, kept for {format_duration(keep)}, "
+            f"would be more than {LONG_TERM_MAX} disks on top of each other",
+            "keep fewer, or for less time",
         )
     return retention
 
@@ -253,7 +260,9 @@ def next_move(
     wanted = bounded(points, wanted, stops)
     if wanted is None or wanted.id <= horizon:
         return None
-    kept = next(scheduled(points, retention.every_seconds, now_ns, last_long_term_ns), None)
+    due = scheduled(points, retention.every_seconds, now_ns, last_long_term_ns)
+    over_ns = now_ns - round(retention.keep_seconds * 1e9)  # those would go at once
+    kept = next((point for point in due if point.time_ns >= over_ns), None)
     if kept is None or kept.id > wanted.id:
         return Move(wanted, why, False)
     return Move(kept, why, True)
