@@ -67,6 +67,7 @@ struct lab {
   uint64_t seed;
   unsigned warm_steps;           /* whose crashes are not looked at */
   bool     base_failed;          /* the workload ended with that */
+  bool     no_destage;           /* it has none */
   unsigned depth;                /* of crashes in recovery */
   uint64_t states, deep;
   struct rp_sim_seen *seen;
@@ -428,7 +429,7 @@ step_destage (struct lab *lab, struct opened *opened, uint64_t *seed)
   struct rp_journal_info before;
   struct rp_fault fault;
 
-  if (point == POINTS)
+  if (point == POINTS || lab->no_destage)
     return RP_OK;
   rp_journal_info (opened->journal, &before);
   CHECK (history->horizon_count < HORIZONS);
