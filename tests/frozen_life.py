@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 from typing import NamedTuple
 
 from rollpoint import _native, below, chains, frozen
 from rollpoint.digests import link_digest
-from rollpoint.disk import open_disk
+from rollpoint.disk import create_disk, open_disk
 from rollpoint.journals import Journals
 from rollpoint.manifest import PointNote
 from rollpoint.points import Point
@@ -49,18 +50,37 @@ class Life:
     """One replica at `path`, its journals open as an ingest has them, and what it should hold."""
 
     def __init__(
-        self, io: _native.Io, path: str, seed: int, sizes: dict[str, int] = SIZES
+        self,
+        io: _native.Io,
+        path: str,
+        seed: int,
+        sizes: dict[str, int] = SIZES,
+        base_type: str | None = None,
     ) -> None:
         self.io, self.path, self.rng = io, path, random.Random(seed)
         self.model = {name: bytearray(size) for name, size in sizes.items()}
         self.marked: list[Marked] = []  # those that journals or chains show
         self.expired: list[int] = []
-        Replica.create(path, list(sizes.items()), segment_bytes=65536, io=io).close()
+        if base_type is None:
+            Replica.create(path, list(sizes.items()), segment_bytes=65536, io=io).close()
+        else:
+            self._adopt(sizes, base_type)
         self.replica = Replica.open(path, io)
         with self.replica.locked() as manifest:
             manifest.retention.keep_seconds = KEEP_SECONDS
             self.replica.save()
         self.journals = self.open()
+
+    def _adopt(self, sizes: dict[str, int], base_type: str) -> None:
+        """Bases of another type, with something in them."""
+        parent = self.io.open_dir(os.path.dirname(self.path) or "/")
+        parent.make_dir(os.path.basename(self.path))
+        bases = {name: f"{self.path}/{name}.vmdk" for name in sizes}
+        for name, base in bases.items():
+            create_disk(base, base_type, sizes[name], io=self.io)
+            with open_disk(base, writable=True, io=self.io) as disk:
+                change(disk.writing(), self.model[name], self.rng, 6)
+        Replica.adopt(self.path, bases, segment_bytes=65536, io=self.io).close()
 
     def found(self, io: _native.Io) -> Life:
         """The same life on what a crash left of its disk; the journals are not open."""

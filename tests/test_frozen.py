@@ -63,6 +63,17 @@ def test_long_term_points_stay_exact_whatever_is_frozen_and_expires(seed: int) -
     life.close()
 
 
+BASE_TYPES = ["monolithicSparse", "twoGbMaxExtentFlat", "vmfsSparse"]
+
+
+@pytest.mark.parametrize("base_type", BASE_TYPES)
+def test_long_term_points_stay_exact_above_a_base_of_any_type(base_type: str) -> None:
+    life = Life(_native.Io.simulate(), "/r", 4, base_type=base_type)
+    lead(life, 4, 40)
+    assert life.expired
+    life.close()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(1000, 1040))
 def test_long_term_points_stay_exact_in_long_lives(seed: int) -> None:
@@ -692,10 +703,14 @@ def fail_once(life: Life, faulty: _native.Io, act: Callable[[Life], None]) -> bo
 # ---- beside writers and readers ----
 
 
-def test_points_are_frozen_and_given_up_beside_writers_and_readers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base_type", [None, "monolithicSparse"])
+def test_points_are_frozen_and_given_up_beside_writers_and_readers(
+    base_type: str | None, tmp_path: Path
+) -> None:
     """What nobody writes reads the same at every moment, and what is written is not lost."""
-    life = Life(_native.Io.posix_unsynced(), str(tmp_path / "r"), 41, {"a": 4 << 20})
-    still = life.rng.randbytes(2 << 20)
+    io, path = _native.Io.posix_unsynced(), str(tmp_path / "r")
+    life = Life(io, path, 41, {"a": 2 << 20}, base_type)
+    still = life.rng.randbytes(1 << 20)
     over = threading.Event()
     errors: list[BaseException] = []
     (native,) = life.journals.natives
