@@ -25,7 +25,7 @@ from rollpoint import (
     retaining,
     retention,
 )
-from rollpoint.disk import open_disk
+from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import DamagedError, Error, GapError, NotFoundError, StorageError
 from rollpoint.replica import Replica
 from tools import libnbd
@@ -390,6 +390,24 @@ def test_a_warning_is_told_before_the_limit_is_reached(
         assert any("of the window that can still be kept" in text for text in told)
 
 
+def test_the_command_prints_warnings_for_its_operator(path: Path, tmp_path: Path) -> None:
+    keep(path, limit_bytes=LIMIT, at_limit="refuse")
+    socket = tmp_path / "s"
+    words = [sys.executable, "-m", "rollpoint", "ingest", str(path), "--socket", str(socket)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        source = source_of(socket, 18)
+        assert fill(source, random.Random(18)) == errno.ENOSPC
+        told = process.stderr.readline().decode()
+        source.close()
+        process.terminate()
+        process.communicate(timeout=30)
+    assert told.startswith("rollpoint: warning: the journals are full")
+    assert "--at-limit refuse" in told
+
+
 # ---- holds, ends and failures ----
 
 
@@ -498,16 +516,45 @@ def test_an_ingest_that_is_killed_in_a_destage_goes_on_with_it(
             feed(path, source, snapshots, 1)
         source.close()
     keep(path, window_seconds=0.01)
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, path, tmp_path / "s", str(calls)], timeout=60, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
+    killed_in_a_destage(path, tmp_path, calls)
     keep(path, window_seconds=3600)
     assert horizon(path) == 6
     check_points(path, snapshots)  # also while it is not finished
     with ingesting(path, tmp_path / "s"):
         wait_until(lambda: is_based(path), "it was finished")
     assert check_points(path, snapshots) == [6]
+
+
+def test_a_sparse_base_that_was_adopted_is_written_and_survives_a_kill(
+    tmp_path: Path, quick: None
+) -> None:
+    path = tmp_path / "old"
+    path.mkdir()
+    for name, size in SIZES.items():
+        create_disk(str(path / f"{name}.vmdk"), "monolithicSparse", size)
+    disks = {name: path / f"{name}.vmdk" for name in SIZES}
+    Replica.adopt(path, disks, segment_bytes=SEGMENT).close()
+    before = {name: file.read_bytes() for name, file in disks.items()}
+    snapshots: dict[int, Snapshot] = {}
+    with ingesting(path, tmp_path / "s"):
+        source = source_of(tmp_path / "s", 17)
+        feed(path, source, snapshots, 4, writes=40)
+        source.close()
+    assert before == {name: file.read_bytes() for name, file in disks.items()}, "not yet"
+    keep(path, window_seconds=0.01)
+    killed_in_a_destage(path, tmp_path, 2)
+    assert rollpoint("replica", "verify", path)["ok"]
+    with ingesting(path, tmp_path / "s"):
+        wait_until(lambda: is_based(path), "it was finished")
+    assert rollpoint("replica", "verify", path)["ok"]
+    assert check_points(path, snapshots) == [4]
+
+
+def killed_in_a_destage(path: Path, tmp_path: Path, calls: int) -> None:
+    """By SIGKILL, when it says for the calls'th time how far it is."""
+    words = [sys.executable, "-c", CHILD, path, tmp_path / "s", str(calls)]
+    done = subprocess.run(words, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_resume_finishes_a_destage_without_an_ingest(
@@ -519,9 +566,7 @@ def test_resume_finishes_a_destage_without_an_ingest(
         feed(path, source, snapshots, 5, writes=40)
         source.close()
     keep(path, window_seconds=0.01)
-    subprocess.run(
-        [sys.executable, "-c", CHILD, path, tmp_path / "s", "1"], timeout=60, check=False
-    )
+    killed_in_a_destage(path, tmp_path, 1)
     assert not is_based(path)
     rollpoint("resume", path)
     assert is_based(path)

@@ -108,14 +108,16 @@ class Ration:
         )
         self._stuck_looks = self._stuck_looks + 1 if use.is_full and self.is_idle else 0
         # Who has used up its share waits for the next look: only then is it full for certain.
-        may_wait = keep.at_limit == "shorten" and self._stuck_looks < STUCK_LOOKS
+        # And where room is being made, for that.
+        patience = STUCK_LOOKS if keep.at_limit == "shorten" else 1
+        waits = self._stuck_looks < patience
         share = max(0, use.limit_bytes - use.used_bytes) // len(infos)
         with self._limiting:
             for name, native in self._disks:
                 limit = int(infos[name]["used_bytes"]) + share if use.limit_bytes else 0
-                if self._limits.get(name) != (limit, may_wait or not use.is_full):
-                    self._limits[name] = limit, may_wait or not use.is_full
-                    native.set_limit(*self._limits[name])
+                if self._limits.get(name) != (limit, waits):
+                    self._limits[name] = limit, waits
+                    native.set_limit(limit, waits)
         self.use = use
         newest = self._points[-1].id if self._points else 0
         self.wants_point = (

@@ -19,7 +19,7 @@ from .scrub_notes import Damage, Place
 _LOOKS = 4  # at what somebody may be changing just now
 _LOOK_SECONDS = 0.05
 # What a disk that is being written may look like at any moment.
-_WRITTEN = frozenset({"unclean", "leak", "freesector", "redundant"})
+_WRITTEN = frozenset({"unclean", "freesector", "redundant"})
 
 
 def structure(directory: Dir, entry: DiskEntry, written: bool = False) -> list[Damage]:
@@ -37,6 +37,7 @@ def structure(directory: Dir, entry: DiskEntry, written: bool = False) -> list[D
             if written and look < _LOOKS - 1:
                 continue
             return [Damage(where="base", message=error.message, file=entry.below)]
+        now = [row for row in now if row["kind"] != "leak"]  # a crash leaves that: no data
         if written:
             now = [row for row in now if row["kind"] not in _WRITTEN]
         found = [row for row in now if look == 0 or row in found]
