@@ -350,6 +350,33 @@ def test_damage_is_told_or_harms_nothing(
         require_told_well(rows, span)
 
 
+FLIPS = 60
+
+
+def test_a_bit_flipped_anywhere_is_told_or_harms_nothing(world: World, tmp_path: Path) -> None:
+    """Where the matrix does not look: any byte of a log, of its descriptors, and of a base."""
+    path = tmp_path / "r"
+    rng = random.Random(SEED)
+    log_bytes = [at for at, byte in enumerate(world.log) if byte]
+    harmless = 0
+    for turn in range(FLIPS):
+        shutil.copytree(world.ready, path)
+        name = rng.choice((LOG, LOG, LOG, "d-flat.vmdk", "d-journal.vmdk", "replica.json"))
+        size = (path / name).stat().st_size
+        at = rng.choice(log_bytes) if name == LOG else rng.randrange(size)
+        with (path / name).open("r+b") as file:
+            file.seek(at)
+            byte = file.read(1)[0] ^ 1 << rng.randrange(8)
+            file.seek(at)
+            file.write(bytes([byte]))
+        if not told(path):
+            harmless += 1
+            for number in (9, 5, 1):
+                assert at_point(path, number) == world.points[number], (turn, name, at)
+        shutil.rmtree(path)
+    assert 0 < harmless < FLIPS
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FROZEN_STRUCTURES)
 def test_damage_of_a_long_term_point_is_told_or_harms_nothing(

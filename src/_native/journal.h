@@ -273,7 +273,7 @@ struct rp_journal_damage {
 
 struct rp_scrub_progress {
   uint64_t done_bytes, total_bytes;
-  uint64_t next_segment, chain;  /* a later scrub may begin here: from_… */
+  uint64_t next_segment, chain;  /* a later scrub may begin here: from_... */
 };
 
 struct rp_scrub {
