@@ -14,6 +14,7 @@ import pytest
 from replicas import Source, empty_model, ingesting, make
 from replicas import rollpoint as run
 from rollpoint import below, digests, mending, replication, scrub, scrub_base, scrub_notes
+from rollpoint._native import Io
 from rollpoint.disk import open_disk
 from rollpoint.errors import CancelledError, DamagedError, LockedError, NotFoundError, UsageError
 from rollpoint.journal import open_journal
@@ -192,6 +193,17 @@ def test_what_is_cut_off_does_not_end_the_scrub(path: Path) -> None:
     flip(path / LOG, data[3][1])
     found = verify(path)
     assert {row["where"] for row in found} == {"base", "chain", "journal"}
+
+
+def test_grains_are_read_in_large_pieces(path: Path) -> None:
+    io = Io.posix().fault(call=0, os_errno=5, kind="read")  # fails nothing, and counts
+    with open_journal(path / LOG, io=io) as journal:
+        segments = int(journal.native.info()["segment_count"])
+        before = io.calls
+        journal.native.scrub([])
+        calls = io.calls - before
+    assert len(entries(path)) > 900
+    assert calls <= 8 * segments + 16
 
 
 # ---- going on ----

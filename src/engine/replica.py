@@ -306,7 +306,10 @@ class Replica:
             seeding.seed(self.directory, self.manifest, images, progress)
 
     def verify(self, progress: Callable[[str, int, int], bool] | None = None) -> dict[str, object]:
-        """Read everything again against its checksums; lists damage, changes nothing."""
+        """Read everything again against its checksums, and list damage; see scrub.verify.
+
+        Changes nothing but its own notes, in `.verify.json` and `.digests.json`.
+        """
         from . import scrub
 
         return scrub.verify(self.directory, self.manifest, progress)
