@@ -6,6 +6,7 @@ import contextlib
 import errno
 import random
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -728,7 +729,9 @@ def test_points_are_frozen_and_given_up_beside_writers_and_readers(
     def write(seed: int) -> None:
         rng = random.Random(seed)
         model = life.model["a"]
-        while not over.is_set():
+        for _ in range(1000):
+            if over.is_set():
+                break
             data = rng.randbytes(rng.randrange(1, 9000))
             at = rng.randrange(len(still), len(model) - len(data))
             native.disk().pwrite(data, at)
@@ -744,6 +747,8 @@ def test_points_are_frozen_and_given_up_beside_writers_and_readers(
         threading.Thread(target=guarded, args=(act, seed))
         for seed, act in enumerate((read, read, write))
     ]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # the threads shall not keep the interpreter for long
     for thread in threads:
         thread.start()
     try:
@@ -758,6 +763,7 @@ def test_points_are_frozen_and_given_up_beside_writers_and_readers(
         over.set()
         for thread in threads:
             thread.join()
+        sys.setswitchinterval(interval)
     assert errors == []
     wanted = still + bytes(life.model["a"][len(still) :])
     assert native.disk().pread(len(wanted), 0) == wanted
