@@ -298,16 +298,35 @@ def test_it_warns_at_75_and_90_percent_of_the_window_that_can_be_kept(
     view = room.outlook(points_at(0), now(used), 3600, use_of(used), float(SEGMENT))
     assert view.level == level
     assert view.possible_seconds == max(93.75, used)
-    found = room.warnings(view, use_of(used), Retention(window_seconds=3600), [], False)
+    found = room.warnings(view, use_of(used), Retention(window_seconds=3600), [], False, False)
     assert [name for name in found if name.startswith("filling")] == (
-        [f"filling {level}"] if level and not use_of(used).is_full else []
+        [f"filling {level}"] if level else []
     )
 
 
 def test_a_window_that_fits_is_not_warned_of_however_full_the_log_is() -> None:
     view = room.outlook(points_at(0), now(60), 60, use_of(80), float(SEGMENT) / 2)
     assert (view.level, view.share) == (0, 0.0)
-    assert room.warnings(view, use_of(80), Retention(window_seconds=60), [], False) == {}
+    assert room.warnings(view, use_of(80), Retention(window_seconds=60), [], False, False) == {}
+
+
+def test_a_log_that_a_pinned_point_fills_is_warned_of_beyond_its_window() -> None:
+    view = room.outlook(points_at(0), now(86), 60, use_of(86), float(SEGMENT), {1})
+    assert (view.is_stopped, view.level) == (True, 90)
+    found = room.warnings(view, use_of(86), Retention(window_seconds=60), [1], False, False)
+    assert "1 m 34 s fit into 100 MiB" in found["filling 90"]
+    assert "restore point 1" in found["stopped"]
+    late = room.outlook(points_at(0), now(86), 60, use_of(86), float(SEGMENT), {2})
+    assert late.level == 0, "that goes as soon as the worker comes to it"
+
+
+def test_the_space_of_the_file_system_is_a_limit_as_well() -> None:
+    view = room.outlook(points_at(0), now(80), 3600, ROOMY, float(SEGMENT), (), 20 * SEGMENT)
+    assert (view.level, view.possible_seconds, view.full_in_seconds) == (75, 100.0, 20.0)
+    found = room.warnings(view, ROOMY, Retention(), [], False, False)
+    assert "what the file system has free" in found["filling 75"]
+    more = room.outlook(points_at(0), now(71), 3600, use_of(71), float(SEGMENT), (), 1 << 40)
+    assert "100 MiB" in more.limit
 
 
 def test_without_a_limit_nothing_is_predicted() -> None:
@@ -319,12 +338,13 @@ def test_without_a_limit_nothing_is_predicted() -> None:
 def test_what_stops_the_horizon_and_what_was_shortened_is_named() -> None:
     view = room.outlook(points_at(0), now(99), 3600, use_of(99.5), float(SEGMENT))
     keep = Retention(window_seconds=3600)
-    found = room.warnings(view, use_of(99.5), keep, [4, 9], True)
+    found = room.warnings(view, use_of(99.5), keep, [4, 9], True, True)
     assert "1 m 39 s of the window of 60 m" in found["shortened"].replace("1 h 0 m", "60 m")
     assert "pinned or locked points stop the horizon" in found["full"]
     assert "4, 9" in found["stopped"]
     refused = Retention(window_seconds=3600, at_limit="refuse")
-    assert "--at-limit refuse" in room.warnings(view, use_of(99.5), refused, [], False)["full"]
+    found = room.warnings(view, use_of(99.5), refused, [], False, True)
+    assert "--at-limit refuse" in found["full"]
 
 
 @given(st.lists(st.integers(0, 1 << 30), min_size=2, max_size=400))

@@ -8,6 +8,7 @@ says what it does; the arithmetic is in retention.py.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,13 +164,20 @@ class Ration:
     def _predict(self, keep: Retention, use: Use) -> None:
         now_ns = self._clock()
         self._rate.sample(time.monotonic(), use.used_bytes + self.freed_bytes)
+        stops = stops_of(self._replica.manifest, now_ns)
         self.view = view = retention.outlook(
-            self._points, now_ns, keep.window_seconds, use, self._rate.bytes_per_second
+            self._points,
+            now_ns,
+            keep.window_seconds,
+            use,
+            self._rate.bytes_per_second,
+            stops,
+            _free_bytes(self._replica.path),
         )
         if view.kept_seconds is not None and view.kept_seconds >= keep.window_seconds:
             self.shortened = False
-        stops = sorted(stops_of(self._replica.manifest, now_ns))
-        found = retention.warnings(view, use, keep, stops, self.shortened)
+        refusing = use.is_full and not all(waits for _, waits in self._limits.values())
+        found = retention.warnings(view, use, keep, sorted(stops), self.shortened, refusing)
         if self._waits_for and time.monotonic() - self._waits_since >= WAIT_SECONDS:
             found["waits"] = f"the horizon has been waiting for long: {self._waits_for}"
         merging = self._replica.manifest.merging
@@ -191,6 +199,15 @@ class Ration:
 def stops_of(manifest: Manifest, now_ns: int) -> frozenset[int]:
     """Points that the horizon may not pass; long-term ones need no journal."""
     return retention.stopping(manifest.notes, now_ns) - {row.id for row in manifest.frozen}
+
+
+def _free_bytes(path: str) -> int | None:
+    """What the file system has free; None where there is none, as on a simulated disk."""
+    try:
+        facts = os.statvfs(path)
+    except OSError:
+        return None
+    return facts.f_bavail * facts.f_frsize
 
 
 def _step_bytes(info: dict[str, Any]) -> int:

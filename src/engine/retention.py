@@ -298,12 +298,16 @@ class Outlook(NamedTuple):
     kept_seconds: float | None  # from the oldest point to now; None: there is none
     possible_seconds: float | None  # what the limit allows at this write rate; None: all
     full_in_seconds: float | None  # None: it is not filling up
+    is_stopped: bool = False  # a pinned or locked point keeps what the window does not want
+    limit: str = ""  # that it was predicted from, for people
 
     @property
     def share(self) -> float:
         """Of the window that can still be kept, how much is used; 0 when all asked for can."""
         possible = self.possible_seconds
-        if self.kept_seconds is None or possible is None or possible >= self.asked_seconds:
+        if self.kept_seconds is None or possible is None:
+            return 0.0
+        if possible >= self.asked_seconds and not self.is_stopped:
             return 0.0
         return min(1.0, self.kept_seconds / possible) if possible > 0 else 1.0
 
@@ -314,18 +318,39 @@ class Outlook(NamedTuple):
 
 
 def outlook(
-    points: Sequence[Point], now_ns: int, asked_seconds: float, use: Use, bytes_per_second: float
+    points: Sequence[Point],
+    now_ns: int,
+    asked_seconds: float,
+    use: Use,
+    bytes_per_second: float,
+    stops: Collection[int] = (),
+    free_bytes: int | None = None,
 ) -> Outlook:
-    """Predict from the write rate what window the limit allows."""
+    """Predict from the write rate what window the limit allows.
+
+    Args:
+        stops: Ids of points that may not be given up.
+        free_bytes: Of the file system; None: it is not known.
+    """
     kept = max(0, now_ns - points[0].time_ns) / 1e9 if points else None
-    if use.limit_bytes == 0 or bytes_per_second <= 0:
-        return Outlook(asked_seconds, kept, None, None)
-    left = max(0, use.limit_bytes - use.reserve_bytes - use.used_bytes) / bytes_per_second
-    return Outlook(asked_seconds, kept, (kept or 0.0) + left, left)
+    stopped = kept is not None and kept > asked_seconds and points[0].id in stops
+    room = None if use.limit_bytes == 0 else use.limit_bytes - use.reserve_bytes - use.used_bytes
+    limit = f"{format_size(use.limit_bytes)}"
+    if free_bytes is not None and (room is None or free_bytes < room):
+        room, limit = free_bytes, "what the file system has free"
+    if room is None or bytes_per_second <= 0:
+        return Outlook(asked_seconds, kept, None, None, stopped)
+    left = max(0, room) / bytes_per_second
+    return Outlook(asked_seconds, kept, (kept or 0.0) + left, left, stopped, limit)
 
 
 def warnings(
-    view: Outlook, use: Use, retention: Retention, stopped_by: Sequence[int], shortened: bool
+    view: Outlook,
+    use: Use,
+    retention: Retention,
+    stopped_by: Sequence[int],
+    shortened: bool,
+    refusing: bool,
 ) -> dict[str, str]:
     """What the operator should know: what it is about -> one sentence each."""
     found: dict[str, str] = {}
@@ -337,7 +362,7 @@ def warnings(
             f"history was shortened: {kept} of the window of {asked} are kept, because the "
             f"journals may have {limit}"
         )
-    if use.is_full:
+    if refusing:
         if retention.at_limit == "refuse":
             why = "as was asked for (--at-limit refuse)"
         elif held:
@@ -346,10 +371,12 @@ def warnings(
             why = "because nothing older than the newest restore point is left to give up"
         found["full"] = f"the journals are full with {limit}, and writes are refused, {why}"
     elif view.level and not shortened:
+        possible = format_duration(view.possible_seconds or 0.0)
+        fits = possible if view.is_stopped else f"{possible} of {asked}"
         found[f"filling {view.level}"] = (
             f"{view.level} % of the window that can still be kept is used: at this write rate "
-            f"{format_duration(view.possible_seconds or 0.0)} of {asked} fit into {limit}, which "
-            f"is reached in {format_duration(view.full_in_seconds or 0.0)}"
+            f"{fits} fit into {view.limit}, and it is full in "
+            f"{format_duration(view.full_in_seconds or 0.0)}"
         )
     if held and (use.excess_bytes or view.level):
         found["stopped"] = f"the horizon cannot pass restore point {held}: pinned or locked"
