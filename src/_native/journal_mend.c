@@ -8,14 +8,15 @@
 
 #define NEVER UINT64_MAX
 
+/* NULL: the journal has it no more, or not yet. */
 static const struct rp_segment *
-find_segment (const struct rp_journal *journal, uint64_t number,
-              uint64_t *index)
+find_segment (const struct rp_journal *journal, uint64_t number)
 {
-  for (*index = 0; *index < journal->segment_count; ++*index)
-    if (journal->segments[*index]->number == number)
-      return journal->segments[*index];
-  return NULL;
+  if (journal->segment_count == 0
+      || number < journal->segments[0]->number
+      || number - journal->segments[0]->number >= journal->segment_count)
+    return NULL;
+  return rp_journal_segment (journal, number);
 }
 
 /* The entry of the segment whose data lies at position, or count. */
@@ -59,15 +60,47 @@ cut_of (const struct rp_journal *journal, uint64_t point)
          + record->ordinal;
 }
 
+/* The points whose cuts lie behind entry number `after`, up to `until`. */
 static void
-add_point (const struct rp_journal *journal, struct rp_affected *item,
-           uint64_t point)
+take_points (const struct rp_journal *journal, struct rp_affected *item,
+             uint64_t after, uint64_t until)
 {
-  const uint64_t id = journal->points[point].id;
+  uint64_t bounds[2];
 
-  if (item->first_point == 0)
-    item->first_point = id;
-  item->last_point = id;
+  for (int i = 0; i < 2; i++) {
+    const uint64_t border = i == 0 ? after : until;
+    uint64_t low = journal->point_first, high = journal->point_count;
+
+    while (low < high) {
+      const uint64_t middle = low + (high - low) / 2;
+
+      if (cut_of (journal, middle) <= border)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    bounds[i] = low;
+  }
+  if (bounds[0] < bounds[1]) {
+    item->first_point = journal->points[bounds[0]].id;
+    item->last_point = journal->points[bounds[1] - 1].id;
+  }
+}
+
+/* All points in a segment and behind it. */
+static void
+take_points_from (const struct rp_journal *journal, struct rp_affected *item,
+                  uint64_t segment)
+{
+  uint64_t point = journal->point_count;
+
+  while (point > journal->point_first
+         && journal->points[point - 1].segment >= segment)
+    point--;
+  if (point < journal->point_count) {
+    item->first_point = journal->points[point].id;
+    item->last_point = journal->points[journal->point_count - 1].id;
+  }
 }
 
 /* Where the damaged place is; what is no data is settled at once. */
@@ -78,14 +111,14 @@ look_up (struct search *search, struct rp_affected *item,
   struct rp_journal *journal = search->journal;
   const struct rp_segment *segment;
   const uint8_t *entries = NULL;
-  uint64_t index, i;
+  uint64_t i;
   int status;
 
   item->gone = item->end = false;
   item->first_point = item->last_point = 0;
   if (item->segment == UINT64_MAX)
     return RP_OK;
-  segment = find_segment (journal, item->segment, &index);
+  segment = find_segment (journal, item->segment);
   item->gone = !segment;
   if (!segment)
     return RP_OK;
@@ -102,10 +135,7 @@ look_up (struct search *search, struct rp_affected *item,
     }
   }
   item->end = true;
-  for (uint64_t point = journal->point_first; point < journal->point_count;
-       point++)
-    if (journal->points[point].segment >= segment->number)
-      add_point (journal, item, point);
+  take_points_from (journal, item, segment->number);
   return status == RP_CORRUPT || status == RP_IO ? RP_OK : status;
 }
 
@@ -186,13 +216,7 @@ rp_journal_affected (struct rp_journal *journal, struct rp_affected *items,
     const struct shown *shown = &search.shown[i];
 
     shown->item->end = shown->until == NEVER;
-    for (uint64_t point = journal->point_first; point < journal->point_count;
-         point++) {
-      const uint64_t cut = cut_of (journal, point);
-
-      if (cut > shown->entry && cut <= shown->until)
-        add_point (journal, shown->item, point);
-    }
+    take_points (journal, shown->item, shown->entry, shown->until);
   }
   free (search.memory);
   free (search.shown);
@@ -387,13 +411,12 @@ rp_journal_mend (struct rp_journal *journal, uint64_t number,
                  uint64_t position, const void *data, struct rp_fault *fault)
 {
   const struct rp_segment *segment;
-  uint64_t index;
   int status;
 
   if (!journal->writable)
     return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing to mend",
                     rp_journal_name (journal));
-  segment = find_segment (journal, number, &index);
+  segment = find_segment (journal, number);
   if (!segment)
     return rp_fail (fault, RP_NOT_FOUND, position, "%s: no segment %" PRIu64,
                     rp_journal_name (journal), number);
