@@ -149,6 +149,7 @@ read_all (void *context)
   struct shared *shared = reader->shared;
   uint64_t last[GRAINS] = { 0 }, words[4 * GRAIN / 8];
   uint64_t seed = 5 + reader->number;
+  struct rp_journal_info info;
   struct rp_fault fault;
 
   while (!atomic_load (&shared->finished)) {
@@ -161,6 +162,8 @@ read_all (void *context)
       CHECK (number >= last[grain + i]);
       last[grain + i] = number;
     }
+    rp_journal_info (shared->journal, &info);
+    CHECK (info.used_bytes <= LIMIT);  /* also while a root is written */
   }
   return NULL;
 }
