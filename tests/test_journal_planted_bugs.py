@@ -77,7 +77,7 @@ BUGS = {
         "journal_destage_test",
     ),
     "slots that are used again while they are read": Bug(
-        "journal_destage.c",
+        "journal_ring.c",
         "  rp_journal_await_readers (journal);\n",
         "",
         "journal_ring_threads_test",

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The ring: the newest version of each grain goes to the base, and segments
- * that hold nothing newer are given back.
+/* The newest version of each grain in a stretch of the log goes to the base.
  *
  * What a stretch of the log leaves on the disk is found by walking it
  * backwards: the first entry that is met for a grain is the newest.  So all
@@ -25,8 +24,6 @@
 #define SAY_BYTES      (1u << 20)  /* between two calls of progress */
 #define FLUSH_BYTES    (8u << 20)  /* dirty in the target at most, so that the
                                       log's syncs do not wait for more */
-#define TABLES_AT_ONCE 16u       /* cleared under one hold of the lock */
-#define ZERO_TABLES_AT_ONCE 1024u
 
 /* One grain to copy, or a run of zeros. */
 struct copy {
@@ -44,8 +41,7 @@ struct destage {
   bool (*progress) (void *context, uint64_t done_bytes, uint64_t total_bytes);
   void *context;
   struct rp_destage *out;
-  struct rp_cut cut;             /* the new horizon */
-  uint64_t first;                /* entry: where the base is */
+  uint64_t first, stop;          /* entries: where the base is, and will be */
   struct part *parts;
   uint64_t part_count;
   uint8_t **seen;                /* NULL: none of the page, &all: all of it */
@@ -461,8 +457,8 @@ take_part (struct destage *destage, const struct rp_segment *segment,
   destage->part_count++;
   if (segment->summary == RP_SUMMARY_COMPLETE)
     return RP_OK;
-  if (copy->prepared > destage->cut.entry - copy->first_entry)
-    copy->prepared = destage->cut.entry - copy->first_entry;
+  if (copy->prepared > destage->stop - copy->first_entry)
+    copy->prepared = destage->stop - copy->first_entry;
   bytes = copy->prepared * RP_LOG_ENTRY_BYTES;
   copy->entries = malloc (bytes + 1);
   if (!copy->entries)
@@ -487,7 +483,7 @@ take_parts (struct destage *destage, struct rp_fault *fault)
   for (uint64_t i = 0; status == RP_OK && i < journal->segment_count; i++) {
     const struct rp_segment *segment = journal->segments[i];
 
-    if (segment->first_entry >= destage->cut.entry)
+    if (segment->first_entry >= destage->stop)
       break;
     if (segment->first_entry + segment->prepared > destage->first)
       status = take_part (destage, segment, fault);
@@ -506,8 +502,8 @@ walk_part (struct destage *destage, const struct rp_segment *segment,
 
   if (destage->first > segment->first_entry)
     first = destage->first - segment->first_entry;
-  if (at > destage->cut.entry - segment->first_entry)
-    at = destage->cut.entry - segment->first_entry;
+  if (at > destage->stop - segment->first_entry)
+    at = destage->stop - segment->first_entry;
   while (status == RP_OK && at-- > first) {
     const struct rp_log_entry entry
       = rp_log_get_entry (entries + at * RP_LOG_ENTRY_BYTES);
@@ -541,7 +537,7 @@ static int
 allocate (struct destage *destage, struct rp_fault *fault)
 {
   const struct rp_journal *journal = destage->journal;
-  const uint64_t entries = destage->cut.entry - destage->first;
+  const uint64_t entries = destage->stop - destage->first;
 
   destage->seen_count = rp_divide_up (journal->grain_count, SEEN_GRAINS);
   destage->seen = calloc (destage->seen_count, sizeof *destage->seen);
@@ -566,7 +562,6 @@ release (struct destage *destage)
     if (destage->seen[i] != all_seen ())
       free (destage->seen[i]);
   free (destage->parts);
-  free (destage->touched);
   free (destage->seen);
   free (destage->copies);
   free (destage->stage);
@@ -574,9 +569,8 @@ release (struct destage *destage)
   free (destage->order);
 }
 
-/* The newest version of all grains between where the base is and the cut. */
 static int
-copy_to_base (struct destage *destage, struct rp_fault *fault)
+copy_newest (struct destage *destage, struct rp_fault *fault)
 {
   int status = allocate (destage, fault);
 
@@ -588,478 +582,38 @@ copy_to_base (struct destage *destage, struct rp_fault *fault)
     status = walk_parts (destage, fault);
   if (status == RP_OK)
     status = write_copies (destage, fault);
-  release (destage);
   if (status == RP_OK && !RP_SABOTAGED (26))  /* says so before it is synced */
     status = rp_disk_flush (destage->target, fault);
   return status == RP_OK ? say (destage, true, fault) : status;
 }
 
-/* ---- giving segments back ---- */
-
-/* Segments before the one that the point lies in: nothing in them is newer. */
-static uint64_t
-count_done (const struct rp_journal *journal, const struct rp_cut *cut)
-{
-  return cut->segment - journal->segments[0]->number;
-}
-
-/* Giving segments back costs a root.  With the lock held. */
-static bool
-is_worth_it (const struct rp_journal *journal, uint64_t count)
-{
-  const uint64_t bytes = count * journal->super.segment_bytes;
-  const uint64_t root = rp_journal_root_bytes (journal,
-                                               journal->map.stored_count);
-
-  if (count == 0)
-    return false;
-  if (bytes / 2 >= root)
-    return true;
-  return journal->limit_bytes != 0
-         && rp_journal_used_count (journal) * journal->super.segment_bytes
-            > journal->limit_bytes / 4 * 3;
-}
-
-/* Which slots the first segments lie in, one byte each. */
-static uint8_t *
-slots_of (const struct rp_journal *journal, uint64_t count,
-          struct rp_fault *fault)
-{
-  uint8_t *slots = calloc (journal->slot_count + 1, 1);
-
-  if (!slots)
-    rp_fail (fault, RP_NO_MEMORY, 0, "the list of slots");
-  for (uint64_t i = 0; slots && i < count; i++)
-    slots[rp_position_slot (journal, journal->segments[i]->position)] = 1;
-  return slots;
-}
-
-/* One table: what lies in these slots is in the base.  With the lock held. */
-static int
-clear_table (struct rp_journal *journal, uint64_t index, const uint8_t *slots,
-             struct rp_fault *fault)
-{
-  const uint32_t first = RP_LOG_HEAD_BYTES / RP_SECTOR_BYTES;
-  const uint32_t sectors = journal->super.segment_bytes / RP_SECTOR_BYTES;
-  uint32_t *table = journal->map.tables[index];
-  bool any = false, left = false;
-
-  if (!rp_map_is_writable (table))
-    return RP_OK;
-  for (uint32_t i = 0; i < RP_LOG_TABLE_ENTRIES; i++) {
-    const bool gone = table[i] > RP_PLACE_ZEROS
-                      && slots[(table[i] - first) / sectors];
-
-    if (gone && !any) {
-      table = rp_map_table (&journal->map, index);
-      if (!table)
-        return rp_fail (fault, RP_NO_MEMORY, 0, "a table of the block map");
-      any = true;
-    }
-    if (gone)
-      table[i] = RP_PLACE_ABSENT;
-    left |= table[i] != RP_PLACE_ABSENT;
-  }
-  if (!left)
-    rp_map_forget_table (&journal->map, index);
-  return RP_OK;
-}
-
-/* Writers that append meanwhile never put anything into these slots. */
-static int
-clear_places (struct rp_journal *journal, const uint8_t *slots,
-              struct rp_fault *fault)
-{
-  const uint64_t count = journal->map.table_count;
-  int status = RP_OK;
-
-  for (uint64_t at = 0; status == RP_OK && at < count;) {
-    uint64_t stop = count - at < TABLES_AT_ONCE ? count : at + TABLES_AT_ONCE;
-
-    pthread_mutex_lock (&journal->lock);
-    for (; status == RP_OK && at < stop; at++)
-      status = clear_table (journal, at, slots, fault);
-    pthread_mutex_unlock (&journal->lock);
-  }
-  return status;
-}
-
-/* Of the tables of zeros, those that no entry from `first` on has touched, and
- * no writer since the map was frozen. */
-static void
-forget_untouched (struct rp_journal *journal,
-                  const struct rp_map_freeze *freeze, const uint8_t *touched)
-{
-  const uint64_t count = journal->map.table_count;
-
-  for (uint64_t at = 0, stop; at < count; at = stop) {
-    stop = count - at < ZERO_TABLES_AT_ONCE ? count : at + ZERO_TABLES_AT_ONCE;
-    pthread_mutex_lock (&journal->lock);
-    for (uint64_t i = at; i < stop; i++)
-      if (journal->map.tables[i] == rp_map_zeros && !touched[i]
-          && !freeze->kept[i])
-        rp_map_forget_table (&journal->map, i);
-    pthread_mutex_unlock (&journal->lock);
-  }
-}
-
-/* A disk that was trimmed as a whole has tables of zeros, which make roots as
- * large as if it was full.  When nothing has touched them since the cut the
- * base has the same zeros, and they can go.  Which ones that is, the entries
- * since then tell, where they are fewer than what it spares. */
-static int
-forget_zeros (struct rp_journal *journal, uint64_t first,
-              struct rp_fault *fault)
-{
-  struct destage walk = { .journal = journal, .first = first };
-  struct rp_map_freeze freeze;
-  bool frozen = false;
-  int status = rp_map_freeze_create (&journal->map, &freeze, fault);
-
-  if (status != RP_OK)
-    return status;
-  walk.touched = calloc (journal->map.table_count, 1);
-  if (!walk.touched)
-    status = rp_fail (fault, RP_NO_MEMORY, 0, "which tables were written");
-  pthread_mutex_lock (&journal->lock);
-  if (status == RP_OK
-      && (journal->map.stored_count - journal->map.own_count)
-         * RP_LOG_TABLE_BYTES
-         > (rp_journal_entry_count (journal) - first) * RP_LOG_ENTRY_BYTES) {
-    status = rp_journal_freeze_end (journal, true, &freeze, &walk.cut, fault);
-    frozen = status == RP_OK;
-  }
-  pthread_mutex_unlock (&journal->lock);
-  if (frozen) {
-    status = take_parts (&walk, fault);
-    if (status == RP_OK)
-      status = walk_parts (&walk, fault);
-    if (status == RP_OK)
-      forget_untouched (journal, &freeze, walk.touched);
-    rp_journal_thaw (journal, &freeze);
-  }
-  release (&walk);
-  rp_map_freeze_destroy (&freeze);
-  return status;
-}
-
-static void
-punch_slots (struct rp_journal *journal, uint64_t count)
-{
-  const uint64_t bytes = journal->super.segment_bytes;
-  struct rp_fault ignored;
-
-  for (uint64_t i = 0; i < count; i++) {
-    uint64_t position;
-
-    pthread_mutex_lock (&journal->lock);   /* the list may be growing */
-    position = journal->segments[i]->position;
-    pthread_mutex_unlock (&journal->lock);
-    (void) rp_file_punch (journal->file, position, bytes, &ignored);
-  }
-}
-
-/* What a crash left in slots that were given back, or in a dropped tail, takes
- * space and is read at each recovery: punch it once.  A stretch of slots is
- * taken like a root while that is done. */
-static void
-punch_leftovers (struct rp_journal *journal)
-{
-  uint64_t first = 0, stop;
-  struct rp_fault ignored;
-
-  while (!journal->was_clean && !journal->leftovers_gone) {
-    uint8_t *used;
-
-    pthread_mutex_lock (&journal->lock);
-    used = rp_journal_used_slots (journal, &ignored);
-    while (used && first < journal->slot_count && used[first])
-      first++;
-    for (stop = first; used && stop < journal->slot_count && !used[stop];)
-      stop++;
-    journal->leftovers_gone = !used || first == journal->slot_count;
-    free (used);
-    if (!journal->leftovers_gone) {
-      journal->building.position = rp_slot_position (journal, first);
-      journal->building.bytes = (stop - first) * journal->super.segment_bytes;
-    }
-    pthread_mutex_unlock (&journal->lock);
-    if (journal->leftovers_gone)
-      return;
-    (void) rp_file_punch (journal->file, journal->building.position,
-                          journal->building.bytes, &ignored);
-    rp_journal_end_building (journal);
-    first = stop;
-  }
-}
-
-/* With the lead and the lock. */
-static void
-forget_segments (struct rp_journal *journal, uint64_t count)
-{
-  const uint64_t first = journal->super.ring.number;
-  uint64_t gone = 0;
-
-  for (uint64_t i = 0; i < count; i++)
-    rp_segment_free (journal->segments[i]);
-  journal->segment_count -= count;
-  memmove (journal->segments, journal->segments + count,
-           journal->segment_count * sizeof *journal->segments);
-  journal->next_trailer -= count;
-  while (gone < journal->point_first && journal->points[gone].segment < first)
-    free (journal->points[gone++].label);
-  journal->point_count -= gone;
-  journal->point_first -= gone;
-  memmove (journal->points, journal->points + gone,
-           journal->point_count * sizeof *journal->points);
-}
-
-/* The slots are nobody's on disk any more: wait for reads that have looked
- * their places up, and let others have them. */
-static void
-free_segments (struct rp_journal *journal, uint64_t count)
-{
-  pthread_mutex_lock (&journal->lock);
-  rp_journal_lead (journal);
-  if (journal->next_trailer < count)   /* nobody will read their summaries */
-    journal->next_trailer = count;
-  rp_journal_end_lead (journal);
-  rp_journal_await_readers (journal);
-  pthread_mutex_unlock (&journal->lock);
-  punch_slots (journal, count);
-  pthread_mutex_lock (&journal->lock);
-  rp_journal_lead (journal);
-  forget_segments (journal, count);
-  rp_journal_end_lead (journal);
-  pthread_cond_broadcast (&journal->room);
-  pthread_mutex_unlock (&journal->lock);
-}
-
-/* A root that names nothing in the first segments. */
-static int
-leave_segments (struct rp_journal *journal, uint64_t count, uint64_t cut,
-                struct rp_fault *fault)
-{
-  struct rp_roll ignored;
-  uint8_t *slots;
-  int status;
-
-  pthread_mutex_lock (&journal->lock);
-  slots = slots_of (journal, count, fault);
-  pthread_mutex_unlock (&journal->lock);
-  if (!slots)
-    return RP_NO_MEMORY;
-  status = clear_places (journal, slots, fault);
-  free (slots);
-  if (status == RP_OK)
-    status = forget_zeros (journal, cut, fault);
-  if (status == RP_OK)
-    punch_leftovers (journal);
-  if (status == RP_OK)
-    status = rp_journal_show_end (journal, true, false, &ignored, fault);
-  return status;
-}
-
-/* The base has everything before the cut, and it is synced. */
-static int
-settle (struct destage *destage, struct rp_fault *fault)
-{
-  struct rp_journal *journal = destage->journal;
-  struct rp_log_ring ring;
-  uint64_t count;
-  int status = RP_OK;
-
-  pthread_mutex_lock (&journal->lock);
-  ring = journal->super.ring;
-  count = count_done (journal, &destage->cut);
-  if (!is_worth_it (journal, count))
-    count = 0;
-  else {
-    const struct rp_segment *first = journal->segments[count];
-
-    ring.number = first->number;
-    ring.first_sequence = first->first_sequence;
-    ring.chain = first->chain_in;
-    ring.first_entry = first->first_entry;
-  }
-  pthread_mutex_unlock (&journal->lock);
-  if (count == 0 && ring.based_entry == destage->cut.entry)
-    return RP_OK;
-  ring.based_entry = destage->cut.entry;
-  if (RP_SABOTAGED (25))         /* gives segments back too early */
-    punch_slots (journal, count);
-  if (count > 0 && !RP_SABOTAGED (27))   /* frees what the root shows */
-    status = leave_segments (journal, count, destage->cut.entry, fault);
-  if (status == RP_OK)
-    status = rp_journal_put_ring (journal, &ring, fault);
-  if (status != RP_OK)
-    return status;
-  destage->out->entries = destage->cut.entry - destage->first;
-  destage->out->freed_bytes = count * journal->super.segment_bytes;
-  if (count > 0)
-    free_segments (journal, count);
-  return RP_OK;
-}
-
-/* ---- the calls ---- */
-
-/* What both need: a session, the map, and the lock on the work. */
-static int
-begin (struct rp_journal *journal, struct rp_fault *fault)
-{
-  int status;
-
-  pthread_mutex_lock (&journal->lock);
-  rp_journal_lead (journal);
-  status = rp_journal_usable (journal, fault);
-  if (status == RP_OK) {
-    status = rp_journal_begin_session (journal, fault);
-    if (status != RP_OK)
-      rp_journal_fail (journal, status, fault);
-  }
-  if (status == RP_OK)
-    status = rp_journal_load_map (journal, fault);
-  rp_journal_end_lead (journal);
-  pthread_mutex_unlock (&journal->lock);
-  return status;
-}
-
-/* Would opening read the root in less time than it walks the entries? */
-static bool
-checkpoint_pays (struct rp_journal *journal)
-{
-  bool pays;
-
-  pthread_mutex_lock (&journal->lock);
-  pays = rp_journal_root_pays (journal->map.stored_count,
-                               rp_journal_entry_count (journal)
-                               - journal->root.entry);
-  pthread_mutex_unlock (&journal->lock);
-  return pays;
-}
-
 int
-rp_journal_checkpoint (struct rp_journal *journal, struct rp_checkpoint *out,
-                       struct rp_fault *fault)
-{
-  struct rp_roll roll;
-  uint64_t before;
-  int status;
-
-  memset (out, 0, sizeof *out);
-  memset (&roll, 0, sizeof roll);
-  if (!journal->writable)
-    return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing",
-                    rp_journal_name (journal));
-  rp_journal_begin_work (journal);
-  before = journal->root.entry;
-  status = rp_journal_commit (journal, fault);
-  if (status == RP_OK)
-    status = begin (journal, fault);
-  roll.root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
-                     / RP_SECTOR_BYTES;
-  if (status == RP_OK && checkpoint_pays (journal))
-    status = rp_journal_show_end (journal, false, true, &roll, fault);
-  if (status == RP_OK)
-    out->entries_since = journal->root.entry - before;
-  out->bytes_written = roll.bytes_written;
-  out->root_sector = roll.root_sector;
-  rp_journal_end_work (journal);
-  return status;
-}
-
-/* The horizon moves; points before it are gone once that is durable. */
-static int
-move_horizon (struct rp_journal *journal, const struct rp_cut *cut,
-              struct rp_fault *fault)
-{
-  struct rp_log_ring ring;
-  int status;
-
-  pthread_mutex_lock (&journal->lock);
-  ring = journal->super.ring;
-  pthread_mutex_unlock (&journal->lock);
-  if (ring.horizon_sequence == cut->sequence)
-    return RP_OK;
-  ring.horizon_entry = cut->entry;
-  ring.horizon_sequence = cut->sequence;
-  status = rp_journal_put_ring (journal, &ring, fault);
-  if (status != RP_OK)
-    return status;
-  pthread_mutex_lock (&journal->lock);
-  rp_journal_hide_points (journal);
-  pthread_mutex_unlock (&journal->lock);
-  return RP_OK;
-}
-
-static int
-destage_steps (struct destage *destage, uint64_t point_id,
-               struct rp_fault *fault)
-{
-  struct rp_journal *journal = destage->journal;
-  struct rp_roll ignored;
-  int status = rp_journal_commit (journal, fault);
-
-  if (status == RP_OK)
-    status = begin (journal, fault);
-  if (status != RP_OK)
-    return status;
-  pthread_mutex_lock (&journal->lock);
-  status = rp_journal_find_cut (journal, point_id, &destage->cut, fault);
-  destage->first = journal->super.ring.based_entry;
-  if (status == RP_OK && destage->cut.sequence > journal->durable_sequence)
-    status = rp_journal_commit_locked (journal, fault);  /* just marked */
-  pthread_mutex_unlock (&journal->lock);
-  if (status == RP_OK && !RP_SABOTAGED (32))   /* the base before the horizon */
-    status = move_horizon (journal, &destage->cut, fault);
-  if (status == RP_OK && journal->root.entry < destage->cut.entry
-      && !RP_SABOTAGED (33))     /* the base changes under the shown root */
-    status = rp_journal_show_end (journal, false, false, &ignored, fault);
-  if (status == RP_OK && destage->first < destage->cut.entry)
-    status = copy_to_base (destage, fault);
-  if (RP_SABOTAGED (32) && status == RP_OK)
-    status = move_horizon (journal, &destage->cut, fault);
-  return status == RP_OK ? settle (destage, fault) : status;
-}
-
-static int
-check_target (const struct rp_journal *journal, uint64_t point_id,
-              const struct rp_disk *target, struct rp_fault *fault)
-{
-  if (!journal->writable)
-    return rp_fail (fault, RP_READ_ONLY, 0, "%s: open it for writing",
-                    rp_journal_name (journal));
-  if (point_id == RP_POINT_END)
-    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "%s: a restore point is needed, "
-                    "not the end of the log", rp_journal_name (journal));
-  if (target->size_bytes != journal->disk.size_bytes)
-    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "%s: a target of %" PRIu64
-                    " bytes", rp_journal_name (journal), target->size_bytes);
-  if (journal->base && journal->base != target)
-    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "%s: the target is not the disk "
-                    "that it reads through", rp_journal_name (journal));
-  return RP_OK;
-}
-
-int
-rp_journal_destage (struct rp_journal *journal, uint64_t point_id,
-                    struct rp_disk *target,
-                    bool (*progress) (void *context, uint64_t done_bytes,
-                                      uint64_t total_bytes),
-                    void *context, struct rp_destage *out,
-                    struct rp_fault *fault)
+rp_journal_copy_newest (struct rp_journal *journal, uint64_t first,
+                        uint64_t stop, const struct rp_destaging *how,
+                        struct rp_destage *out, struct rp_fault *fault)
 {
   struct destage destage = {
-    .journal = journal, .target = target, .progress = progress,
-    .context = context, .out = out,
+    .journal = journal, .first = first, .stop = stop, .target = how->target,
+    .progress = how->progress, .context = how->context, .out = out,
   };
-  int status = check_target (journal, point_id, target, fault);
+  int status = copy_newest (&destage, fault);
 
-  memset (out, 0, sizeof *out);
-  if (status != RP_OK)
-    return status;
-  rp_journal_begin_work (journal);
-  status = destage_steps (&destage, point_id, fault);
-  rp_journal_end_work (journal);
+  release (&destage);
+  return status;
+}
+
+int
+rp_journal_note_touched (struct rp_journal *journal, uint64_t first,
+                         uint64_t stop, uint8_t *touched,
+                         struct rp_fault *fault)
+{
+  struct destage walk = {
+    .journal = journal, .first = first, .stop = stop, .touched = touched,
+  };
+  int status = take_parts (&walk, fault);
+
+  if (status == RP_OK)
+    status = walk_parts (&walk, fault);
+  release (&walk);
   return status;
 }

@@ -5,7 +5,8 @@
  *   journal_commit.c  group commit, summaries, superblock
  *   journal_open.c    recovery
  *   journal_roll.c    walking entries, reading and writing roots
- *   journal_destage.c the ring: moving the horizon, giving segments back
+ *   journal_ring.c    moving the horizon, giving segments back, checkpoints
+ *   journal_destage.c what a stretch of the log leaves, into the base
  *   journal_verify.c  re-reading everything; journal_reader.c reads ahead
  *   journal_mend.c    whom a damage harms; writing again what was there
  *
@@ -367,6 +368,24 @@ int rp_journal_show_end (struct rp_journal *journal, bool again, bool limited,
 
 /* Nobody's any more: what was taken as `building`. */
 void rp_journal_end_building (struct rp_journal *journal);
+
+/* ---- journal_destage.c ---- */
+
+struct rp_destaging {
+  struct rp_disk *target;
+  bool (*progress) (void *context, uint64_t done_bytes, uint64_t total_bytes);
+  void *context;
+};
+
+/* The newest version of each grain in entries [first, stop), all durable, into
+ * the target; synced.  Within begin_work. */
+int rp_journal_copy_newest (struct rp_journal *journal, uint64_t first,
+                            uint64_t stop, const struct rp_destaging *how,
+                            struct rp_destage *out, struct rp_fault *fault);
+/* touched: a byte for each table, set where entries [first, stop) change it */
+int rp_journal_note_touched (struct rp_journal *journal, uint64_t first,
+                             uint64_t stop, uint8_t *touched,
+                             struct rp_fault *fault);
 
 /* ---- journal.c ---- */
 
