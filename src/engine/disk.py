@@ -134,6 +134,16 @@ class OpenDisk:
                 self._links[0].rewrite(cid=cid)
                 self._old_cid, self._begun = descriptor.cid, True
 
+    def keep_cid(self) -> None:
+        """Nobody can have made a child of it before: it is written with the content id it has."""
+        with self._lock:
+            self._begun = True
+
+    @property
+    def may_be_written(self) -> bool:
+        """Whether it is open for writing, and has the content id for that."""
+        return self._writable and self._begun
+
     def unwritten(self) -> None:
         """Nothing has been written through ``native`` after all: the old content id again."""
         with self._lock:

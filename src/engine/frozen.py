@@ -144,6 +144,7 @@ def _put_bases(replica: Replica, journals: Journals, ready: Mapping[str, OpenDis
         chain = ready.get(disk.name) or open_disk(
             replica.file(disk.below), writable=True, io=replica.directory.io
         )
+        chain.keep_cid()  # its only child names it, and goes on doing so
         journal.put_base(chain).close()
     journals.unsettled = False
 

@@ -7,6 +7,7 @@ the native side's: see src/_native/journal.h.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from types import TracebackType
@@ -28,7 +29,7 @@ from ._native import (
 from .descriptor import Extent, require_base_name
 from .descriptor_write import format_descriptor, new_descriptor
 from .disk import OpenDisk, open_disk
-from .errors import ExistsError, StateError
+from .errors import Error, ExistsError, StateError
 from .units import SECTOR_BYTES
 
 GRAIN_BYTES = 4096
@@ -218,7 +219,9 @@ class OpenJournal:
             self._swap = None
             self._file.close()
             if self.base is not None:
-                self.base.close(clean=clean)
+                # What it has not got durably, the log still has.
+                with contextlib.suppress(Error):
+                    self.base.close(clean=clean and self.base.may_be_written)
 
     def __enter__(self) -> OpenJournal:
         return self
