@@ -18,7 +18,15 @@ from rollpoint import _native, chains, cli, frozen, links, operation, replicatio
 from rollpoint import manifest as manifests
 from rollpoint.descriptor_write import new_cid
 from rollpoint.disk import OpenDisk, open_disk
-from rollpoint.errors import CancelledError, Error, GapError, HeldError, LockedError, StateError
+from rollpoint.errors import (
+    CancelledError,
+    Error,
+    GapError,
+    HeldError,
+    LockedError,
+    StateError,
+    StorageError,
+)
 from rollpoint.manifest import Gap, Manifest
 from rollpoint.replica import Replica
 from rollpoint.units import format_time, parse_time
@@ -244,6 +252,24 @@ def test_an_old_link_that_cannot_be_read_ends_no_ingest_and_is_told() -> None:
     later_ns = now_ns + frozen.RETRY_SECONDS * 10**9
     assert frozen.expire(life.replica, later_ns, life.journals)[0] == made[0].point.id
     assert life.replica.manifest.merging is None
+    life.close()
+
+
+def test_a_hold_does_not_fail_for_what_lies_below_the_journals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    life, _ = with_points(_native.Io.simulate(), "/r", 17)
+
+    def failing(chain: _native.Chain) -> None:
+        raise StorageError("the delta disk cannot be flushed")
+
+    broken = type("Broken", (_native.Chain,), {"close_clean": failing})
+    with monkeypatch.context() as patch:
+        patch.setattr("rollpoint.disk.Chain", broken)
+        life.freeze(life.marked[-2])
+        life.journals.close_clean()
+    life.open()
+    life.check()
     life.close()
 
 
