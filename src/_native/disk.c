@@ -95,6 +95,13 @@ rp_disk_stream (struct rp_disk *disk)
     disk->functions->stream (disk);
 }
 
+void
+rp_disk_settle (struct rp_disk *disk)
+{
+  if (disk->functions->settle && !disk->read_only)
+    disk->functions->settle (disk);
+}
+
 int
 rp_disk_clone (struct rp_disk *disk, uint64_t length, uint64_t offset,
                struct rp_file *from, uint64_t from_offset,

@@ -62,6 +62,8 @@ struct rp_disk_functions {
   int (*clone) (struct rp_disk *disk, uint64_t length, uint64_t offset,
                 struct rp_file *from, uint64_t from_offset,
                 struct rp_fault *fault);
+  /* see rp_disk_settle; NULL where writes never wait */
+  void (*settle) (struct rp_disk *disk);
 };
 
 struct rp_disk {
@@ -88,6 +90,12 @@ int  rp_disk_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
                   struct rp_run *out, struct rp_fault *fault);
 /* From now on the disk takes a long copy: see rp_file_stream. */
 void rp_disk_stream (struct rp_disk *disk);
+
+/* Before a writer enters a gate: wait here for memory that earlier writes
+ * take, so that the write does not wait in there, where a cut waits for it.
+ * Whatever goes wrong shows in the write.
+ */
+void rp_disk_settle (struct rp_disk *disk);
 /* A write of what a range of a file holds, by rp_file_clone; RP_UNSUPPORTED
  * where that cannot be, and then nothing was done. */
 int  rp_disk_clone (struct rp_disk *disk, uint64_t length, uint64_t offset,

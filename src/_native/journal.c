@@ -465,6 +465,18 @@ journal_disk_destroy (struct rp_disk *disk)
   (void) disk;
 }
 
+static void
+journal_settle (struct rp_disk *disk)
+{
+  struct rp_journal *journal = (struct rp_journal *) disk;
+  struct rp_fault fault;
+
+  pthread_mutex_lock (&journal->lock);
+  if (journal->pending_bytes >= RP_SETTLED_BYTES_MAX)
+    rp_journal_commit_locked (journal, &fault);
+  pthread_mutex_unlock (&journal->lock);
+}
+
 static const struct rp_disk_functions journal_disk_functions = {
   .name = "journal",
   .destroy = journal_disk_destroy,
@@ -473,6 +485,7 @@ static const struct rp_disk_functions journal_disk_functions = {
   .zero = journal_zero,
   .flush = journal_flush,
   .run = journal_run,
+  .settle = journal_settle,
 };
 
 /* ---- open and end ---- */

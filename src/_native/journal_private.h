@@ -33,6 +33,7 @@
 
 #define RP_CHUNK_BYTES_MAX     (4u << 20)
 #define RP_PENDING_BYTES_MAX   (32u << 20)  /* then a writer commits itself */
+#define RP_SETTLED_BYTES_MAX   (16u << 20)  /* before it enters a gate */
 
 /* How far a closed segment's summary is. */
 enum rp_summary_state {

@@ -231,7 +231,6 @@ nbd_write (struct nbd_connection *connection,
                                      request->length, request->offset,
                                      &fault);
 
-  nbd_count (&connection->server->writes, 1);
   if (status == RP_OK)
     nbd_count (&connection->server->bytes_written, request->length);
   note_refusal (connection, status);

@@ -36,6 +36,7 @@
 #define NBD_JOBS_MAX        16u       /* of one connection, at once */
 #define NBD_SYNC_MAX        64u       /* replies that one flush answers */
 #define NBD_SLICE_BYTES     (UINT32_C (1) << 25)   /* of a long zeroing */
+#define NBD_WRITE_SLICE_BYTES (UINT32_C (1) << 20) /* of a long write */
 #define NBD_DESCRIPTORS_MAX 4096u     /* in one answer to BLOCK_STATUS */
 #define NBD_CONTEXT_ID      1u        /* of base:allocation */
 #define NBD_SPARE_BUFFERS   8u

@@ -116,6 +116,7 @@ static bool
 enter (struct nbd_connection *c)
 {
   if (!c->entered && c->export->gate) {
+    rp_disk_settle (c->export->disk);
     c->entered = true;
     c->inside = rp_gate_enter (c->export->gate, NULL) == RP_OK;
     c->held = !c->inside;
@@ -313,6 +314,7 @@ serve (struct nbd_connection *c, const struct nbd_request *request,
   case NBD_CMD_WRITE:
     if (!payload)
       return big_write (c, request);
+    nbd_count (&c->server->writes, 1);
     return answer_write (c, request, enter (c) ? nbd_write (c, request, payload)
                                                : NBD_ESHUTDOWN);
   case NBD_CMD_FLUSH:

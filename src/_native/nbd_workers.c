@@ -16,21 +16,27 @@ nbd_job_destroy (struct nbd_job *job)
   free (job);
 }
 
-/* A write in one passage through the gate, a zeroing in one for each slice;
- * the acknowledgement has a passage of its own, when it is sent.
+/* One slice, in one passage through the gate, so that a cut need not wait for
+ * long; the acknowledgement has a passage of its own, when it is sent.
  */
 static uint32_t
 apply (struct nbd_connection *connection, const struct nbd_job *job,
-       uint64_t offset, uint64_t length)
+       uint64_t done, uint64_t length)
 {
   struct rp_gate *gate = connection->export->gate;
+  struct nbd_request slice = job->request;
   uint32_t error;
 
-  if (gate && rp_gate_enter (gate, NULL) != RP_OK)
-    return NBD_ESHUTDOWN;
-  error = job->request.type == NBD_CMD_WRITE
-          ? nbd_write (connection, &job->request, job->payload)
-          : nbd_zero (connection, &job->request, offset, length);
+  slice.offset += done;
+  slice.length = (uint32_t) length;
+  if (gate) {
+    rp_disk_settle (connection->export->disk);
+    if (rp_gate_enter (gate, NULL) != RP_OK)
+      return NBD_ESHUTDOWN;
+  }
+  error = slice.type == NBD_CMD_WRITE
+          ? nbd_write (connection, &slice, job->payload + done)
+          : nbd_zero (connection, &slice, slice.offset, slice.length);
   if (gate)
     rp_gate_leave (gate);
   return error;
@@ -40,18 +46,20 @@ static uint32_t
 apply_all (struct nbd_connection *connection, const struct nbd_job *job)
 {
   const struct nbd_request *request = &job->request;
+  const bool is_write = request->type == NBD_CMD_WRITE;
+  const uint64_t slice = !is_write ? NBD_SLICE_BYTES
+                         : connection->export->gate ? NBD_WRITE_SLICE_BYTES
+                         : NBD_PAYLOAD_MAX;
   uint32_t error = NBD_OK;
 
-  if (request->type == NBD_CMD_WRITE)
-    error = apply (connection, job, request->offset, request->length);
-  else
-    for (uint64_t done = 0; done < request->length && error == NBD_OK;
-         done += NBD_SLICE_BYTES) {
-      const uint64_t left = request->length - done;
+  if (is_write)
+    nbd_count (&connection->server->writes, 1);
+  for (uint64_t done = 0; done < request->length && error == NBD_OK;
+       done += slice) {
+    const uint64_t left = request->length - done;
 
-      error = apply (connection, job, request->offset + done,
-                     left < NBD_SLICE_BYTES ? left : NBD_SLICE_BYTES);
-    }
+    error = apply (connection, job, done, left < slice ? left : slice);
+  }
   if (error == NBD_OK && (request->flags & NBD_CMD_FLAG_FUA))
     error = nbd_flush (connection);
   return error;
