@@ -223,7 +223,7 @@ rp_gate_end (struct rp_gate *gate)
 int
 rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
              uint32_t journal_count, const struct rp_point *point,
-             uint64_t *barrier_ns_out, struct rp_fault *fault)
+             bool commit, uint64_t *barrier_ns_out, struct rp_fault *fault)
 {
   int status = rp_gate_begin (gate, 0, fault);
 
@@ -232,7 +232,7 @@ rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
     return status;
   status = rp_gate_mark (gate, journals, journal_count, point, fault);
   *barrier_ns_out = rp_gate_end (gate);
-  for (uint32_t i = 0; i < journal_count && status == RP_OK; i++)
+  for (uint32_t i = 0; commit && i < journal_count && status == RP_OK; i++)
     status = rp_journal_commit (journals[i], fault);
   return status;
 }

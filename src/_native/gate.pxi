@@ -10,7 +10,8 @@ cdef extern from "gate.h":
     void rp_gate_release(rp_gate *gate) nogil
     bint rp_gate_is_held(rp_gate *gate) nogil
     int rp_gate_cut(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
-                    const rp_point *point, uint64_t *barrier_ns_out, rp_fault *fault) nogil
+                    const rp_point *point, bint commit, uint64_t *barrier_ns_out,
+                    rp_fault *fault) nogil
     int rp_gate_begin(rp_gate *gate, uint32_t timeout_ms, rp_fault *fault) nogil
     int rp_gate_mark(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
                      const rp_point *point, rp_fault *fault) nogil
@@ -59,7 +60,8 @@ cdef class Gate:
     def held(self):
         return bool(rp_gate_is_held(self._gate))
 
-    def cut(self, journals, uint64_t id, int64_t time_ns, uint32_t kind, str label=""):
+    def cut(self, journals, uint64_t id, int64_t time_ns, uint32_t kind, str label="", *,
+            bint commit=True):
         """Mark all journals at one cut and commit; returns the barrier in nanoseconds."""
         cdef list handles = [(<Journal?>journal).handle() for journal in journals]
         cdef uint32_t count = len(handles)
@@ -71,7 +73,8 @@ cdef class Gate:
         try:
             _fill_point(&point, id, time_ns, kind, label)
             with nogil:
-                status = rp_gate_cut(self._gate, pointers, count, &point, &barrier_ns, &fault)
+                status = rp_gate_cut(self._gate, pointers, count, &point, commit, &barrier_ns,
+                                     &fault)
             check(status, &fault)
         finally:
             free(pointers)

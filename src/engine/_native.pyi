@@ -337,7 +337,14 @@ class Gate:
     @property
     def held(self) -> bool: ...
     def cut(
-        self, journals: Sequence[Journal], id: int, time_ns: int, kind: int, label: str = ""
+        self,
+        journals: Sequence[Journal],
+        id: int,
+        time_ns: int,
+        kind: int,
+        label: str = "",
+        *,
+        commit: bool = True,
     ) -> int:
         """Mark all journals at one cut and commit; returns the barrier in nanoseconds."""
 

@@ -186,8 +186,9 @@ class Journals:
         """
         point = self._next_point(self.point_time_ns(time_ns), kind, label)
         self.barrier_ns = self.gate.cut(
-            self.natives, point.id, point.time_ns, KIND_NUMBERS[kind], label
+            self.natives, point.id, point.time_ns, KIND_NUMBERS[kind], label, commit=False
         )
+        self.commit()
         self._uneven = False
         self.tell(point)
         return point
@@ -208,8 +209,7 @@ class Journals:
             point = self.mark_begun(self.point_time_ns(time_ns), kind, label)
         finally:
             self.barrier_ns = self.gate.end()
-        for native in self.natives:
-            native.commit()
+        self.commit()
         self.tell(point)
         return point
 
@@ -275,9 +275,10 @@ class Journals:
         Raises:
             FailedError: A journal has failed, here or in a client's flush. It is final.
         """
-        for native in self.natives:
-            if native.pending_bytes or native.info()["failed"]:
-                native.commit()
+        side_by_side(
+            lambda native: native.commit(),
+            [each for each in self.natives if each.pending_bytes or each.info()["failed"]],
+        )
 
     def fence(self, epoch: int, *, consistent: bool = True) -> Point | None:
         """Stop for good: close the gate, mark what is not marked yet, raise the epoch.
