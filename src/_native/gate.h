@@ -42,10 +42,10 @@ void rp_gate_release (struct rp_gate *gate);
 bool rp_gate_is_held (struct rp_gate *gate);
 
 /* A restore point in all journals at one cut: close, mark each, open; then
- * commit each, unless the caller does.  Works on a held gate too (it stays held).  barrier_ns_out: how
- * long writers were kept out.  When one mark or commit fails, the status of
- * the first is returned and the point does not count: a point is listed only
- * if every journal has it.
+ * commit each, unless the caller does.  Works on a held gate too (it stays
+ * held).  barrier_ns_out: how long writers were kept out.  When one mark or
+ * commit fails, the status of the first is returned and the point does not
+ * count: a point is listed only if every journal has it.
  */
 int  rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
                   uint32_t journal_count, const struct rp_point *point,
