@@ -105,7 +105,7 @@ class Replica:
         retention: Retention | None = None,
         io: _native.Io | None = None,
     ) -> Replica:
-        """Make a replica of VMDKs that are in the directory; not one byte of them changes.
+        """Make a replica of VMDKs that are in the directory. Making it changes none of them.
 
         Args:
             disks: Name of each disk and its file, in that directory.
