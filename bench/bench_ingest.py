@@ -30,9 +30,9 @@ MIB = 1 << 20
 WRITES = size(smoke=512, full=65_536)
 DISK_BYTES = 4 * 1024 * 1024 * 1024
 # With destage: the log is full before the clock starts, so as much goes out as comes in.
-RING_WRITES = size(smoke=2048, full=262_144)
-RING_DISK_BYTES = size(smoke=8 * MIB, full=1024 * MIB)
-RING_BYTES = size(smoke=8 * MIB, full=2048 * MIB)
+RING_WRITES = size(smoke=1024, full=262_144)
+RING_DISK_BYTES = size(smoke=4 * MIB, full=1024 * MIB)
+RING_BYTES = size(smoke=4 * MIB, full=2048 * MIB)
 RING_SEGMENT_BYTES = size(smoke=MIB // 4, full=64 * MIB)
 APPEND, IN_PLACE = "fio sequential append", "qemu-nbd, in place in a raw file that is all there"
 

@@ -18,12 +18,11 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from bench_rollback import (
     DISK_BYTES,
-    LAST,
     MIDDLE,
     SEGMENT_BYTES,
     drop_cache,
@@ -35,6 +34,7 @@ from bench_rollback import (
 )
 from harness import FULL, SEED, Row, single, size, take_turns
 from rollpoint._native import (
+    EXTENT_ZERO,
     OPEN_CREATE,
     OPEN_WRITE,
     POINT_END,
@@ -60,8 +60,6 @@ AGAINST_WRITES, AGAINST_DISK = "number of writes", "size of the disk, bytes"
 
 def base_of(disk_bytes: int) -> Chain:
     """A base that shows zeros."""
-    from rollpoint._native import EXTENT_ZERO
-
     return Chain([Image([(EXTENT_ZERO, disk_bytes // 512, None, 0)])])
 
 
@@ -190,40 +188,54 @@ def test_reopen_against_the_size_of_the_disk(benchmark: Any, tmp_path: Path) -> 
     on_disks(benchmark, tmp_path, f"reopen a log of {DISK_WRITES:,} writes", reopen)
 
 
-def test_reopen_with_a_tail_without_a_checkpoint(benchmark: Any, tmp_path: Path) -> None:
-    """What a crash leaves of an ingest that never took a checkpoint."""
-    file = Io.posix().open_dir(str(tmp_path)).open("log", OPEN_WRITE | OPEN_CREATE)
+class Written(NamedTuple):
+    """What was written into a log: grain -> where in the pool of random bytes its data begins."""
+
+    log: Path
+    pool: bytes
+    grains: dict[int, int]
+
+    def data(self, grain: int) -> bytes:
+        return self.pool[self.grains[grain] : self.grains[grain] + GRAIN_BYTES]
+
+
+def write_log(folder: Path, length: int) -> Written:
+    """Random writes through a journal, which is let go as in a crash, without a checkpoint."""
+    file = Io.posix().open_dir(str(folder)).open("log", OPEN_WRITE | OPEN_CREATE)
     journal_create(file, capacity_bytes=DISK_BYTES, id=bytes(16), segment_bytes=SEGMENT_BYTES)
     journal = Journal(file, base_of(DISK_BYTES), writable=True)
     rng = random.Random(SEED)
-    data = rng.randbytes(1 << 20)
-    written: dict[int, int] = {}
-    for i in range(TAIL_BYTES // GRAIN_BYTES):
-        grain, at = rng.randrange(50 * GIB // GRAIN_BYTES), rng.randrange(len(data) - GRAIN_BYTES)
-        journal.disk().pwrite(memoryview(data)[at : at + GRAIN_BYTES], grain * GRAIN_BYTES)
-        written[grain] = at
+    made = Written(folder / "log", rng.randbytes(1 << 20), {})
+    for i in range(length // GRAIN_BYTES):
+        grain = rng.randrange(50 * GIB // GRAIN_BYTES)
+        made.grains[grain] = rng.randrange(len(made.pool) - GRAIN_BYTES)
+        journal.disk().pwrite(made.data(grain), grain * GRAIN_BYTES)
         if i % 8192 == 0:
             journal.commit()
     journal.commit()
-    journal.close()  # as in a crash
+    journal.close()
     file.close()
-    log = tmp_path / "log"
+    return made
+
+
+def test_reopen_with_a_tail_without_a_checkpoint(benchmark: Any, tmp_path: Path) -> None:
+    """What a crash leaves of an ingest that never took a checkpoint."""
+    written = write_log(tmp_path, TAIL_BYTES)
     single(
         benchmark,
         what=f"reopen after a crash, with {format_size(TAIL_BYTES)} of writes since the checkpoint",
         unit="s",
-        run=lambda: reopen(log, DISK_BYTES),
+        run=lambda: reopen(written.log, DISK_BYTES),
         goal=2.0,
         higher_is_better=False,
         cache=COLD,
         verified="a thousand of the writes read back",
     )
-    file = open_log(log)
+    file = open_log(written.log)
     again = Journal(file, base_of(DISK_BYTES), writable=True)
     assert int(again.info()["root_entry"]) == 0
-    for grain in rng.sample(sorted(written), min(1000, len(written))):
-        at = written[grain]
-        assert again.disk().pread(GRAIN_BYTES, grain * GRAIN_BYTES) == data[at : at + GRAIN_BYTES]
+    some = random.Random(SEED).sample(sorted(written.grains), min(1000, len(written.grains)))
+    for grain in some:
+        assert again.disk().pread(GRAIN_BYTES, grain * GRAIN_BYTES) == written.data(grain)
     again.close()
     file.close()
-    assert LAST > MIDDLE

@@ -19,6 +19,7 @@ from .errors import NotFoundError, ToolMissingError, UsageError, VerificationErr
 GROUPS = {
     "rollback": "bench_rollback.py",
     "reopen": "bench_reopen.py",
+    "scrub": "bench_scrub.py",
     "interim": "bench_nbd.py",
     "ingest": "bench_ingest.py",
     "failover": "bench_failover.py",
