@@ -210,7 +210,6 @@ main (int argc, char **argv)
 
   lab_init (&lab);
   for (uint64_t seed = 1; seed <= seeds; seed++) {
-    fprintf (stderr, "seed %llu\n", (unsigned long long) seed);
     fail_each_sync (&lab, seed);
     kill_after_each_step (&lab, seed);
     lie_at_each_sync (&lab, 4, seed);
