@@ -263,17 +263,23 @@ def test_lags_are_told_and_kept_over_restarts(tmp_path: Path) -> None:
             told = replica.rpo()
             assert isinstance(told["disks"], dict)
             counts.append(told["disks"]["a"]["points"])
-            assert told["disks"]["b"]["points"] == run, "but for the gap between the runs"
+            assert told["disks"]["b"]["points"] == 2 * run, "but for gaps: between runs, and a hold"
             assert 0 < told["disks"]["a"]["p50_seconds"] <= told["disks"]["a"]["max_seconds"]
             source.close()
-    assert counts == [3, 6]
+            replication.hold(replica)
+            held = replica.rpo()
+            assert isinstance(held["group"], dict)
+            assert held["group"]["now_seconds"] > 0, "nobody knows what the source writes"
+            replication.release(replica)
+            replication.mark(replica)
+    assert counts == [3, 7]
     listed = rollpoint("points", path)["rpo"]
-    assert listed["disks"]["a"]["points"] == 6
-    assert listed["group"]["points"] == 6
+    assert listed["disks"]["a"]["points"] == 8
+    assert listed["group"]["points"] == 8
     assert listed["group"]["now_seconds"] == pytest.approx(listed["lag_seconds"])
-    assert listed["gaps"]["count"] == 1
+    assert listed["gaps"]["count"] == 3
     assert listed["gaps"]["open"] is False
-    assert rollpoint("replica", "show", path)["rpo"]["group"]["points"] == 6
+    assert rollpoint("replica", "show", path)["rpo"]["group"]["points"] == 8
 
 
 def test_a_point_that_waits_for_a_slow_commit_is_late(tmp_path: Path) -> None:

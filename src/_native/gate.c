@@ -124,7 +124,8 @@ close_and_wait (struct rp_gate *gate, uint64_t until_ns)
 static void
 open_again (struct rp_gate *gate)
 {
-  if (!gate->held && !gate->cutting && !gate->alarmed)
+  if (!gate->held && !gate->cutting
+      && (!gate->alarmed || RP_SABOTAGED (41)))
     atomic_fetch_and (&gate->state, ~CLOSED);
   pthread_cond_broadcast (&gate->changed);
 }

@@ -71,7 +71,7 @@ class Answers:
             "state": "held" if intake.journals is None else "running",
             "pid": os.getpid(),
             "epoch": intake.epoch,
-            **intake.record.status(intake.has_news),
+            **intake.record.status(intake.has_news, held=intake.journals is None),
             "retention": intake.retainer.status(),
             "exports": intake.server.stats() if intake.server else None,
         }

@@ -187,11 +187,18 @@ class RpoRecord:
 
     # ---- for the control socket ----
 
-    def status(self, at_risk: bool) -> dict[str, object]:
-        """As of now. at_risk: something is newer than the newest point."""
+    def status(self, at_risk: bool, *, held: bool = False) -> dict[str, object]:
+        """As of now.
+
+        Args:
+            at_risk: Something is newer than the newest point.
+            held: Nothing comes in; nobody knows what the source writes meanwhile.
+        """
         newest = self.newest
         lag_ns = None if newest is None else max(0, time.time_ns() - newest.time_ns)
         ages = self._ages()
+        if held and newest is not None:
+            ages = dict.fromkeys(self.disk_lags, _age_seconds(newest.time))
         oldest = max(ages.values(), default=0.0)
         overdue = oldest > self.target_seconds + SLACK_SECONDS
         return {
