@@ -163,6 +163,30 @@ def test_bit_rot_in_the_base_is_found_once_it_was_digested(path: Path) -> None:
     assert rows[0]["points"] == (1, 6)
 
 
+def test_a_base_that_an_operation_writes_is_not_judged(path: Path) -> None:
+    assert verify(path) == []
+    flip(path / FLAT, 5)
+    with Replica.open(path) as replica, replica.locked() as manifest:
+        manifest.begin("seed", "2026-11-22T10:00:00.000000Z")
+        replica.save()
+    assert verify(path) == []
+    with Replica.open(path) as replica, replica.locked() as manifest:
+        manifest.end("Ready")
+        replica.save()
+    assert [row["where"] for row in verify(path)] == ["base"]
+
+
+def test_removing_a_replica_takes_what_a_scrub_left(path: Path) -> None:
+    assert verify(path) == []
+    with pytest.raises(CancelledError):
+        verify(path, progress=stopping(1))
+    for name in (scrub_notes.FILE_NAME, digests.FILE_NAME):
+        (path / f"{name}.new").write_bytes(b"cut short")
+    with Replica.open(path) as replica:
+        replica.remove()
+    assert not path.exists()
+
+
 def test_digests_of_another_content_say_nothing(path: Path) -> None:
     assert verify(path) == []
     before = (path / digests.FILE_NAME).read_bytes()

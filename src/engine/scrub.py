@@ -16,7 +16,12 @@ from .journal import journal_names
 from .manifest import Manifest
 from .scrub_notes import Damage, LogNotes, Notes, Place, Progress, Row, id_of
 
-FILE_NAMES = (scrub_notes.FILE_NAME, digests.FILE_NAME)  # that a scrub may leave
+# What a scrub may leave, a replacement that was cut short included.
+FILE_NAMES = tuple(
+    name + suffix
+    for name in (scrub_notes.FILE_NAME, digests.FILE_NAME)
+    for suffix in ("", ".new")
+)
 _HEAD = 1 << 63  # of segments: above all numbers, so that only head and root are read
 
 

@@ -14,6 +14,7 @@ from .errors import DamagedError, Error
 from .points import now_text
 from .scrub_notes import BaseNotes, Damage, Notes, Place, id_of
 
+_WRITE_BASES = ("create", "adopt", "seed", "permanent", "remove")
 STRETCH = 16  # regions of a base between two looks at whether it changes
 
 
@@ -28,6 +29,8 @@ def content_of(place: Place, base: OpenDisk) -> str | None:
     assert descriptor is not None
     content = f"{descriptor.cid:08x}"
     now = manifests.load(place.directory)
+    if now.operation is not None and now.operation.kind in _WRITE_BASES:
+        return None
     if now.merging is not None and place.entry.base in now.merging.into.values():
         return None
     entry = now.disk(place.entry.name)
