@@ -142,7 +142,7 @@ class Life:
         now_ns = parse_time(times[-1]) + int(KEEP_SECONDS * SECOND_NS) + 1 if times else 0
         merging = self.replica.manifest.merging
         if merging is not None and merging.tried is not None:
-            now_ns += frozen.RETRY_SECONDS * SECOND_NS
+            now_ns = max(now_ns, parse_time(merging.tried) + frozen.RETRY_SECONDS * SECOND_NS)
         gone = frozen.expire(self.replica, now_ns, self.journals if live else None)
         first = self.oldest
         self.marked = [

@@ -183,6 +183,8 @@ def expire(
     gone: list[int] = []
     with _alone(replica) if journals is None else contextlib.nullcontext():
         while (merging := _next_merge(replica, now_ns, journals)) is not None:
+            for journal in journals.open if journals is not None else []:
+                journal.target.flush()  # where that fails, nothing can be destaged either
             try:
                 _merge(replica, journals, progress)
             except (DamagedError, FormatError, StorageError) as error:
@@ -274,9 +276,6 @@ def _merge(replica: Replica, journals: Journals | None, progress: Progress | Non
             _require_ready(replica, "give up a long-term point of {}")
             merging = manifest.merging
             assert merging is not None
-            if journals is not None:
-                for journal in journals.open:
-                    journal.target.flush()
             for disk in manifest.disks:
                 path = replica.file(merging.into[disk.name])
                 lower.disks[disk.name] = open_disk(path, writable=True, io=directory.io)
