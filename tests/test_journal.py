@@ -411,6 +411,24 @@ def test_a_writer_at_the_limit_waits_until_there_is_room_or_no_hope(
         assert journal.disk.pread(SIZE, 0) == bench.model
 
 
+def test_no_point_is_missing_from_a_list_made_while_the_horizon_moves(bench: Bench) -> None:
+    with bench.open(ring=True) as journal, ThreadPoolExecutor(1) as pool:
+        for number in range(400):
+            journal.native.mark(number, number, POINT_CRASH)
+        journal.native.commit()
+
+        def move() -> None:
+            for number in range(0, 390, 3):
+                journal.native.destage(number, journal.target)
+
+        moving = pool.submit(move)
+        while not moving.done():
+            ids = [row[0] for row in journal.native.points()]
+            assert ids == list(range(ids[0], 400))
+            assert len(journal.native.point_cuts()) <= len(ids)
+        moving.result()
+
+
 def test_what_is_no_target_is_refused(bench: Bench) -> None:
     with bench.open(ring=True) as journal:
         write_some(bench, journal, 1)

@@ -272,6 +272,14 @@ cdef class _JournalHandle:
         rp_journal_destroy(self.journal)
 
 
+cdef uint64_t _horizon(_JournalHandle handle) noexcept:
+    """Changes whenever points go."""
+    cdef rp_journal_info_t info
+    with nogil:
+        rp_journal_read_info(handle.journal, &info)
+    return info.horizon_sequence
+
+
 cdef class Journal:
     """The log of a replica disk; see journal.h.
 
@@ -381,6 +389,7 @@ cdef class Journal:
     def points(self):
         """Durable restore points, oldest first, as (id, time_ns, kind, label)."""
         cdef _JournalHandle handle = self.handle()
+        cdef uint64_t horizon = _horizon(handle)
         cdef rp_point point
         cdef rp_fault fault
         cdef uint64_t index = 0
@@ -390,7 +399,12 @@ cdef class Journal:
             with nogil:
                 status = rp_journal_point(handle.journal, index, &point, &fault)
             if status == RP_NOT_FOUND:
-                return found
+                if horizon == _horizon(handle):
+                    return found
+                horizon = _horizon(handle)  # it has moved, and with it what an index means
+                found = []
+                index = 0
+                continue
             check(status, &fault)
             found.append((point.id, point.time_ns, point.kind,
                           point.label.decode("utf-8", "replace")))
@@ -399,6 +413,7 @@ cdef class Journal:
     def point_cuts(self):
         """For each of points(), how many entries of the log come before it."""
         cdef _JournalHandle handle = self.handle()
+        cdef uint64_t horizon = _horizon(handle)
         cdef rp_fault fault
         cdef uint64_t index = 0, entries
         cdef int status
@@ -407,7 +422,12 @@ cdef class Journal:
             with nogil:
                 status = rp_journal_point_cut(handle.journal, index, &entries, &fault)
             if status == RP_NOT_FOUND:
-                return found
+                if horizon == _horizon(handle):
+                    return found
+                horizon = _horizon(handle)
+                found = []
+                index = 0
+                continue
             check(status, &fault)
             found.append(entries)
             index += 1

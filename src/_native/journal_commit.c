@@ -101,9 +101,11 @@ rp_journal_put_ring (struct rp_journal *journal,
   if (status == RP_OK)
     status = write_super (journal, &next, fault);
   pthread_mutex_lock (&journal->lock);
-  if (status == RP_OK)
+  if (status == RP_OK) {
     adopt_super (journal, &next);
-  else
+    rp_journal_hide_points (journal);  /* at once: who lists points looks at
+                                          whether the horizon has moved */
+  } else
     rp_journal_fail (journal, status, fault);
   rp_journal_end_lead (journal);
   pthread_mutex_unlock (&journal->lock);

@@ -46,35 +46,52 @@ is_worth_it (const struct rp_journal *journal, uint64_t count)
             > journal->limit_bytes / 4 * 3;
 }
 
-/* Which slots the first segments lie in, one byte each. */
-static uint8_t *
-slots_of (const struct rp_journal *journal, uint64_t count,
-          struct rp_fault *fault)
-{
-  uint8_t *slots = calloc (journal->slot_count + 1, 1);
+/* Slots that are to be given back, one byte each.  There may be more slots by
+ * now than when this was made; those are in use. */
+struct going {
+  uint64_t count;
+  uint8_t *slots;
+};
 
-  if (!slots)
-    rp_fail (fault, RP_NO_MEMORY, 0, "the list of slots");
-  for (uint64_t i = 0; slots && i < count; i++)
-    slots[rp_position_slot (journal, journal->segments[i]->position)] = 1;
-  return slots;
+static int
+list_going (const struct rp_journal *journal, uint64_t segments,
+            struct going *going, struct rp_fault *fault)
+{
+  going->count = journal->slot_count;
+  going->slots = calloc (going->count + 1, 1);
+  if (!going->slots)
+    return rp_fail (fault, RP_NO_MEMORY, 0, "the list of slots");
+  for (uint64_t i = 0; i < segments; i++)
+    going->slots[rp_position_slot (journal, journal->segments[i]->position)]
+      = 1;
+  return RP_OK;
+}
+
+static bool
+is_going (const struct rp_journal *journal, const struct going *going,
+          uint32_t place)
+{
+  const uint64_t position = (uint64_t) place * RP_SECTOR_BYTES;
+  uint64_t slot;
+
+  if (place <= RP_PLACE_ZEROS || position < RP_LOG_HEAD_BYTES)
+    return false;
+  slot = rp_position_slot (journal, position);
+  return slot < going->count && going->slots[slot];
 }
 
 /* One table: what lies in these slots is in the base.  With the lock held. */
 static int
-clear_table (struct rp_journal *journal, uint64_t index, const uint8_t *slots,
-             struct rp_fault *fault)
+clear_table (struct rp_journal *journal, uint64_t index,
+             const struct going *going, struct rp_fault *fault)
 {
-  const uint32_t first = RP_LOG_HEAD_BYTES / RP_SECTOR_BYTES;
-  const uint32_t sectors = journal->super.segment_bytes / RP_SECTOR_BYTES;
   uint32_t *table = journal->map.tables[index];
   bool any = false, left = false;
 
   if (!rp_map_is_writable (table))
     return RP_OK;
   for (uint32_t i = 0; i < RP_LOG_TABLE_ENTRIES; i++) {
-    const bool gone = table[i] > RP_PLACE_ZEROS
-                      && slots[(table[i] - first) / sectors];
+    const bool gone = is_going (journal, going, table[i]);
 
     if (gone && !any) {
       table = rp_map_table (&journal->map, index);
@@ -93,7 +110,7 @@ clear_table (struct rp_journal *journal, uint64_t index, const uint8_t *slots,
 
 /* Writers that append meanwhile never put anything into these slots. */
 static int
-clear_places (struct rp_journal *journal, const uint8_t *slots,
+clear_places (struct rp_journal *journal, const struct going *going,
               struct rp_fault *fault)
 {
   const uint64_t count = journal->map.table_count;
@@ -104,7 +121,7 @@ clear_places (struct rp_journal *journal, const uint8_t *slots,
 
     pthread_mutex_lock (&journal->lock);
     for (; status == RP_OK && at < stop; at++)
-      status = clear_table (journal, at, slots, fault);
+      status = clear_table (journal, at, going, fault);
     pthread_mutex_unlock (&journal->lock);
   }
   return status;
@@ -264,16 +281,15 @@ leave_segments (struct rp_journal *journal, uint64_t count, uint64_t cut,
                 struct rp_fault *fault)
 {
   struct rp_roll ignored;
-  uint8_t *slots;
+  struct going going;
   int status;
 
   pthread_mutex_lock (&journal->lock);
-  slots = slots_of (journal, count, fault);
+  status = list_going (journal, count, &going, fault);
   pthread_mutex_unlock (&journal->lock);
-  if (!slots)
-    return RP_NO_MEMORY;
-  status = clear_places (journal, slots, fault);
-  free (slots);
+  if (status == RP_OK)
+    status = clear_places (journal, &going, fault);
+  free (going.slots);
   if (status == RP_OK)
     status = forget_zeros (journal, cut, fault);
   if (status == RP_OK)
@@ -397,7 +413,6 @@ move_horizon (struct rp_journal *journal, const struct rp_cut *cut,
               struct rp_fault *fault)
 {
   struct rp_log_ring ring;
-  int status;
 
   pthread_mutex_lock (&journal->lock);
   ring = journal->super.ring;
@@ -406,13 +421,7 @@ move_horizon (struct rp_journal *journal, const struct rp_cut *cut,
     return RP_OK;
   ring.horizon_entry = cut->entry;
   ring.horizon_sequence = cut->sequence;
-  status = rp_journal_put_ring (journal, &ring, fault);
-  if (status != RP_OK)
-    return status;
-  pthread_mutex_lock (&journal->lock);
-  rp_journal_hide_points (journal);
-  pthread_mutex_unlock (&journal->lock);
-  return RP_OK;
+  return rp_journal_put_ring (journal, &ring, fault);
 }
 
 static int
