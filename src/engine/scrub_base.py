@@ -133,15 +133,16 @@ def _differences(
         else:
             continue
         offset = number * REGION_BYTES
-        run = base.run(offset, min(REGION_BYTES, base.size_bytes - offset))
+        length = min(REGION_BYTES, base.size_bytes - offset)
+        file, position = _first_data(base, offset, length)
         found.append(
             Damage(
                 where="base",
                 message=f"{place.entry.base}: {message}",
-                file=place.entry.base if run.file is None else os.path.basename(run.file),
-                position=run.file_offset_bytes if run.file else None,
+                file=file or place.entry.base,
+                position=position,
                 guest_offset=offset,
-                length=min(REGION_BYTES, base.size_bytes - offset),
+                length=length,
                 region=number,
                 digest=None if digest is None else f"{digest:016x}",
                 points=place.points(),  # each reads what no write has replaced
@@ -149,3 +150,12 @@ def _differences(
             )
         )
     return found
+
+
+def _first_data(base: OpenDisk, offset: int, length: int) -> tuple[str | None, int | None]:
+    """The file, and the byte in it, where the data of a range begins."""
+    with contextlib.suppress(Error):  # what cannot be read may have no map, either
+        for run in base.runs(offset, length):
+            if run.file is not None:
+                return os.path.basename(run.file), run.file_offset_bytes
+    return None, None
