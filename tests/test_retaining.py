@@ -724,16 +724,17 @@ def exact(
     return kept
 
 
-def test_a_power_cut_at_any_moment_of_a_move_leaves_every_kept_point_exact() -> None:
+def sweep_move(budget: int, seed: int) -> int:
+    """Cut the power in a move of the horizon by a new opening; distinct states that were met."""
     io = _native.Io.simulate()
-    snapshots = life(io, 21)
+    snapshots = life(io, seed)
     clock = Clock()
     keep("/r", io, window_seconds=1000.0)
     io.settle()
     clock.ahead_seconds = 1000.5
     with Replica.open("/r", io) as replica:
         rounds(replica, clock)
-    states = io.crash_states(budget=60, seed=21, garbage=False)
+    states = io.crash_states(budget=budget, seed=seed, garbage=False)
     for state in states:
         try:
             kept = exact(state.io, snapshots, lambda kept: [kept[0], kept[-1]])
@@ -742,8 +743,17 @@ def test_a_power_cut_at_any_moment_of_a_move_leaves_every_kept_point_exact() -> 
                 rounds(replica, clock)
             assert exact(state.io, snapshots, lambda kept: kept)[-1] == 5
         except Exception as error:
-            raise AssertionError(f"{error!r}\n{state.explain()}") from error
-    assert states.distinct > 40
+            raise AssertionError(f"seed {seed}: {error!r}\n{state.explain()}") from error
+    return states.distinct
+
+
+def test_a_power_cut_at_any_moment_of_a_move_leaves_every_kept_point_exact() -> None:
+    assert sweep_move(60, 21) > 40
+
+
+@pytest.mark.long
+def test_thousands_of_power_cuts_in_moves_leave_every_kept_point_exact() -> None:
+    print(sum(sweep_move(300, seed) for seed in range(30, 42)), "distinct states")
 
 
 @pytest.fixture(autouse=True)
