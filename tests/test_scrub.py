@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -16,7 +17,14 @@ from replicas import rollpoint as run
 from rollpoint import below, digests, mending, replication, scrub, scrub_base, scrub_notes
 from rollpoint._native import Io
 from rollpoint.disk import open_disk
-from rollpoint.errors import CancelledError, DamagedError, LockedError, NotFoundError, UsageError
+from rollpoint.errors import (
+    CancelledError,
+    DamagedError,
+    Error,
+    LockedError,
+    NotFoundError,
+    UsageError,
+)
 from rollpoint.journal import open_journal
 from rollpoint.replica import Replica
 
@@ -228,6 +236,22 @@ def test_grains_are_read_in_large_pieces(path: Path) -> None:
         calls = io.calls - before
     assert len(entries(path)) > 900
     assert calls <= 8 * segments + 16
+
+
+def test_a_disk_that_fails_is_never_called_whole(path: Path) -> None:
+    """Every read of a scrub fails for ever in turn: it says so, or the scrub is refused."""
+    counting = Io.posix().fault(call=0, os_errno=5, kind="read")
+    with open_journal(path / LOG, io=counting) as journal:
+        first = counting.calls + 1
+        journal.native.scrub([])
+        last = counting.calls
+    for call in range(first, last + 1):
+        io = Io.posix().fault(call=call, os_errno=5, sticky=True, kind="read")
+        found: list[Any] = []
+        with open_journal(path / LOG, io=io) as journal, contextlib.suppress(Error):
+            journal.native.scrub(found)
+            assert found, call
+    assert last > first
 
 
 # ---- going on ----
