@@ -247,6 +247,29 @@ def test_gaps_that_join_are_in_doubt_about_what_either_was(clock: Clock) -> None
     assert record.gap["disks"] == [], "all of them stay in doubt"
 
 
+def test_a_link_that_comes_and_goes_for_months_fits_into_a_manifest(tmp_path: Path) -> None:
+    """The oldest gaps become one; no moment that was refused is offered."""
+    make(tmp_path / "r", {"a": 1 << 20})
+    rows = [
+        {"start": format_time(NOW_NS + n * 10_000_000), "cause": f"flap {n}", "resync": True,
+         "end": format_time(NOW_NS + n * 10_000_000 + 5_000_000)}
+        for n in range(replication.GAPS_MAX + 50)
+    ]  # fmt: skip
+    with Replica.open(tmp_path / "r") as replica, replica.locked() as manifest:
+        replication.take_notes(replica, {"gaps": rows, "next_point_id": 1})
+        replica.save()
+        assert len(manifest.gaps) == replication.GAPS_MAX
+        assert manifest.gaps[0].cause == "many gaps, the first of them: flap 0"
+        for row in rows:
+            assert any(
+                gap.end is not None and gap.start <= row["start"] and row["end"] <= gap.end
+                for gap in manifest.gaps
+            )
+        replication.open_gap(replica, format_time(NOW_NS * 2), "now", resync=True)
+        assert replication.needs_resync(replica)
+        assert len(manifest.gaps) == replication.GAPS_MAX
+
+
 # ---- a real ingest ----
 
 

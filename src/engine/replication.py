@@ -26,6 +26,8 @@ from .units import parse_time
 # taken the process away.
 LOCK_SECONDS = 10.0
 LABEL_BYTES_MAX = 255
+GAPS_MAX = 2000
+MANY_GAPS = "many gaps, the first of them: "
 
 
 def check_label(label: str) -> str:
@@ -271,7 +273,24 @@ def open_gap(
             gap.disks = joined_doubts(gap.disks, disks)
             return
     new = Gap(start=start, end=None, cause=cause, resync=resync, disks=sorted(disks))
-    replica.manifest.gaps = [*replica.manifest.gaps, new]
+    replica.manifest.gaps = bounded_gaps([*replica.manifest.gaps, new])
+
+
+def bounded_gaps(gaps: Sequence[Gap]) -> list[Gap]:
+    """At most GAPS_MAX of them: the oldest become one, which has the time between them, too.
+
+    A link that comes and goes for months must not make a manifest that nothing can load.
+    Moments between the joined gaps are refused then; the points there stay what they are.
+    """
+    surplus = len(gaps) - GAPS_MAX
+    if surplus <= 0:
+        return list(gaps)
+    old = gaps[: surplus + 1]
+    cause = old[0].cause
+    if not cause.startswith(MANY_GAPS):
+        cause = MANY_GAPS + cause
+    joined = Gap(start=old[0].start, end=old[-1].end, cause=cause, disks=[])
+    return [joined, *gaps[surplus + 1 :]]
 
 
 def close_gap(replica: Replica, end: str) -> None:
