@@ -467,6 +467,60 @@ def sweep_expire(budget: int, seed: int) -> int:
     return sweep(life.io, budget, seed, check)
 
 
+def sweep_move(budget: int, seed: int) -> int:
+    """The horizon moves, a point is frozen, an old one given up, and the horizon moves on."""
+    life, made = with_points(_native.Io.simulate(), "/r", seed, kept=2)
+    life.close()
+    life.io.settle()
+    life.open()
+    life.write()
+    life.freeze(life.marked[-1])
+    life.io.acknowledge(1)
+    assert life.expire(1) == [1]
+    life.io.acknowledge(2)
+    life.write()
+    life.destage(life.mark())
+    life.io.acknowledge(3)
+    rows = {row.point.id: row for row in [*made, *life.marked]}
+
+    def check(state: _native.CrashState) -> None:
+        found = life.found(state.io)
+        with found.replica.locked():
+            pass
+        listed = [point.id for point in found.replica.points]
+        assert set(listed) >= [{2, 4}, {2, 4}, {2, 4}, {2, 4, 5}][len(state.acknowledged)]
+        assert 1 not in listed or len(state.acknowledged) < 2
+        found.marked = [rows[number] for number in listed if number in rows]
+        check_rolled(found)
+        for name, native in zip(SIZES, found.open().natives, strict=True):
+            found.model[name] = bytearray(native.disk().pread(SIZES[name], 0))  # unmarked
+        check_long_term("/r", state.io, {row.point.id: row.model for row in found.marked})
+        found.write()
+        found.freeze(found.mark())
+        found.expire(4)
+        found.close()
+        check_newest(found)
+        check_long_term("/r", state.io, {row.point.id: row.model for row in found.marked})
+
+    return sweep(life.io, budget, seed, check)
+
+
+def check_rolled(life: Life) -> None:
+    """Every point that the journals list is what any reader sees when they show it."""
+    for row in life.marked:
+        with (
+            life.replica.locked(),
+            life.replica.journals(writable=True) as journals,
+        ):
+            if row.point.id not in [point.id for point in journals.points()]:
+                continue
+            for native in journals.natives:
+                native.roll(row.point.id)
+            journals.close()
+        for name in SIZES:
+            assert bytes_of(f"/r/{name}-journal.vmdk", life.io) == row.model[name], row.point
+
+
 def sweep_resume(budget: int, seed: int) -> int:
     """Without an ingest, `resume` finishes what is begun."""
     life, made = with_points(_native.Io.simulate(), "/r", seed, kept=2)
@@ -530,7 +584,9 @@ def sweep_permanent(budget: int, seed: int) -> int:
     return sweep(life.io, budget, seed, check)
 
 
-SWEEPS = [sweep_freeze, sweep_expire, sweep_resume, sweep_failover, sweep_permanent]
+SWEEPS = [
+    sweep_freeze, sweep_expire, sweep_move, sweep_resume, sweep_failover, sweep_permanent,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("room", SWEEPS, ids=lambda room: room.__name__[6:])
