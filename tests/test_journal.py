@@ -684,6 +684,41 @@ def test_two_damaged_superblocks_are_an_error(bench: Bench) -> None:
         bench.open()
 
 
+@pytest.mark.parametrize(
+    ("offset", "length", "value"),
+    [
+        (48, 4, 0),  # grain
+        (48, 4, 512),
+        (52, 4, 0),  # segment
+        (52, 4, 4096),
+        (52, 4, SEGMENT + 512),
+        (40, 8, 0),  # capacity
+        (88, 8, 1 << 40),  # horizon entry
+        (96, 8, 5),  # horizon sequence
+        (104, 8, 1 << 63),  # based entry
+        (112, 8, 1),  # first number
+        (136, 8, (1 << 64) - 1),  # first entry
+    ],
+)
+def test_a_superblock_with_wrong_numbers_is_an_error_though_its_checksum_holds(
+    bench: Bench, offset: int, length: int, value: int
+) -> None:
+    import xxhash
+
+    bench.filled()
+    with open(bench.log, "r+b") as file:
+        for copy in (4096, 8192):
+            file.seek(copy)
+            page = bytearray(file.read(4096))
+            page[offset : offset + length] = value.to_bytes(length, "little")
+            page[8:16] = xxhash.xxh3_64_intdigest(bytes(page[16:])).to_bytes(8, "little")
+            file.seek(copy)
+            file.write(page)
+    for writable in (False, True):
+        with pytest.raises(DamagedError, match=str(bench.log)):
+            bench.open(writable=writable)
+
+
 def test_a_wrong_entry_of_the_root_is_found_though_its_checksum_holds(bench: Bench) -> None:
     """The planted bug: a roll back that got one grain wrong, and wrote it well."""
     import xxhash

@@ -630,8 +630,23 @@ rp_journal_hide_points (struct rp_journal *journal)
     journal->point_first++;
 }
 
-/* Does the ring fit the log that was found?  Its oldest point is the horizon's,
- * and what is shown does not reach below what the base has become. */
+/* Is the oldest point that of the horizon? */
+static bool
+horizon_is_there (const struct rp_journal *journal)
+{
+  const struct rp_log_ring *ring = &journal->super.ring;
+  const struct rp_point_record *point = &journal->points[journal->point_first];
+
+  if (ring->horizon_sequence == 0)
+    return ring->horizon_entry == 0;
+  return journal->point_first < journal->point_count
+         && point->sequence == ring->horizon_sequence
+         && rp_journal_segment (journal, point->segment)->first_entry
+            + point->ordinal == ring->horizon_entry;
+}
+
+/* Does the ring fit the log that was found?  And what is shown does not reach
+ * below what the base has become. */
 static int
 check_ring (struct rp_journal *journal, struct rp_fault *fault)
 {
@@ -642,10 +657,7 @@ check_ring (struct rp_journal *journal, struct rp_fault *fault)
       && ring->based_entry <= ring->horizon_entry
       && ring->horizon_entry <= rp_journal_entry_count (journal)
       && journal->root.entry >= ring->based_entry
-      && (ring->horizon_sequence == 0
-          || (journal->point_first < journal->point_count
-              && journal->points[journal->point_first].sequence
-                 == ring->horizon_sequence)))
+      && horizon_is_there (journal))
     return RP_OK;
   return rp_fail (fault, RP_CORRUPT, RP_LOG_PAGE_BYTES,
                   "%s: the superblock and the log differ in where the log "
@@ -840,6 +852,20 @@ read_root_header (struct rp_journal *journal, uint64_t directory_sector,
   return RP_OK;
 }
 
+/* What everything else is computed from. */
+static bool
+sizes_are_sound (const struct rp_log_super *super)
+{
+  const uint32_t grain = super->grain_bytes, segment = super->segment_bytes;
+
+  return rp_is_power_of_two (grain) && grain >= 4096 && grain <= 65536
+         && segment >= RP_LOG_HEAD_BYTES && segment <= 1u << 30
+         && segment % grain == 0 && segment / 8 >= grain
+         && super->capacity_bytes > 0
+         && super->capacity_bytes % RP_SECTOR_BYTES == 0
+         && (super->capacity_bytes - 1) / grain < UINT64_C (1) << 32;
+}
+
 /* Sector 0 and the superblock, and that they agree. */
 static int
 read_head (struct rp_journal *journal, struct rp_fault *fault)
@@ -879,6 +905,10 @@ read_head (struct rp_journal *journal, struct rp_fault *fault)
                       rp_journal_name (journal));
     return status;
   }
+  if (!sizes_are_sound (&journal->super))
+    return rp_fail (fault, RP_CORRUPT, RP_LOG_PAGE_BYTES,
+                    "%s: the superblock has sizes that no log has",
+                    rp_journal_name (journal));
   if (!rp_log_get_sparse (sector, &capacity, &grain_bytes, &directory)
       || capacity != journal->super.capacity_bytes
       || grain_bytes != journal->super.grain_bytes)
