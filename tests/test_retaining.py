@@ -574,6 +574,26 @@ def test_resume_finishes_a_destage_without_an_ingest(
     rollpoint("resume", path)
 
 
+def test_checkpoints_come_with_what_is_written(
+    path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retaining, "CHECKPOINT_BYTES", 1 << 20)
+
+    def since_root() -> list[int]:
+        with Replica.open(path) as replica, replica.journals() as journals:
+            infos = [native.info() for native in journals.natives]
+            return [int(info["entry_count"]) - int(info["root_entry"]) for info in infos]
+
+    with ingesting(path, tmp_path / "s"):
+        source = source_of(tmp_path / "s", 19)
+        for turn in range(600):
+            source.write("a", source.rng.randbytes(4096), turn % 100 * 4096)
+        wait_until(lambda: 0 <= since_root()[0] < 256, "a root was shown of nearly the end")
+        source.write("b", b"little", 0)
+        source.close()
+        assert since_root()[1] <= 2, "that is not worth one"
+
+
 # ---- long-term points ----
 
 

@@ -131,7 +131,8 @@ class _Session:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(act, pause, name), name=name)
+            # Daemons: where nobody comes to end them, the process ends as in a crash.
+            threading.Thread(target=self._run, args=(act, pause, name), name=name, daemon=True)
             for act, pause, name in (
                 (self._round, self._wait_for_work, "destage"),
                 (self._look, self._wait_to_look, "retention"),
