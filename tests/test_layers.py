@@ -39,7 +39,7 @@ ROWS = [
     {"ingest_group"},
     {"ingest_answers"},
     {"ingest", "steps"},
-    {"undoing", "merging"},
+    {"undoing", "merging", "failing_over"},
     {"operation"},
     {"report", "demo_guest"},
     {"demo_source", "demo_replica"},
@@ -51,6 +51,7 @@ SAME_ROW = {
     ("descriptor_write", "descriptor"),
     ("points", "manifest"),
     ("journal", "disk"),
+    ("failing_over", "undoing"),
 }
 # Dependencies that one place alone may import.
 ONLY = {"pyVmomi": "hypervisor", "pyVim": "hypervisor", "qemu": "hypervisor", "typer": "cli"}

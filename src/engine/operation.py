@@ -21,19 +21,16 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import interim, merging, replication, rollback, undoing
-from .errors import ExistsError, StateError
-from .manifest import DiskEntry, MachineSettings, Recovered, Running
-from .mount import Mount
-from .points import Point, now_text
+from . import failing_over, merging, replication, rollback, undoing
+from .errors import StateError
+from .manifest import MachineSettings
+from .points import Point
 from .replica import Replica
-from .side_by_side import side_by_side
 from .steps import (
     OnStep,
     Outcome,
     Runner,
     begin,
-    interim_paths,
     known_outcome,
     outcome_of,
     require_chains,
@@ -43,9 +40,7 @@ from .steps import (
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
-FAILOVER_STEPS = (
-    "hold", "state", "roll back", "interim", "export", "convert", "close", "power on",
-)  # fmt: skip
+FAILOVER_STEPS = failing_over.STEPS
 
 
 def failover(
@@ -84,11 +79,11 @@ def failover(
             return known
         open_operation = replica.manifest.operation
         if open_operation is not None and open_operation.id == operation_id:
-            return _go_on(replica, hypervisor, on_step, begun)
+            return failing_over.run(replica, hypervisor, on_step, begun)
         replica.need_state("Ready", doing="fail over {}")
         point = _choose(replica, to)  # again after the hold, which may mark a last one
         require_chains(replica)
-        _require_room_for_interims(replica)
+        failing_over.require_room(replica)
         if settings is not None:
             replica.manifest.machine = settings
         if power_on and hypervisor is None:
@@ -101,7 +96,7 @@ def failover(
             point=None if point is None else point.id,
             power_on=power_on,
         )
-        return _go_on(replica, hypervisor, on_step, begun)
+        return failing_over.run(replica, hypervisor, on_step, begun)
 
 
 def undo(
@@ -168,7 +163,7 @@ def resume(
             return _permanent(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed":
             return undoing.finish_rolling_back(replica, hypervisor, begun)
-        return _go_on(replica, hypervisor, on_step, begun)
+        return failing_over.run(replica, hypervisor, on_step, begun)
 
 
 def _finish_beside(replica: Replica, begun: float) -> Outcome | None:
@@ -233,181 +228,6 @@ def _choose(replica: Replica, to: Point | int | str) -> Point | None:
     if not len(points) and not replication.has_writes(replica):
         rollback.choose(points, to)  # says so
     return None
-
-
-def _require_room_for_interims(replica: Replica) -> None:
-    for disk in replica.manifest.disks:
-        for name in (interim.interim_name(disk.name), interim.delta_name(disk.name)):
-            if replica.directory.exists(name):
-                raise ExistsError(
-                    f"{replica.file(name)} exists, and no failover of this replica made it",
-                    "move it away",
-                )
-
-
-def _go_on(
-    replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
-) -> Outcome:
-    """All steps of a failover that are not done; on failure back to where it began."""
-    runner = Runner(replica, on_step)
-    steps = _Failover(replica, runner, hypervisor)
-    try:
-        steps.run()
-    except Exception as error:
-        steps.abandon()
-        undoing.roll_back(replica, hypervisor, str(getattr(error, "message", error)))
-        raise
-    operation = runner.finish()
-    return outcome_of(replica, operation, begun)
-
-
-class _Failover:
-    """The steps of one failover.
-
-    Three saves come before the power-on call: the intent (with the new epoch), what may
-    be found from then on (state, overlays), and the machine that is about to run. What
-    lies between them is done again after a crash.
-    """
-
-    def __init__(
-        self, replica: Replica, runner: Runner, hypervisor: Hypervisor | None
-    ) -> None:
-        self._replica = replica
-        self._runner = runner
-        self._hypervisor = hypervisor
-        self._point: Point | None = None
-        self._mount: Mount | None = None
-
-    def run(self) -> None:
-        runner = self._runner
-        operation = runner.operation
-        runner.run("hold", self._hold, record=False)  # it saves the intent itself
-        runner.run("state", self._state, record=False)
-        runner.run("roll back", self._roll)
-        # A crash before "close" was done may have left half of a conversion behind.
-        again = operation.step("close").state != "done"
-        runner.run("interim", self._interim, again=again, record=False)
-        runner.run("export", self._export, again=again, record=False)
-        runner.run("convert", lambda: "left as it is", again=again, record=False)
-        runner.run("close", self._close, record=False)
-        if operation.power_on:
-            self._announce_machine()
-            runner.run("power on", self._power_on)
-        else:
-            runner.skip("power on", "not asked for")
-
-    def abandon(self) -> None:
-        if self._mount is not None:
-            self._mount.abandon()
-
-    def _hold(self) -> str:
-        return f"epoch {replication.hold_locked(self._replica)}"
-
-    def _chosen(self) -> Point:
-        """The point, looked up once; "latest" means what the hold left as the latest."""
-        if self._point is None:
-            operation, points = self._runner.operation, self._replica.points
-            number = operation.point
-            self._point = points.latest if number is None else points.by_id(number)
-            operation.point = self._point.id
-        return self._point
-
-    def _state(self) -> str:
-        manifest, point = self._replica.manifest, self._chosen()
-        long_term = next((row for row in manifest.frozen if row.id == point.id), None)
-        manifest.state = "Failover"
-        manifest.recovered = Recovered(
-            operation=self._runner.operation.id,
-            point=point.id,
-            interims={disk.name: interim.interim_name(disk.name) for disk in manifest.disks},
-            parents={} if long_term is None else dict(long_term.links),
-        )
-        return f"point {point.id}, {point.time}"
-
-    def _parents(self) -> dict[str, str]:
-        """Disk name -> what its overlay lies on, unless that is its journal."""
-        recovered = self._replica.manifest.recovered
-        assert recovered is not None
-        return recovered.parents
-
-    def _roll(self) -> str:
-        point = self._chosen()
-        if self._parents():
-            return "not needed: a long-term point"
-        journals = self._replica.journals(writable=True, wait_seconds=replication.LOCK_SECONDS)
-        try:
-            done = side_by_side(
-                lambda row: rollback.roll_back(dict([row]), point),
-                list(zip(journals.names, journals.natives, strict=True)),
-            )
-        finally:
-            journals.close()  # in order would show the end of the log again
-        walked = sum(report.entries_walked for reports in done for report in reports)
-        tables = sum(report.tables_written for reports in done for report in reports)
-        return f"{walked} writes walked, {tables} tables written"
-
-    def _interim(self) -> str:
-        directory, parents = self._replica.directory, self._parents()
-
-        def create(disk: DiskEntry) -> None:
-            parent = parents.get(disk.name, disk.journal)
-            assert parent is not None
-            left = any(
-                directory.exists(name)
-                for name in (interim.interim_name(disk.name), interim.delta_name(disk.name))
-            )
-            interim.create_interim(
-                directory, disk.name, parent, disk.size_bytes, replace=left
-            )
-
-        side_by_side(create, self._replica.manifest.disks)
-        return f"{len(self._replica.manifest.disks)} disk(s)"
-
-    def _interim_paths(self) -> dict[str, str]:
-        return interim_paths(self._replica)
-
-    def _export(self) -> str:
-        self._mount = Mount(self._interim_paths(), self._replica.directory.io)
-        self._mount.check()
-        return "read at both ends"
-
-    def _close(self) -> str:
-        assert self._mount is not None
-        mount, self._mount = self._mount, None
-        mount.close()
-        return "no client left"
-
-    def _announce_machine(self) -> None:
-        """Known before it runs, so that whoever comes after a crash can find it."""
-        manifest = self._replica.manifest
-        if self._hypervisor is None:
-            self._hypervisor = undoing.local_hypervisor(self._replica)
-        assert manifest.recovered is not None
-        manifest.recovered.running = Running(
-            hypervisor=type(self._hypervisor).__name__.lower(),
-            machine=manifest.id,
-            started=now_text(),
-        )
-
-    def _power_on(self) -> str:
-        from .hypervisor.base import Drive, Machine
-
-        manifest, settings = self._replica.manifest, self._replica.manifest.machine
-        hypervisor = self._hypervisor
-        assert hypervisor is not None
-        hypervisor.start(
-            Machine(
-                id=manifest.id,
-                name=manifest.name,
-                drives=tuple(Drive(path) for path in self._interim_paths().values()),
-                memory_bytes=settings.memory_bytes,
-                accelerator="kvm" if settings.accelerator == "kvm" else "tcg",
-            )
-        )
-        if settings.marker is None:
-            return "running"
-        line = hypervisor.wait_for(manifest.id, settings.marker, settings.timeout_seconds)
-        return f"console: {line[:200]}"
 
 
 # ---- undo and permanent ----
