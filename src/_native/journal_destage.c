@@ -21,6 +21,7 @@
 #define READ_GAP_BYTES 16384u    /* read, rather than begin another call */
 #define WRITE_BYTES    (1u << 20)
 #define ZERO_BYTES     (64u << 20)
+#define TRIM_COST_BYTES 65536u   /* dirty after it: tables, or no more than it */
 #define SAY_BYTES      (1u << 20)  /* between two calls of progress */
 #define FLUSH_BYTES    (8u << 20)  /* dirty in the target at most, so that the
                                       log's syncs do not wait for more */
@@ -134,7 +135,8 @@ write_zeros (struct destage *destage, uint64_t grain, uint64_t count,
 
     status = rp_disk_zero (destage->target, here, offset, true, fault);
     if (status == RP_OK)
-      status = wrote (destage, SAY_BYTES, fault);  /* its tables, say */
+      status = wrote (destage, here < TRIM_COST_BYTES ? here
+                                                      : TRIM_COST_BYTES, fault);
     if (status == RP_OK)
       status = say (destage, here == ZERO_BYTES, fault);
     destage->out->zeroed_bytes += here;
