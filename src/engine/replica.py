@@ -157,28 +157,22 @@ class Replica:
             self.manifest = manifests.load(self.directory)
             self._mend()
             self._lock = lock
-            self._settle()
             yield self.manifest
         finally:
             self._lock = None
             lock.close()
 
     def _mend(self) -> None:
-        """Finish what a crash left of a change of content ids: see below.py."""
-        if any(disk.below_cid is not None for disk in self.manifest.disks):
-            # Where that fails, whoever opens the chain says what is wrong with it.
-            with contextlib.suppress(Error):
-                below.mend(self.directory, self.manifest)
+        """Put right what a crash left between two links of a chain: below.py, chains.py.
 
-    def _settle(self) -> None:
-        """Put right what a crash left between two links of a chain, if it can be.
-
-        Where it cannot, whoever needs the chain is told.
+        Where that fails, whoever opens the chain says what is wrong with it.
         """
         manifest = self.manifest
-        if manifest.state != "Ready" or manifest.operation is not None:
-            return
-        if manifest.freezing is not None or manifest.merging is not None:
+        if any(disk.below_cid is not None for disk in manifest.disks):
+            with contextlib.suppress(Error):
+                below.mend(self.directory, manifest)
+        changing = manifest.freezing is not None or manifest.merging is not None
+        if changing and manifest.state == "Ready" and manifest.operation is None:
             from . import chains  # a rare need, and a failover's time
 
             with contextlib.suppress(Error):
