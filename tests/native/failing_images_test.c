@@ -284,6 +284,12 @@ job_cowd (struct scene *scene, struct rp_fault *fault)
   return overlay (scene, RP_EXTENT_COWD, 1, fault);
 }
 
+static int
+job_large_grains (struct scene *scene, struct rp_fault *fault)
+{
+  return overlay (scene, RP_EXTENT_SPARSE, 64, fault);
+}
+
 /* Nothing that could be opened over the base is there: read what can be. */
 static void
 check_overlay (struct scene *scene, enum rp_extent_kind kind)
@@ -548,7 +554,7 @@ make_harmed (struct rp_io *io)
   struct rp_dir *dir;
   struct rp_fault fault;
   uint8_t sector[SECTOR], field[4];
-  uint64_t directory, table;
+  uint64_t directory, table, bytes;
 
   OK (rp_dir_open (io, "/", &dir, &fault));
   OK (rp_file_open (dir, "harmed", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600,
@@ -572,6 +578,8 @@ make_harmed (struct rp_io *io)
   rp_store32 (field, 0x00ffffff);
   OK (rp_file_pwrite (spec.file, field, 4, directory + 4, &fault));
   OK (rp_file_pwrite (spec.file, field, 4, table + 4 * 46, &fault));
+  OK (rp_file_size (spec.file, &bytes, &fault));
+  OK (rp_file_truncate (spec.file, bytes + 20000, &fault));
   OK (rp_file_sync (spec.file, &fault));
   rp_file_close (spec.file);
   rp_dir_close (dir);
@@ -667,20 +675,60 @@ struct job {
   void (*check) (struct scene *scene);
   bool over;                     /* over an overlay that is there already */
   bool alone;                    /* one thread: calls have an order */
+  bool again;                    /* after one that was cut short */
 };
 
 static const struct job jobs[] = {
-  { "hosted", job_hosted, check_hosted, false, true },
-  { "cowd", job_cowd, check_cowd, false, true },
-  { "copy", job_copy, check_job_copy, true, true },
-  { "stream", job_stream, check_stream, true, true },
-  { "stream, two workers", job_stream_two, check_stream, true, false },
-  { "sesparse", job_sesparse, check_sesparse, true, true },
-  { "merge", job_merge, check_merge, true, true },
-  { "repair", job_repair, check_repair, false, true },
+  { "hosted", job_hosted, check_hosted, .alone = true },
+  { "large grains", job_large_grains, check_hosted, .alone = true },
+  { "cowd", job_cowd, check_cowd, .alone = true },
+  { "copy", job_copy, check_job_copy, true, true, false },
+  { "stream", job_stream, check_stream, true, true, false },
+  { "stream, two workers", job_stream_two, check_stream, true, false, false },
+  { "sesparse", job_sesparse, check_sesparse, true, true, false },
+  { "merge", job_merge, check_merge, true, true, false },
+  { "repair", job_repair, check_repair, .alone = true },
+  { "repair again", job_repair, check_repair, false, true, true },
 };
 
 static uint64_t runs;
+
+static bool
+has_backup (struct rp_io *io)
+{
+  struct rp_stat stat;
+  struct rp_dir *dir;
+  struct rp_fault fault;
+  bool found;
+
+  OK (rp_dir_open (io, "/", &dir, &fault));
+  found = rp_dir_stat (dir, "harmed.repair", &stat, &fault) == RP_OK;
+  rp_dir_close (dir);
+  return found;
+}
+
+/* A repair that was cut short, so that its backup is still there. */
+static void
+cut_repair (struct rp_io **sim)
+{
+  struct rp_fault_plan plan = {
+    .call = 1, .kinds = RP_FAULT_WRITE | RP_FAULT_META, .os_errno = EIO,
+    .sticky = true,
+  };
+  struct rp_io *faulty;
+  struct rp_fault fault;
+
+  for (;; plan.call++) {
+    OK (rp_io_fault_create (*sim, &plan, &faulty, &fault));
+    CHECK (mend (faulty, &fault) != RP_OK);
+    rp_io_destroy (faulty);
+    if (has_backup (*sim) && plan.call > 12)
+      return;
+    rp_io_destroy (*sim);
+    OK (rp_io_simulate_create (sim, &fault));
+    make_harmed (*sim);
+  }
+}
 
 static void
 set (struct scene *scene, const struct job *job)
@@ -705,8 +753,11 @@ set (struct scene *scene, const struct job *job)
   if (job->over) {
     OK (make_top (scene->sim, RP_EXTENT_SPARSE, 8, "top", &fault));
     OK (write_ops (scene, RP_EXTENT_SPARSE, 1, OPS + 1, &fault));
-  } else
+  } else {
     make_harmed (scene->sim);
+    if (job->again)
+      cut_repair (&scene->sim);
+  }
   OK (rp_sim_settle (scene->sim, &fault));
 }
 

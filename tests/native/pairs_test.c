@@ -4,9 +4,9 @@
  *
  * A life has its own sizes, grains and segments, starts over a base of noise,
  * and does whatever a source and an operator do: writes of any length at any
- * byte, zeroes, commits, marks, roll backs, checkpoints, destages into the base,
- * endings in order and without.  The plain model is an array, kept at each
- * mark.  A point is recovered as a VMDK reader does: the root that the log's
+ * byte, zeroes, commits, marks, roll backs, checkpoints, destages into the
+ * base, endings in order and without.  The plain model is an array, kept at
+ * each mark.  A point is recovered as a VMDK reader does: the root that the log's
  * header shows, over the base.
  *
  * Arguments: pairs (default 300), first seed (1), and a directory into which
