@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -694,26 +695,29 @@ class Clock:
         return time.time_ns() + int(self.ahead_seconds * 1e9)
 
 
-def rounds(replica: Replica, clock: Clock, times: int = 1) -> None:
+def rounds(replica: Replica, clock: Clock) -> None:
     """What the driver's threads do, by this one; then it ends as in a crash."""
     with replica.locked():
         journals = replica.journals(writable=True, with_bases=True, writable_bases=True)
-    session = retaining._Session(replica, journals, clock)
-    for _ in range(times):
-        session._look()
-        session._round()
-    session.let_go()
-    journals.close()
+    try:
+        session = retaining._Session(replica, journals, clock)
+        try:
+            session._look()
+            session._round()
+        finally:
+            session.let_go()
+    finally:
+        journals.close()
 
 
-def life(io: _native.Io, seed: int) -> dict[int, Snapshot]:
-    """Points 1 to 5 on a simulated disk."""
+def life(path: Path, io: _native.Io | None, seed: int) -> dict[int, Snapshot]:
+    """A replica with points 1 to 5."""
     rng = random.Random(seed)
     model = {name: bytearray(size) for name, size in SIZES.items()}
     snapshots: dict[int, Snapshot] = {}
-    make(Path("/r"), io)
+    make(path, io)
     with (
-        Replica.open("/r", io) as replica,
+        Replica.open(path, io) as replica,
         replica.locked(),
         replica.journals(writable=True, with_bases=True) as journals,
     ):
@@ -747,7 +751,7 @@ def exact(
 def sweep_move(budget: int, seed: int) -> int:
     """Cut the power in a move of the horizon by a new opening; distinct states that were met."""
     io = _native.Io.simulate()
-    snapshots = life(io, seed)
+    snapshots = life(Path("/r"), io, seed)
     clock = Clock()
     keep("/r", io, window_seconds=1000.0)
     io.settle()
@@ -774,6 +778,47 @@ def test_a_power_cut_at_any_moment_of_a_move_leaves_every_kept_point_exact() -> 
 @pytest.mark.long
 def test_thousands_of_power_cuts_in_moves_leave_every_kept_point_exact() -> None:
     print(sum(sweep_move(300, seed) for seed in range(30, 42)), "distinct states")
+
+
+# ---- storage that fails ----
+
+
+def fail_moves(tmp_path: Path, step: int) -> int:
+    """Each step'th call of a move fails, once or for ever; then it is done again, and exact."""
+    origin, clock = tmp_path / "origin", Clock()
+    snapshots = life(origin, None, 23)
+    keep(origin, window_seconds=1000.0)
+    clock.ahead_seconds = 1000.5
+    failed = 0
+    for number in range(10_000):
+        path = Path(shutil.copytree(origin, tmp_path / str(number)))
+        call = 1 + number * step
+        io = _native.Io.posix().fault(
+            call=call, os_errno=(errno.EIO, errno.ENOSPC)[number % 2], sticky=number % 3 == 0
+        )
+        try:
+            with Replica.open(path, io) as replica:
+                rounds(replica, clock)
+        except Error:
+            failed += 1
+        if io.calls < call:
+            break
+        with Replica.open(path) as replica:
+            rounds(replica, clock)
+        assert check_points(path, snapshots)[-1] == 5, call
+        shutil.rmtree(path)
+    return failed
+
+
+def test_a_move_whose_storage_fails_is_done_again_and_every_kept_point_is_exact(
+    tmp_path: Path,
+) -> None:
+    assert fail_moves(tmp_path, 31) > 5
+
+
+@pytest.mark.long
+def test_a_move_may_fail_at_each_of_its_calls(tmp_path: Path) -> None:
+    assert fail_moves(tmp_path, 1) > 200
 
 
 @pytest.fixture(autouse=True)
