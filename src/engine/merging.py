@@ -122,5 +122,5 @@ def _clean_up(replica: Replica) -> str:
     for disk in manifest.disks:
         disk.journal = disk.top = None
     manifest.recovered = manifest.freezing = manifest.merging = None
-    manifest.frozen, manifest.gaps = [], []
+    manifest.frozen, manifest.gaps, manifest.notes = [], [], []
     return f"{len(manifest.disks)} disk(s)"
