@@ -137,6 +137,32 @@ def test_a_cut_in_steps_spans_gates(pair: Pair) -> None:
     other.end()
 
 
+def test_the_time_of_a_point_is_when_the_gate_had_closed(pair: Pair) -> None:
+    """A write that gets in while a cut waits is not younger than the point that has it."""
+    told: list[tuple[int, int]] = []
+
+    def cut() -> None:
+        told.append(pair.gate.cut_now(pair.journals, 1, 0, CRASH))
+
+    pair.gate.enter()
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    pair.disks[0].pwrite(b"inside", 0)
+    written_ns = time.time_ns()
+    pair.gate.leave()
+    cutting.join()
+    ((barrier_ns, time_ns),) = told
+    assert barrier_ns >= 0
+    assert time_ns % 1000 == 0
+    assert written_ns - 1000 < time_ns <= time.time_ns()
+    assert pair.journals[0].points() == []  # the caller commits
+    least = time_ns + 3_600_000_000_000
+    assert pair.gate.cut_now(pair.journals, 2, least, CRASH)[1] == least
+    for journal in pair.journals:
+        journal.commit()
+        assert [point[:2] for point in journal.points()] == [(1, time_ns), (2, least)]
+
+
 def test_point_cuts_count_the_entries_before_each_point(pair: Pair) -> None:
     journal = pair.journals[0]
     for number, grains in enumerate((0, 3, 1), 1):
@@ -169,7 +195,11 @@ def test_a_writer_that_leaves_without_a_word_raises_the_alarm(pair: Pair) -> Non
     assert eventually(lambda: pair.gate.alarmed)
     other = Raw(pair.path).enter("a")
     other.request(WRITE, 0, 4, data=b"more")
-    pair.gate.cut(pair.journals, 1, 1000, CRASH)  # just what was there at the loss
+    # Just what was there at the loss, and of that time.
+    alarm_ns = pair.gate.alarm_time_ns
+    assert pair.gate.cut_now(pair.journals, 1, 0, CRASH)[1] == alarm_ns - alarm_ns % 1000
+    for journal in pair.journals:
+        journal.commit()
     assert pair.disks[0].pread(4, 0) == bytes(4)
     pair.gate.heed()
     assert other.simple() == 0

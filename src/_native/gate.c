@@ -221,10 +221,42 @@ rp_gate_end (struct rp_gate *gate)
   return barrier_ns;
 }
 
+static int64_t
+time_of_day_ns (void)
+{
+  struct timespec now;
+
+  clock_gettime (CLOCK_REALTIME, &now);
+  return now.tv_sec * INT64_C (1000000000) + now.tv_nsec;
+}
+
+int
+rp_gate_cut_now (struct rp_gate *gate, struct rp_journal *const *journals,
+                 uint32_t journal_count, struct rp_point *point,
+                 uint64_t *barrier_ns_out, struct rp_fault *fault)
+{
+  int status = rp_gate_begin (gate, 0, fault);
+  int64_t time_ns = time_of_day_ns ();
+
+  *barrier_ns_out = 0;
+  if (status != RP_OK)
+    return status;
+  pthread_mutex_lock (&gate->lock);
+  if (gate->alarmed)
+    time_ns = gate->alarm_time_ns;
+  pthread_mutex_unlock (&gate->lock);
+  time_ns -= time_ns % 1000;
+  if (point->time_ns < time_ns)
+    point->time_ns = time_ns;
+  status = rp_gate_mark (gate, journals, journal_count, point, fault);
+  *barrier_ns_out = rp_gate_end (gate);
+  return status;
+}
+
 int
 rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
              uint32_t journal_count, const struct rp_point *point,
-             bool commit, uint64_t *barrier_ns_out, struct rp_fault *fault)
+             uint64_t *barrier_ns_out, struct rp_fault *fault)
 {
   int status = rp_gate_begin (gate, 0, fault);
 
@@ -233,7 +265,7 @@ rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
     return status;
   status = rp_gate_mark (gate, journals, journal_count, point, fault);
   *barrier_ns_out = rp_gate_end (gate);
-  for (uint32_t i = 0; commit && i < journal_count && status == RP_OK; i++)
+  for (uint32_t i = 0; i < journal_count && status == RP_OK; i++)
     status = rp_journal_commit (journals[i], fault);
   return status;
 }
@@ -259,12 +291,9 @@ rp_gate_alarm (struct rp_gate *gate)
   if (!gate->held)
     gate->alarms++;
   if (gate->watched && !gate->held && !gate->alarmed) {
-    struct timespec now;
-
     gate->alarmed = true;
     atomic_fetch_or (&gate->state, CLOSED);
-    clock_gettime (CLOCK_REALTIME, &now);
-    gate->alarm_time_ns = now.tv_sec * INT64_C (1000000000) + now.tv_nsec;
+    gate->alarm_time_ns = time_of_day_ns ();
   }
   pthread_mutex_unlock (&gate->lock);
 }

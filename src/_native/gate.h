@@ -42,15 +42,21 @@ void rp_gate_release (struct rp_gate *gate);
 bool rp_gate_is_held (struct rp_gate *gate);
 
 /* A restore point in all journals at one cut: close, mark each, open; then
- * commit each, unless the caller does.  Works on a held gate too (it stays
- * held).  barrier_ns_out: how long writers were kept out.  When one mark or
- * commit fails, the status of the first is returned and the point does not
- * count: a point is listed only if every journal has it.
+ * commit each.  Works on a held gate too (it stays held).  barrier_ns_out: how
+ * long writers were kept out.  When one mark or commit fails, the status of
+ * the first is returned and the point does not count: a point is listed only
+ * if every journal has it.
  */
 int  rp_gate_cut (struct rp_gate *gate, struct rp_journal *const *journals,
                   uint32_t journal_count, const struct rp_point *point,
-                  bool commit, uint64_t *barrier_ns_out,
-                  struct rp_fault *fault);
+                  uint64_t *barrier_ns_out, struct rp_fault *fault);
+/* The same at the time at which the gate had closed, or an alarm had closed it:
+ * point->time_ns is the least that it may be, and becomes that time in whole
+ * microseconds.  Commits nothing: the caller does.
+ */
+int  rp_gate_cut_now (struct rp_gate *gate, struct rp_journal *const *journals,
+                      uint32_t journal_count, struct rp_point *point,
+                      uint64_t *barrier_ns_out, struct rp_fault *fault);
 
 /* The same cut in steps, so that several gates can share one: begin them all,
  * mark them all, end them all; then commit the journals.

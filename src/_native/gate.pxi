@@ -10,8 +10,9 @@ cdef extern from "gate.h":
     void rp_gate_release(rp_gate *gate) nogil
     bint rp_gate_is_held(rp_gate *gate) nogil
     int rp_gate_cut(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
-                    const rp_point *point, bint commit, uint64_t *barrier_ns_out,
-                    rp_fault *fault) nogil
+                    const rp_point *point, uint64_t *barrier_ns_out, rp_fault *fault) nogil
+    int rp_gate_cut_now(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
+                        rp_point *point, uint64_t *barrier_ns_out, rp_fault *fault) nogil
     int rp_gate_begin(rp_gate *gate, uint32_t timeout_ms, rp_fault *fault) nogil
     int rp_gate_mark(rp_gate *gate, rp_journal **journals, uint32_t journal_count,
                      const rp_point *point, rp_fault *fault) nogil
@@ -60,8 +61,7 @@ cdef class Gate:
     def held(self):
         return bool(rp_gate_is_held(self._gate))
 
-    def cut(self, journals, uint64_t id, int64_t time_ns, uint32_t kind, str label="", *,
-            bint commit=True):
+    def cut(self, journals, uint64_t id, int64_t time_ns, uint32_t kind, str label=""):
         """Mark all journals at one cut and commit; returns the barrier in nanoseconds."""
         cdef list handles = [(<Journal?>journal).handle() for journal in journals]
         cdef uint32_t count = len(handles)
@@ -73,12 +73,33 @@ cdef class Gate:
         try:
             _fill_point(&point, id, time_ns, kind, label)
             with nogil:
-                status = rp_gate_cut(self._gate, pointers, count, &point, commit, &barrier_ns,
-                                     &fault)
+                status = rp_gate_cut(self._gate, pointers, count, &point, &barrier_ns, &fault)
             check(status, &fault)
         finally:
             free(pointers)
         return barrier_ns
+
+    def cut_now(self, journals, uint64_t id, int64_t least_ns, uint32_t kind, str label=""):
+        """As cut, at the time when the gate had closed; returns (barrier, time) in ns.
+
+        Commits nothing. The time is whole microseconds, and not below least_ns.
+        """
+        cdef list handles = [(<Journal?>journal).handle() for journal in journals]
+        cdef uint32_t count = len(handles)
+        cdef rp_journal **pointers = _journal_pointers(handles)
+        cdef uint64_t barrier_ns = 0
+        cdef rp_point point
+        cdef rp_fault fault
+        cdef int status
+        try:
+            _fill_point(&point, id, least_ns, kind, label)
+            with nogil:
+                status = rp_gate_cut_now(self._gate, pointers, count, &point, &barrier_ns,
+                                         &fault)
+            check(status, &fault)
+        finally:
+            free(pointers)
+        return barrier_ns, point.time_ns
 
     def begin(self, uint32_t timeout_ms):
         """Begin a cut: close, with nobody inside. StateError after timeout_ms (0: never)."""

@@ -337,17 +337,13 @@ class Gate:
     @property
     def held(self) -> bool: ...
     def cut(
-        self,
-        journals: Sequence[Journal],
-        id: int,
-        time_ns: int,
-        kind: int,
-        label: str = "",
-        *,
-        commit: bool = True,
+        self, journals: Sequence[Journal], id: int, time_ns: int, kind: int, label: str = ""
     ) -> int:
         """Mark all journals at one cut and commit; returns the barrier in nanoseconds."""
 
+    def cut_now(
+        self, journals: Sequence[Journal], id: int, least_ns: int, kind: int, label: str = ""
+    ) -> tuple[int, int]: ...
     def begin(self, timeout_ms: int) -> None: ...
     def mark(
         self, journals: Sequence[Journal], id: int, time_ns: int, kind: int, label: str = ""

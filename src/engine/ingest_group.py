@@ -88,6 +88,9 @@ class GroupCut:
         self._begun = time.monotonic()
         journals.gate.begin(max(1, int((until - self._begun) * 1000)))
         self._closed = True
+        if journals.gate.alarmed:  # closed since then: what the others have is newer
+            self.give_up()
+            raise GapError(*replication.NOT_CAUGHT_UP)
         return {"closed_seconds": self._begun, "time_ns": journals.point_time_ns()}
 
     def _mark(self, request: Answer) -> Answer:

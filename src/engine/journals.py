@@ -178,18 +178,23 @@ class Journals:
         """A restore point in all journals at one cut; durable on return.
 
         Args:
-            time_ns: When nothing was let in any more; by default now.
+            time_ns: When nothing was let in any more; by default that is now.
 
         Raises:
             FailedError, StorageError: A journal could not take it; the point does not
                 count, and that journal takes nothing more.
         """
-        point = self._next_point(self.point_time_ns(time_ns), kind, label)
-        self.barrier_ns = self.gate.cut(
-            self.natives, point.id, point.time_ns, KIND_NUMBERS[kind], label, commit=False
+        if time_ns is not None:
+            self.gate.begin(0)
+            return self._end_cut(time_ns, kind, label)
+        point = self._next_point(self.point_time_ns(0), kind, label)
+        self.barrier_ns, cut_ns = self.gate.cut_now(
+            self.natives, point.id, point.time_ns, KIND_NUMBERS[kind], label
         )
+        self._newest_ns = cut_ns
         self.commit()
         self._uneven = False
+        point = point._replace(time_ns=cut_ns)
         self.tell(point)
         return point
 
@@ -205,6 +210,11 @@ class Journals:
             self.gate.begin(timeout_ms)
         except StateError:
             return None
+        if time_ns is None and self.gate.alarmed:
+            time_ns = self.gate.alarm_time_ns  # nothing was let in since
+        return self._end_cut(time_ns, kind, label)
+
+    def _end_cut(self, time_ns: int | None, kind: str, label: str) -> Point:
         try:
             point = self.mark_begun(self.point_time_ns(time_ns), kind, label)
         finally:
