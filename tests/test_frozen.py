@@ -27,7 +27,7 @@ from rollpoint.errors import (
     StateError,
     StorageError,
 )
-from rollpoint.manifest import Gap, Manifest
+from rollpoint.manifest import DiskEntry, Gap, Manifest
 from rollpoint.replica import Replica
 from rollpoint.units import format_time, parse_time
 from tools import require_tool
@@ -81,6 +81,29 @@ def test_long_term_points_stay_exact_above_a_base_of_any_type(base_type: str) ->
     lead(life, 4, 40)
     assert life.expired
     life.close()
+
+
+def test_long_term_points_stay_exact_with_the_large_grains_of_large_disks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chains, "GRAIN_BYTES_MAX", 16384)
+    monkeypatch.setattr(chains, "TABLES_MAX", 0)
+    life = Life(_native.Io.simulate(), "/r", 5)
+    assert chains.grain_bytes_of(life.replica.manifest.disks[0]) == 16384
+    lead(life, 5, 40)
+    assert life.expired
+    life.close()
+
+
+@pytest.mark.parametrize(
+    ("terabytes", "grain"), [(0.5, 4096), (1, 4096), (1.5, 8192), (16, 65536), (64, 65536)]
+)
+def test_the_grains_of_delta_disks_grow_with_the_disk(terabytes: float, grain: int) -> None:
+    entry = DiskEntry(
+        name="a", size_bytes=int(terabytes * (1 << 40)), base="a.vmdk", journal=None,
+        grain_bytes=4096, segment_bytes=1 << 20,
+    )  # fmt: skip
+    assert chains.grain_bytes_of(entry) == grain
 
 
 @pytest.mark.long

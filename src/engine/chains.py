@@ -31,6 +31,9 @@ from .side_by_side import side_by_side
 from .units import SECTOR_BYTES
 
 DELTA_TYPE = "twoGbMaxExtentSparse"  # beside its descriptor, which is replaced whole
+TABLES_MAX = 1 << 19  # of a delta disk: each takes 12 bytes of memory while a link is open
+GRAIN_BYTES_MAX = 65536
+_TABLE_ENTRIES = 512
 _NUMBER = re.compile(r"-(\d{6,})\.vmdk\Z")
 
 
@@ -81,6 +84,18 @@ def _files(delta: str) -> tuple[str, str]:
     return delta, extent_name(delta)
 
 
+def grain_bytes_of(disk: DiskEntry) -> int:
+    """Of a disk's delta disks: the journal's, so that a destage copies nothing up.
+
+    Above 1 TiB they are larger: a chain has many links, and each has the tables of the
+    whole disk.
+    """
+    grain = disk.grain_bytes
+    while grain < GRAIN_BYTES_MAX and disk.size_bytes > TABLES_MAX * _TABLE_ENTRIES * grain:
+        grain *= 2
+    return grain
+
+
 def make_delta(directory: Dir, disk: DiskEntry, name: str, parent: str) -> None:
     """Make an empty delta disk above a link; one that is there is whole, and stays.
 
@@ -96,7 +111,7 @@ def make_delta(directory: Dir, disk: DiskEntry, name: str, parent: str) -> None:
         DELTA_TYPE,
         disk.size_bytes,
         parent=(parent, read_descriptor(directory, parent).cid),
-        grain_bytes=disk.grain_bytes,  # what a destage writes: no copy-up
+        grain_bytes=grain_bytes_of(disk),
         split_sectors=disk.size_bytes // SECTOR_BYTES,
         zero_grains=True,
         redundant=False,
