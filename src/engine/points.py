@@ -77,11 +77,14 @@ class Points(Sequence[Point]):
 
     def with_long_term(self, frozen: Sequence[Frozen]) -> Points:
         """These and the long-term points. One that is both is listed as long-term."""
-        rows = {point.id: point for point in self._points}
-        for row in frozen:
-            rows[row.id] = Point(row.id, parse_time(row.time), row.kind, row.label, True)
+        if not frozen:
+            return self
+        rows = [Point(row.id, parse_time(row.time), row.kind, row.label, True) for row in frozen]
+        newest = max(row.id for row in rows)
+        stop = bisect_right(self._points, newest, key=lambda point: point.id)
+        older = {point.id: point for point in (*self._points[:stop], *rows)}
         made = copy(self)
-        made._points = tuple(sorted(rows.values()))
+        made._points = (*sorted(older.values()), *self._points[stop:])
         return made
 
     def __len__(self) -> int:
