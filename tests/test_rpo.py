@@ -305,8 +305,7 @@ def test_lags_are_told_and_kept_over_restarts(tmp_path: Path) -> None:
     assert rollpoint("replica", "show", path)["rpo"]["group"]["points"] == 8
 
 
-def test_a_point_that_waits_for_a_slow_commit_is_late(tmp_path: Path) -> None:
-    """What was acknowledged is at risk until the point is durable, not until it is cut."""
+def test_lags_of_an_ingest_are_in_the_manifest_when_it_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "r"
     make(path, {"a": 1 << 20})
     with ingesting(path, tmp_path / "s", rpo_seconds=0.1), Replica.open(path) as replica:
