@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import shutil
@@ -680,6 +681,85 @@ def spoil_table(path: Path) -> None:
 def frozen_of(replica: Replica) -> list[int]:
     replica.refresh()
     return [row.id for row in replica.manifest.frozen]
+
+
+# ---- everything at once ----
+
+
+def random_life(path: Path, socket: Path, seed: int, steps: int) -> int:
+    """Settings, pins, holds, failovers and restarts, while points come and go; exact at each.
+
+    Returns how many points were looked at.
+    """
+    rng = random.Random(seed)
+    snapshots: dict[int, Snapshot] = {}
+    source_model = {name: bytearray(size) for name, size in SIZES.items()}
+    looked = 0
+    while steps > 0:
+        with ingesting(path, socket), Replica.open(path) as replica:
+            source = Source(socket, source_model, rng.randrange(1 << 30))
+            if snapshots:
+                caught_up = replication.mark(replica, caught_up=True)
+                snapshots[caught_up.id] = source.snapshot()
+            for _ in range(rng.randrange(5, 15)):
+                steps -= 1
+                what = rng.random()
+                if what < 0.6:
+                    feed(path, source, snapshots, rng.randrange(1, 4), rng.randrange(1, 20))
+                elif what < 0.75:
+                    keep(
+                        path,
+                        window_seconds=rng.choice((0.02, 0.3, 3600.0)),
+                        # With a pin, and no room, writes are refused: not here.
+                        limit_bytes=0 if is_pinned(path) else rng.choice((0, 2 * LIMIT)),
+                        every_seconds=rng.choice((0.0, 0.0, 0.1)),
+                        keep_seconds=rng.choice((0.5, 3600.0)),
+                    )
+                elif what < 0.85 and len(replica.points) and limit(path) == 0:
+                    point = rng.choice(replica.points)
+                    with contextlib.suppress(NotFoundError):  # it went meanwhile
+                        noting.set_pin(replica, str(point.id), rng.random() < 0.5)
+                else:
+                    source.close()
+                    looked += look_at_one(path, snapshots, rng)
+                    source = Source(socket, source_model, rng.randrange(1 << 30))
+                    mark = replication.mark(replica, caught_up=True)
+                    snapshots[mark.id] = source.snapshot()
+            source.close()
+        looked += len(check_points(path, snapshots))
+    return looked
+
+
+def is_pinned(path: Path) -> bool:
+    with Replica.open(path) as replica:
+        return any(note.pinned for note in replica.manifest.notes)
+
+
+def look_at_one(path: Path, snapshots: dict[int, Snapshot], rng: random.Random) -> int:
+    """Fail over beside the ingest, to a point that we know, and back."""
+    with Replica.open(path) as replica:
+        replication.hold(replica)  # so that none goes meanwhile
+        known = [point.id for point in replica.points if point.id in snapshots]
+        for number in known and [rng.choice(known)]:
+            done = operation.failover(replica, number, power_on=False)
+            for name, interim in done.interims.items():
+                with open_disk(interim) as disk:
+                    assert disk.pread(disk.size_bytes, 0) == snapshots[number][name], number
+            operation.undo(replica)
+        replication.release(replica)
+    return len(known)
+
+
+def test_a_random_life_with_everything_in_it(path: Path, tmp_path: Path, quick: None) -> None:
+    assert random_life(path, tmp_path / "s", 31, 20) > 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(40, 52))
+def test_random_lives_with_everything_in_them(
+    path: Path, tmp_path: Path, quick: None, seed: int
+) -> None:
+    print(f"seed {seed}:", random_life(path, tmp_path / "s", seed, 120), "points")
 
 
 # ---- power cuts ----
