@@ -7,7 +7,7 @@
  * backend (io_fault.c); which site one came from is found out here.
  *
  * Below the door to storage (rp_file_*, rp_dir_*) nothing fails and nothing is
- * counted, for what lies there are the backends of tests.
+ * counted, for what lies there are the backends of tests; on real files it can.
  *
  * Every block is counted, too: after a run there are as many as before it.
  *
@@ -57,7 +57,7 @@ struct failing_site {
 
 struct failing {
   pthread_mutex_t lock;          /* over all that follows */
-  bool     armed, sticky;
+  bool     armed, sticky, below;
   uint64_t call, calls, struck;
   struct rp_io *faulty;          /* NULL: storage does not fail */
   uint64_t faulty_call;
@@ -87,10 +87,8 @@ failing_strikes (const void *site)
 {
   bool strikes = false;
 
-  if (failing_depth > 0)
-    return false;
   pthread_mutex_lock (&failing.lock);
-  if (failing.armed) {
+  if (failing.armed && (failing_depth == 0 || failing.below)) {
     failing.calls++;
     strikes = failing.call > 0
               && (failing.calls == failing.call
@@ -118,6 +116,14 @@ failing_arm (uint64_t call, bool sticky)
   pthread_mutex_unlock (&failing.lock);
 }
 
+/* The same, once, also below the door: where no backend of a test lies. */
+static inline void
+failing_arm_below (uint64_t call)
+{
+  failing_arm (call, false);
+  failing.below = true;
+}
+
 /* From now on sites of storage are told by what this io does to them. */
 static inline void
 failing_watch (struct rp_io *faulty, const struct rp_fault_plan *plan)
@@ -141,7 +147,7 @@ failing_disarm (void)
   uint64_t struck;
 
   pthread_mutex_lock (&failing.lock);
-  failing.armed = false;
+  failing.armed = failing.below = false;
   failing.faulty = NULL;
   struck = failing.struck;
   pthread_mutex_unlock (&failing.lock);

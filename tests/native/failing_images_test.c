@@ -13,6 +13,7 @@
 #include "failing.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "bytes.h"
 #include "copy.h"
@@ -27,6 +28,8 @@
 #define SIZE    (SECTORS * SECTOR)
 #define OPS     24u
 #define SPAN    512u             /* sectors of a table with grains of one */
+
+static char folder[64] = "/";    /* where the files are */
 
 struct scene {
   struct rp_io *sim, *io;        /* io: what the job works on */
@@ -129,7 +132,7 @@ open_rig (struct rp_io *io, enum rp_extent_kind kind, bool writable,
   int status;
 
   memset (rig, 0, sizeof *rig);
-  status = rp_dir_open (io, "/", &rig->dir, fault);
+  status = rp_dir_open (io, folder, &rig->dir, fault);
   if (status == RP_OK)
     status = open_link (rig->dir, "base", RP_EXTENT_FLAT, writable && !kind,
                         &rig->files[1], &rig->links[1], fault);
@@ -153,7 +156,7 @@ make_top (struct rp_io *io, enum rp_extent_kind kind, uint32_t grain,
   };
   struct rp_file *file = NULL;
   struct rp_dir *dir;
-  int status = rp_dir_open (io, "/", &dir, fault);
+  int status = rp_dir_open (io, folder, &dir, fault);
 
   if (status != RP_OK)
     return status;
@@ -290,6 +293,13 @@ job_large_grains (struct scene *scene, struct rp_fault *fault)
   return overlay (scene, RP_EXTENT_SPARSE, 64, fault);
 }
 
+/* The last writer had ended without closing: its tables are looked through. */
+static int
+job_unclean (struct scene *scene, struct rp_fault *fault)
+{
+  return write_ops (scene, RP_EXTENT_SPARSE, OPS / 2 + 1, OPS + 1, fault);
+}
+
 /* Nothing that could be opened over the base is there: read what can be. */
 static void
 check_overlay (struct scene *scene, enum rp_extent_kind kind)
@@ -327,7 +337,7 @@ static int
 open_target (struct scene *scene, const char *name, struct rp_dir **dir,
              struct rp_file **file, struct rp_fault *fault)
 {
-  int status = rp_dir_open (scene->io, "/", dir, fault);
+  int status = rp_dir_open (scene->io, folder, dir, fault);
 
   *file = NULL;
   return status == RP_OK
@@ -556,7 +566,7 @@ make_harmed (struct rp_io *io)
   uint8_t sector[SECTOR], field[4];
   uint64_t directory, table, bytes;
 
-  OK (rp_dir_open (io, "/", &dir, &fault));
+  OK (rp_dir_open (io, folder, &dir, &fault));
   OK (rp_file_open (dir, "harmed", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600,
                     &spec.file, &fault));
   OK (rp_sparse_create (spec.file, &how, &fault));
@@ -595,7 +605,7 @@ mend (struct rp_io *io, struct rp_fault *fault)
   enum rp_recovery recovery;
   struct rp_file *file = NULL;
   struct rp_dir *dir;
-  int status = rp_dir_open (io, "/", &dir, fault);
+  int status = rp_dir_open (io, folder, &dir, fault);
 
   if (status != RP_OK)
     return status;
@@ -649,7 +659,7 @@ check_repair (struct scene *scene)
 
   if (!scene->done)
     OK (mend (scene->sim, &fault));
-  OK (rp_dir_open (scene->sim, "/", &dir, &fault));
+  OK (rp_dir_open (scene->sim, folder, &dir, &fault));
   OK (rp_file_open (dir, "harmed", RP_OPEN_READ, 0, &spec.file, &fault));
   OK (rp_image_open (&spec, 1, false, &image, &fault));
   OK (rp_chain_create (&image, 1, &disk, &fault));
@@ -676,19 +686,22 @@ struct job {
   bool over;                     /* over an overlay that is there already */
   bool alone;                    /* one thread: calls have an order */
   bool again;                    /* after one that was cut short */
+  bool unclean;
 };
 
 static const struct job jobs[] = {
   { "hosted", job_hosted, check_hosted, .alone = true },
+  { "unclean", job_unclean, check_hosted, .over = true, .alone = true,
+    .unclean = true },
   { "large grains", job_large_grains, check_hosted, .alone = true },
   { "cowd", job_cowd, check_cowd, .alone = true },
-  { "copy", job_copy, check_job_copy, true, true, false },
-  { "stream", job_stream, check_stream, true, true, false },
-  { "stream, two workers", job_stream_two, check_stream, true, false, false },
-  { "sesparse", job_sesparse, check_sesparse, true, true, false },
-  { "merge", job_merge, check_merge, true, true, false },
+  { "copy", job_copy, check_job_copy, .over = true, .alone = true },
+  { "stream", job_stream, check_stream, .over = true, .alone = true },
+  { "stream, two workers", job_stream_two, check_stream, .over = true },
+  { "sesparse", job_sesparse, check_sesparse, .over = true, .alone = true },
+  { "merge", job_merge, check_merge, .over = true, .alone = true },
   { "repair", job_repair, check_repair, .alone = true },
-  { "repair again", job_repair, check_repair, false, true, true },
+  { "repair again", job_repair, check_repair, .alone = true, .again = true },
 };
 
 static uint64_t runs;
@@ -701,7 +714,7 @@ has_backup (struct rp_io *io)
   struct rp_fault fault;
   bool found;
 
-  OK (rp_dir_open (io, "/", &dir, &fault));
+  OK (rp_dir_open (io, folder, &dir, &fault));
   found = rp_dir_stat (dir, "harmed.repair", &stat, &fault) == RP_OK;
   rp_dir_close (dir);
   return found;
@@ -731,16 +744,28 @@ cut_repair (struct rp_io **sim)
 }
 
 static void
-set (struct scene *scene, const struct job *job)
+leave_unclean (struct scene *scene)
+{
+  struct rp_fault fault;
+  struct rig rig;
+
+  OK (open_rig (scene->io, RP_EXTENT_SPARSE, true, &rig, &fault));
+  OK (write_op (scene, rig.disk, OPS / 2, &fault));
+  OK (rp_disk_flush (rig.disk, &fault));
+  flushed (scene, OPS / 2);
+  close_rig (&rig);
+}
+
+static void
+fill_place (struct scene *scene, const struct job *job)
 {
   uint8_t sector[SECTOR];
   struct rp_file *file;
   struct rp_dir *dir;
   struct rp_fault fault;
 
-  memset (scene, 0, sizeof *scene);
-  OK (rp_io_simulate_create (&scene->sim, &fault));
-  OK (rp_dir_open (scene->sim, "/", &dir, &fault));
+  scene->io = scene->sim;
+  OK (rp_dir_open (scene->sim, folder, &dir, &fault));
   OK (rp_file_open (dir, "base", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600, &file,
                     &fault));
   for (uint32_t i = 0; i < SECTORS; i++) {
@@ -752,12 +777,25 @@ set (struct scene *scene, const struct job *job)
   scene->io = scene->sim;
   if (job->over) {
     OK (make_top (scene->sim, RP_EXTENT_SPARSE, 8, "top", &fault));
-    OK (write_ops (scene, RP_EXTENT_SPARSE, 1, OPS + 1, &fault));
+    OK (write_ops (scene, RP_EXTENT_SPARSE, 1,
+                   job->unclean ? OPS / 2 : OPS + 1, &fault));
+    if (job->unclean)
+      leave_unclean (scene);
   } else {
     make_harmed (scene->sim);
     if (job->again)
       cut_repair (&scene->sim);
   }
+}
+
+static void
+set (struct scene *scene, const struct job *job)
+{
+  struct rp_fault fault;
+
+  memset (scene, 0, sizeof *scene);
+  OK (rp_io_simulate_create (&scene->sim, &fault));
+  fill_place (scene, job);
   OK (rp_sim_settle (scene->sim, &fault));
 }
 
@@ -806,6 +844,50 @@ without_memory (const struct job *job, uint64_t call, bool sticky)
   return struck > 0;
 }
 
+static void
+unlink_one (void *context, const char *name)
+{
+  struct rp_fault fault;
+
+  OK (rp_dir_unlink (context, name, &fault));
+}
+
+/* On real files: below the door memory fails, too. */
+static bool
+without_memory_below (const struct job *job, uint64_t call)
+{
+  const int64_t blocks = failing_blocks;
+  static struct scene scene;
+  struct rp_dir *dir;
+  struct rp_fault fault;
+  uint64_t struck;
+  int status;
+
+  memset (&scene, 0, sizeof scene);
+  snprintf (folder, sizeof folder, "/dev/shm/rp-failing-XXXXXX");
+  if (!mkdtemp (folder)) {
+    snprintf (folder, sizeof folder, "/tmp/rp-failing-XXXXXX");
+    CHECK (mkdtemp (folder));
+  }
+  OK (rp_io_posix_create (&scene.sim, &fault));
+  fill_place (&scene, job);
+  OK (rp_dir_open (scene.sim, folder, &dir, &fault));
+  failing_arm_below (call);
+  status = job->run (&scene, &fault);
+  struck = failing_disarm ();
+  CHECK (status == RP_OK || status == RP_NO_MEMORY || status == RP_FAILED);
+  CHECK (struck > 0 || status == RP_OK);
+  job->check (&scene);
+  OK (rp_dir_list (dir, unlink_one, dir, &fault));
+  rp_dir_close (dir);
+  rp_io_destroy (scene.sim);
+  CHECK (rmdir (folder) == 0);
+  snprintf (folder, sizeof folder, "/");
+  CHECK (failing_blocks == blocks);
+  runs++;
+  return struck > 0;
+}
+
 static bool
 without_storage (const struct job *job, uint64_t call, int os_errno,
                  bool sticky)
@@ -837,6 +919,8 @@ without_storage (const struct job *job, uint64_t call, int os_errno,
 static void
 try_all (const struct job *job, uint64_t step)
 {
+  for (uint64_t call = 1; !job->again && without_memory_below (job, call);)
+    call += step;
   for (unsigned way = 0; way < 4; way++) {
     const int os_errno = way < 2 ? EIO : ENOSPC;
 
