@@ -335,8 +335,8 @@ check_write (struct rp_journal *journal, struct rp_fault *fault)
 
   if (status == RP_OK)
     status = rp_journal_throttle (journal, fault);
-  if (status == RP_OK && journal->super.held)
-    status = rp_fail (fault, RP_HELD, 0, "%s", rp_journal_name (journal));
+  if (status == RP_OK)
+    status = rp_journal_not_held (journal, fault);
   return status == RP_OK ? rp_journal_make_room (journal, fault) : status;
 }
 

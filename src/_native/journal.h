@@ -207,8 +207,8 @@ struct rp_checkpoint {
   uint64_t bytes_written;
   uint64_t root_sector;          /* gdOffset */
 };
-/* Returns RP_OK, RP_FULL (the limit leaves no room for a root; nothing is
- * lost), RP_FAILED, ... */
+/* Returns RP_OK, RP_HELD, RP_FULL (the limit leaves no room for a root; nothing
+ * is lost), RP_FAILED, ... */
 int rp_journal_checkpoint (struct rp_journal *journal,
                            struct rp_checkpoint *out, struct rp_fault *fault);
 
@@ -241,7 +241,10 @@ struct rp_destage {
  * from the horizon on are whole, and the same call finishes the work.
  * A grain whose checksum is wrong is RP_CORRUPT, with its place in the log and
  * on the disk, and is not written; the target keeps what it had.
- * Returns RP_OK, RP_NOT_FOUND, RP_CANCELLED, RP_CORRUPT, RP_IO, RP_FAILED, ...
+ * On hold (RP_HELD) base and shown root stay as they are, for whoever reads
+ * through them.
+ * Returns RP_OK, RP_NOT_FOUND, RP_CANCELLED, RP_HELD, RP_CORRUPT, RP_IO,
+ * RP_FAILED, ...
  */
 int rp_journal_destage (struct rp_journal *journal, uint64_t point_id,
                         struct rp_disk *target,

@@ -253,6 +253,21 @@ run_of (const struct destage *destage, const struct copy *copies,
   return n;
 }
 
+/* A writer that was fenced off, or is held, changes no base either. */
+static int
+may_write (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status = rp_journal_check_epoch (journal, fault);
+
+  pthread_mutex_lock (&journal->lock);
+  if (status != RP_OK)
+    rp_journal_fail (journal, status, fault);
+  else
+    status = rp_journal_not_held (journal, fault);
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
+
 /* Copies [0, count), in disk order, whose data fits into the stage. */
 static int
 write_stage (struct destage *destage, const struct copy *copies,
@@ -260,15 +275,10 @@ write_stage (struct destage *destage, const struct copy *copies,
 {
   const uint64_t grain_bytes = destage->journal->super.grain_bytes;
   const uint8_t *data = destage->stage;
-  int status = rp_journal_check_epoch (destage->journal, fault);
+  int status = may_write (destage->journal, fault);
 
-  if (status != RP_OK) {
-    pthread_mutex_lock (&destage->journal->lock);
-    rp_journal_fail (destage->journal, status, fault);
-    pthread_mutex_unlock (&destage->journal->lock);
-    return status;
-  }
-  status = fill_stage (destage, copies, count, fault);
+  if (status == RP_OK)
+    status = fill_stage (destage, copies, count, fault);
   for (uint64_t i = 0, n; status == RP_OK && i < count; i += n) {
     uint64_t grains;
 

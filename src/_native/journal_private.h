@@ -234,6 +234,8 @@ rp_journal_name (const struct rp_journal *journal)
 
 /* The sticky failure as a status and a fault; RP_OK when there is none. */
 int rp_journal_usable (struct rp_journal *journal, struct rp_fault *fault);
+/* With the lock held: that, or RP_HELD. */
+int rp_journal_not_held (struct rp_journal *journal, struct rp_fault *fault);
 /* Append one grain (all of it), or a run of zeros with one previous place. */
 int rp_journal_append_grain (struct rp_journal *journal, uint64_t grain,
                              const void *data, struct rp_fault *fault);

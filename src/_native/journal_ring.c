@@ -350,7 +350,7 @@ begin (struct rp_journal *journal, struct rp_fault *fault)
 
   pthread_mutex_lock (&journal->lock);
   rp_journal_lead (journal);
-  status = rp_journal_usable (journal, fault);
+  status = rp_journal_not_held (journal, fault);
   if (status == RP_OK) {
     status = rp_journal_begin_session (journal, fault);
     if (status != RP_OK)

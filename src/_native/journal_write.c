@@ -18,6 +18,16 @@ rp_journal_usable (struct rp_journal *journal, struct rp_fault *fault)
                   journal->failure.message);
 }
 
+int
+rp_journal_not_held (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status = rp_journal_usable (journal, fault);
+
+  if (status == RP_OK && journal->super.held)
+    status = rp_fail (fault, RP_HELD, 0, "%s", rp_journal_name (journal));
+  return status;
+}
+
 /* The first failure is kept as the caller saw it; later calls get RP_FAILED,
  * or RP_STALE_EPOCH again. */
 void
@@ -481,9 +491,7 @@ rp_journal_make_room (struct rp_journal *journal, struct rp_fault *fault)
                       "its limit of %" PRIu64 " bytes",
                       rp_journal_name (journal), journal->limit_bytes);
     pthread_cond_wait (&journal->room, &journal->lock);
-    status = rp_journal_usable (journal, fault);
-    if (status == RP_OK && journal->super.held)
-      status = rp_fail (fault, RP_HELD, 0, "%s", rp_journal_name (journal));
+    status = rp_journal_not_held (journal, fault);
     if (status != RP_OK)
       return status;
   }

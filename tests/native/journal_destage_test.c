@@ -590,6 +590,15 @@ test_misuse (struct place *place)
   CHECK (rp_journal_checkpoint (reader, &checkpoint, &fault) == RP_READ_ONLY);
   CHECK (rp_journal_set_limit (reader, 0, true, &fault) == RP_READ_ONLY);
   rp_journal_destroy (reader);
+  world.base.disk.read_only = false;
+  OK (rp_journal_set_epoch (world.journal, 2, true, &fault));
+  CHECK (rp_journal_destage (world.journal, 1, &world.base.disk, NULL, NULL,
+                             &done, &fault) == RP_HELD);
+  CHECK (rp_journal_checkpoint (world.journal, &checkpoint, &fault)
+         == RP_HELD);
+  OK (rp_journal_set_epoch (world.journal, 2, false, &fault));
+  OK (rp_journal_destage (world.journal, 1, &world.base.disk, NULL, NULL,
+                          &done, &fault));
   world_end (&world);
   free (other.bytes);
   checks++;
