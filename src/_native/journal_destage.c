@@ -21,7 +21,7 @@
 #define READ_GAP_BYTES 16384u    /* read, rather than begin another call */
 #define WRITE_BYTES    (1u << 20)
 #define ZERO_BYTES     (64u << 20)
-#define TRIM_COST_BYTES 65536u   /* dirty after it: tables, or no more than it */
+#define TRIM_COST_BYTES 65536u   /* dirty behind it at most: tables, say */
 #define SAY_BYTES      (1u << 20)  /* between two calls of progress */
 #define FLUSH_BYTES    (8u << 20)  /* dirty in the target at most, so that the
                                       log's syncs do not wait for more */
