@@ -229,6 +229,7 @@ def test_a_gap_counts_from_its_start_also_when_nothing_was_written_to_us(clock: 
     assert record.disk_lags["b"].ever.max_seconds >= 100.0
     assert record.disk_lags["a"].ever.samples == 0
     notes = record.notes()
+    assert notes["missed"] == 1, "told while it lasted, and not forgotten"
     assert isinstance(notes["gaps"], list)
     assert [(gap["start"], gap["end"]) for gap in notes["gaps"]] == [
         (first.time, None), (first.time, last.time)

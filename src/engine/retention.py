@@ -369,7 +369,10 @@ def warnings(
             why = "because pinned or locked points stop the horizon"
         else:
             why = "because nothing older than the newest restore point is left to give up"
-        found["full"] = f"the journals are full with {limit}, and writes are refused, {why}"
+        found["full"] = (
+            f"the journals are full with {limit}, and writes are refused, {why}; "
+            "rollpoint replica set --journal-limit gives them more"
+        )
     elif view.level and not shortened:
         possible = format_duration(view.possible_seconds or 0.0)
         fits = possible if view.is_stopped else f"{possible} of {asked}"

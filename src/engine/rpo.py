@@ -105,8 +105,6 @@ class RpoRecord:
             if disk.entries != self._entries.get(name):
                 since.setdefault(name, self._looked)  # written between look and cut, or after
         lags = {name: now - moment for name, moment in since.items()}
-        if lags and max(lags.values()) > self.target_seconds + SLACK_SECONDS:
-            self.missed += 1
         if self.gap is not None and not self.catching_up:
             lags = self._with_gap(lags)
             self._to_note.append({**self.gap, "end": point.time})
@@ -114,7 +112,9 @@ class RpoRecord:
         for name, lag in lags.items():
             self.disk_lags.setdefault(name, Lag()).add(lag)
         if lags:
-            self.lag.add(max(lags.values()))
+            worst = max(lags.values())
+            self.lag.add(worst)
+            self.missed += worst > self.target_seconds + SLACK_SECONDS
             self._has_lags_to_note = True
         self.barrier_ns = barrier_ns
         self.barrier_ns_max = max(self.barrier_ns_max, barrier_ns)

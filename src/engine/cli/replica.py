@@ -216,8 +216,9 @@ def _show_kept(facts: dict[str, Any]) -> None:
     used = format_size(keep["used_bytes"])
     typer.echo(f"journal {used}{limit}; at the limit: {keep['at_limit']}")
     if keep["every_seconds"] or keep["long_term"]:
-        every, days = format_duration(keep["every_seconds"]), keep["keep_seconds"] / 86400
-        typer.echo(f"long    every {every}, kept for {days:g} d: {keep['long_term']} now")
+        every, kept = format_duration(keep["every_seconds"]), keep["keep_seconds"]
+        long = f"{kept / 86400:g} d" if kept >= 86400 else format_duration(kept)
+        typer.echo(f"long    every {every}, kept for {long}: {keep['long_term']} now")
     if rpo is not None and rpo["target_seconds"] is not None:
         lag = rpo["lag_seconds"]
         late = "no point yet" if lag is None else f"the newest point is {format_duration(lag)} old"
