@@ -124,7 +124,7 @@ class Journals:
     @property
     def used_bytes(self) -> int:
         """What their logs use together: segments, and roots."""
-        return sum(int(native.info()["log_bytes"]) for native in self.natives)
+        return sum(int(native.info()["used_bytes"]) for native in self.natives)
 
     @property
     def held(self) -> bool:
