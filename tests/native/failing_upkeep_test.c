@@ -349,8 +349,7 @@ job_gate (struct scene *scene, struct rp_fault *fault)
   status = open_rig (scene->io, RP_JOURNAL_WRITE, &rig, fault);
   journals[0] = rig.journal;
   if (status == RP_OK)
-    status = rp_gate_cut (gate, journals, 1, &point, true, &barrier,
-                          fault);
+    status = rp_gate_cut (gate, journals, 1, &point, &barrier, fault);
   close_rig (&rig);
   rp_gate_destroy (gate);
   scene->done = status == RP_OK;
