@@ -17,7 +17,7 @@ from replicas import checked_by_qemu, rollpoint, seen_by_qemu
 from rollpoint import _native, chains, cli, frozen, links, operation, replication, retention
 from rollpoint import manifest as manifests
 from rollpoint.descriptor_write import new_cid
-from rollpoint.disk import OpenDisk, open_disk
+from rollpoint.disk import OpenDisk, check, open_disk
 from rollpoint.errors import (
     CancelledError,
     Error,
@@ -198,6 +198,29 @@ def test_a_chain_is_never_made_longer_than_can_be_opened(monkeypatch: pytest.Mon
     life.check()
     assert life.journals.targets
     life.close()
+
+
+def test_a_frozen_link_was_closed_cleanly_also_where_an_ingest_was_killed() -> None:
+    life, made = with_points(_native.Io.simulate(), "/r", 18)
+    life.write(12)
+    last = life.mark()
+    life.destage(last)
+    life.journals.close()  # as a crash would
+    assert "unclean" in faults(life, "a-000003.vmdk")
+    life.open()
+    frozen.freeze(life.replica, life.journals, last.point)
+    assert faults(life, "a-000003.vmdk") <= {"leak"}
+    life.journals.close()
+    assert life.replica.verify()["ok"]
+    life.open()
+    life.expire(made[1].point.id)
+    life.journals.close()
+    assert life.replica.verify()["ok"]
+    assert faults(life, life.replica.manifest.frozen[0].links["a"]) <= {"leak"}
+
+
+def faults(life: Life, name: str) -> set[str]:
+    return {row["kind"] for row in check(f"/r/{name}", io=life.io)["findings"]}
 
 
 def test_a_replica_is_removed_with_its_long_term_points(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ._native import (
     OPEN_CREATE,
     OPEN_EXCLUSIVE,
     OPEN_WRITE,
+    RUN_DATA,
     Chain,
     File,
     Image,
@@ -180,6 +181,21 @@ class OpenDisk:
     def flush(self) -> None:
         """Return when everything written before is durable."""
         self._open_chain().flush()
+
+    def finish(self) -> None:
+        """Flush and mark clean, also where an earlier writer was cut short; it stays open."""
+        chain, at = self._open_chain(), 0
+        for (extent, _), header in zip(self._links[0].extents, self._links[0].headers, strict=True):
+            stop = at + extent.sectors * SECTOR_BYTES
+            if header is not None and header.get("unclean_shutdown"):
+                # The mark goes with the end of a writer: be one, of what is there already.
+                for run in self.runs(at, stop - at):
+                    if run.depth == 0 and run.kind == RUN_DATA:
+                        place = run.offset_bytes
+                        chain.pwrite(chain.pread(SECTOR_BYTES, place), place)
+                        break
+            at = stop
+        chain.close_clean()
 
     def run(self, offset: int, length: int) -> Run:
         """The run at offset, cut to length; it may be shorter than the true one."""

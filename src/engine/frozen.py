@@ -86,8 +86,8 @@ def freeze(
             return None
         if found is None:
             _require_at(journals, point)
-            for journal in journals.open:
-                journal.target.flush()
+            for base in journals.below.values():
+                base.finish()  # nobody writes it any more
             journals.unsettled = True
             manifest.freezing = Freezing(
                 point=Frozen(
@@ -333,7 +333,7 @@ def _move(upper: str, target: OpenDisk, progress: Progress | None) -> None:
             return progress is None or progress(done, total)
 
         native_merge(chain, 1, target.writing(), progress=tell)
-        target.flush()
+        target.finish()
     finally:
         for link in links:
             link.close()

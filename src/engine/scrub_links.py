@@ -37,7 +37,14 @@ def structure(directory: Dir, entry: DiskEntry, written: bool = False) -> list[D
             if written and look < _LOOKS - 1:
                 continue
             return [Damage(where="base", message=error.message, file=entry.below)]
-        now = [row for row in now if row["kind"] != "leak"]  # a crash leaves that: no data
+        # What a crash leaves of a disk that was being written; the next writer mends it.
+        cut_short = {row["file"] for row in now if row["kind"] == "unclean"}
+        now = [
+            row
+            for row in now
+            if row["kind"] != "leak"
+            and not (row["file"] in cut_short and row["kind"] in _WRITTEN)
+        ]
         if written:
             now = [row for row in now if row["kind"] not in _WRITTEN]
         found = [row for row in now if look == 0 or row in found]
