@@ -16,7 +16,7 @@ from native_build import PROGRAMS, NativeBuild
 TESTS = sorted(PROGRAMS.glob("*_test.c"))
 CRASH_TESTS = [path for path in TESTS if path.name.startswith("crash_")]
 STATES_WANTED = 100_000  # of all crash tests together, in a default run
-SANITIZED_BUDGET = "5000"  # states of one crash test: sanitizers make them slow
+SANITIZED_BUDGET = "2500"  # states of one crash test: sanitizers make them slow
 
 
 def _run(program: Path, folder: Path, **more: str) -> str:

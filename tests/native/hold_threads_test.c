@@ -11,7 +11,7 @@
  * First against the gate alone; then with a journal, whose grains are read
  * while the gate is closed.
  *
- * Arguments: holds of the gate alone (default 4000), and with a journal (40).
+ * Arguments: holds of the gate alone (default 1200), and with a journal (20).
  */
 #include <pthread.h>
 #include <sched.h>
@@ -289,8 +289,8 @@ run_with_journal (struct hall *hall, uint64_t holds)
 int
 main (int argc, char **argv)
 {
-  const uint64_t holds = argc > 1 ? strtoull (argv[1], NULL, 10) : 4000;
-  const uint64_t logged = argc > 2 ? strtoull (argv[2], NULL, 10) : 40;
+  const uint64_t holds = argc > 1 ? strtoull (argv[1], NULL, 10) : 1200;
+  const uint64_t logged = argc > 2 ? strtoull (argv[2], NULL, 10) : 20;
   static struct hall gate, journal;
 
   run (&gate, holds);
