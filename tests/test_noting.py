@@ -111,6 +111,19 @@ def test_a_replica_with_a_locked_point_is_not_removed_by_mistake(path: Path) -> 
     assert not path.exists()
 
 
+def test_a_replica_with_a_locked_point_is_not_made_permanent_by_mistake(path: Path) -> None:
+    with Replica.open(path) as replica:
+        noting.lock(replica, "2", later(1))
+        operation.failover(replica, 1, power_on=False)
+        with pytest.raises(StateError, match="permanent: restore point 2 is locked until"):
+            operation.permanent(replica)
+        with pytest.raises(UsageError, match="'other' is not that of this replica"):
+            operation.permanent(replica, force_name="other")
+        assert replica.manifest.state == "Failover"
+        operation.permanent(replica, force_name="r")
+        assert replica.manifest.state == "Permanent"
+
+
 def test_points_can_be_kept_while_the_replica_is_failed_over(path: Path) -> None:
     with Replica.open(path) as replica:
         operation.failover(replica, 1, power_on=False)

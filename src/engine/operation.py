@@ -26,6 +26,7 @@ from .errors import StateError
 from .manifest import MachineSettings
 from .points import Point
 from .replica import Replica
+from .retention import refuse_locked
 from .steps import (
     OnStep,
     Outcome,
@@ -186,23 +187,31 @@ def permanent(
     operation_id: str | None = None,
     on_step: OnStep | None = None,
     progress: merging.Progress | None = None,
+    force_name: str | None = None,
 ) -> Outcome:
     """End a failover by merging everything into the base. It is no replica afterwards.
 
     The machine is powered off. All restore points are gone when this returns.
 
+    Args:
+        force_name: The replica's name, to give up locked points too.
+
     Raises:
-        StateError: The replica is not failed over.
+        StateError: The replica is not failed over, or has a locked point and is not forced.
+        UsageError: force_name is not its name.
         Error: A step failed; before the merge the replica is in Failover still, and
             after it Failed: resume goes on, there is no way back.
     """
     operation_id = operation_id or str(uuid.uuid4())
     begun = time.perf_counter()
+    forced = replica.is_forced(force_name)
     with replica.locked():
         known = known_outcome(replica, operation_id, "permanent")
         if known is not None:
             return known
         replica.need_state("Failover", doing="make {} permanent")
+        if not forced:
+            refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
         replica.journals().close()
         require_chains(replica)
         begin(replica, "permanent", merging.STEPS, operation_id)

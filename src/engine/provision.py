@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -25,13 +24,12 @@ from .errors import (
     FormatError,
     LockedError,
     NotFoundError,
-    StateError,
     UsageError,
 )
 from .journal import create_journal, journal_names
 from .manifest import DiskEntry, Kind, Manifest, Retention
 from .points import now_text
-from .units import SECTOR_BYTES, parse_time
+from .units import SECTOR_BYTES
 
 BASE_TYPE = "monolithicFlat"
 GRAINS = (4096, 8192, 16384, 32768, 65536)
@@ -309,22 +307,6 @@ def remove(directory: Dir, manifest: Manifest) -> list[str]:
     manifests.store(directory, manifest)
     _remove_all(directory, manifest)
     return kept
-
-
-def refuse_locked_points(manifest: Manifest) -> None:
-    """Nobody removes a replica with a locked point by mistake.
-
-    Raises:
-        StateError: There is one; it names the one that is locked for longest.
-    """
-    locked = retention.locked_notes(manifest.notes, time.time_ns())
-    if locked and manifest.state != "Permanent":
-        last = max(locked, key=lambda note: parse_time(note.locked_until or ""))
-        raise StateError(
-            f"cannot remove replica {manifest.name}: restore point {last.id} is locked "
-            f"until {last.locked_until}",
-            f"--force {manifest.name} removes it all the same",
-        )
 
 
 def _stays(entry: DiskEntry) -> bool:

@@ -206,6 +206,19 @@ class Replica:
                 f"cannot {doing}: its state is {state}", _WAYS_ON[state]
             )
 
+    def is_forced(self, force_name: str | None) -> bool:
+        """Whether that is the replica's name, which --force wants.
+
+        Raises:
+            UsageError: It is another name.
+        """
+        if force_name is not None and force_name != self.name:
+            raise UsageError(
+                f"the name {force_name!r} is not that of this replica, which is {self.name!r}",
+                "--force wants the name, so that no other replica is meant by mistake",
+            )
+        return force_name is not None
+
     def journals(
         self,
         *,
@@ -322,17 +335,13 @@ class Replica:
             UsageError: force_name is not its name.
             LockedError: An ingest or an operation has it open.
         """
-        from . import provision
+        from . import provision, retention
 
-        if force_name is not None and force_name != self.name:
-            raise UsageError(
-                f"the name {force_name!r} is not that of this replica, which is {self.name!r}",
-                "--force wants the name, so that no other replica is removed by mistake",
-            )
+        forced = self.is_forced(force_name)
         with self.locked():
-            if force_name is None:
+            if not forced:
                 self.need_state("Ready", "Permanent", doing="remove {}")
-                provision.refuse_locked_points(self.manifest)
+                retention.refuse_locked(self.manifest, time.time_ns(), "remove {}")
             return provision.remove(self.directory, self.manifest)
 
     def close(self) -> None:

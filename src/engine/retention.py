@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from .errors import UsageError
-from .manifest import PointNote, Retention
+from .errors import StateError, UsageError
+from .manifest import Manifest, PointNote, Retention
 from .points import Point
 from .units import format_duration, format_size, parse_time
 
@@ -119,6 +119,25 @@ def locked_notes(notes: Iterable[PointNote], now_ns: int) -> list[PointNote]:
         for note in notes
         if note.locked_until is not None and parse_time(note.locked_until) > now_ns
     ]
+
+
+def refuse_locked(manifest: Manifest, now_ns: int, doing: str) -> None:
+    """Nobody ends a replica with a locked point by mistake.
+
+    Args:
+        doing: What is wanted, with {} for the replica.
+
+    Raises:
+        StateError: There is one; it names the one that is locked for longest.
+    """
+    locked = locked_notes(manifest.notes, now_ns)
+    if locked:
+        last = max(locked, key=lambda note: parse_time(note.locked_until or ""))
+        raise StateError(
+            f"cannot {doing.format(f'replica {manifest.name}')}: restore point {last.id} is "
+            f"locked until {last.locked_until}",
+            f"--force {manifest.name} does it all the same",
+        )
 
 
 def stopping(notes: Iterable[PointNote], now_ns: int) -> frozenset[int]:

@@ -111,14 +111,20 @@ def undo(directory: Directory, operation_id: OperationId = None, as_json: AsJson
 
 
 def permanent(
-    directory: Directory, operation_id: OperationId = None, as_json: AsJson = False
+    directory: Directory,
+    operation_id: OperationId = None,
+    force: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The replica's name: give up locked points too."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """End a failover: merge everything into the base. No restore point stays."""
     from .. import operation as room
 
     with Replica.open(directory) as replica:
         outcome = room.permanent(
-            replica, operation_id=operation_id, on_step=_teller(as_json)
+            replica, operation_id=operation_id, on_step=_teller(as_json), force_name=force
         )
         _tell(replica, outcome, as_json)
 
