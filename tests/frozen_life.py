@@ -7,6 +7,7 @@ import os
 import random
 from typing import NamedTuple
 
+from replicas import bytes_of, change
 from rollpoint import _native, below, chains, frozen
 from rollpoint.digests import link_digest
 from rollpoint.disk import create_disk, open_disk
@@ -20,25 +21,6 @@ SIZES = {"a": 96 * 1024 + 512, "b": 64 * 1024}
 KEEP_SECONDS = 1000.0
 SECOND_NS = 1_000_000_000
 Model = dict[str, bytes]
-
-
-def change(disk: _native.Disk, model: bytearray, rng: random.Random, times: int) -> None:
-    """Random writes and zeroings, of any length at any byte."""
-    for _ in range(times):
-        length = rng.randrange(1, 9000)
-        offset = rng.randrange(len(model) - length)
-        if rng.random() < 0.25:
-            disk.zero(length, offset)
-            model[offset : offset + length] = bytes(length)
-        else:
-            data = rng.randbytes(length)
-            disk.pwrite(data, offset)
-            model[offset : offset + length] = data
-
-
-def bytes_of(path: str, io: _native.Io) -> bytes:
-    with open_disk(path, io=io) as disk:
-        return disk.pread(disk.size_bytes, 0)
 
 
 class Marked(NamedTuple):

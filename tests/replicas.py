@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rollpoint import cli
+from rollpoint import _native, cli
+from rollpoint.disk import open_disk
 from rollpoint.ingest import Ingest
 from rollpoint.replica import Replica
 from tools import libnbd, require_tool
@@ -32,6 +33,26 @@ def wait_until(condition: Any, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.005)
+
+
+def change(disk: _native.Disk, model: bytearray, rng: random.Random, times: int = 1) -> None:
+    """Random writes and zeroings, of any length at any byte, here and in the model."""
+    for _ in range(times):
+        length = rng.randrange(1, 9000)
+        offset = rng.randrange(len(model) - length)
+        if rng.random() < 0.2:
+            disk.zero(length, offset)
+            model[offset : offset + length] = bytes(length)
+        else:
+            data = rng.randbytes(length)
+            disk.pwrite(data, offset)
+            model[offset : offset + length] = data
+
+
+def bytes_of(path: str, io: _native.Io) -> bytes:
+    """All of a disk."""
+    with open_disk(path, io=io) as disk:
+        return disk.pread(disk.size_bytes, 0)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+from replicas import bytes_of, change
 from rollpoint import _native, operation, replication
 from rollpoint.disk import open_disk
 from rollpoint.errors import NotFoundError
@@ -20,23 +21,6 @@ BUDGET = 120
 LONG_BUDGET = 6000
 
 Model = dict[str, bytes]
-
-
-def change(disk: _native.Disk, model: bytearray, rng: random.Random) -> None:
-    length = rng.randrange(1, 9000)
-    offset = rng.randrange(len(model) - length)
-    if rng.random() < 0.2:
-        disk.zero(length, offset)
-        model[offset : offset + length] = bytes(length)
-    else:
-        data = rng.randbytes(length)
-        disk.pwrite(data, offset)
-        model[offset : offset + length] = data
-
-
-def seen(path: str, io: _native.Io) -> bytes:
-    with open_disk(path, io=io) as disk:
-        return disk.pread(disk.size_bytes, 0)
 
 
 class Life:
@@ -93,7 +77,7 @@ def check_latest(life: Life, state: _native.CrashState) -> None:
             replication.mark(replica)
             done = operation.failover(replica, power_on=False)
         for name, interim in done.interims.items():
-            found = seen(interim, state.io)
+            found = bytes_of(interim, state.io)
             # A write of several grains may be there in part unless it was acknowledged.
             assert all(
                 any(version[at : at + 512] == found[at : at + 512] for version in later)
@@ -106,7 +90,7 @@ def check_latest(life: Life, state: _native.CrashState) -> None:
                 continue
             done = operation.failover(replica, number, power_on=False)
             for name, interim in done.interims.items():
-                assert seen(interim, state.io) == model[name], number
+                assert bytes_of(interim, state.io) == model[name], number
             operation.undo(replica)
         assert replication.mark(replica).id > points
 
@@ -154,7 +138,7 @@ def test_a_mark_that_was_cut_between_two_disks_hides_nothing_from_the_latest_poi
             with replica.journals() as journals:
                 cut += len({len(native.points()) for native in journals.natives}) > 1
             done = operation.failover(replica, power_on=False)
-            assert seen(done.interims["a"], state.io) == model, state.explain()
+            assert bytes_of(done.interims["a"], state.io) == model, state.explain()
     assert cut
 
 
@@ -182,11 +166,11 @@ def check_end(io: _native.Io, kind: str, model: Model, latest: Model) -> None:
         names = replica.directory.list()
     for name in SIZES:
         if kind == "failover":
-            assert seen(f"/r/{name}-interim.vmdk", io) == model[name]
+            assert bytes_of(f"/r/{name}-interim.vmdk", io) == model[name]
         elif kind == "undo":
-            assert seen(f"/r/{name}-journal.vmdk", io) == latest[name]
+            assert bytes_of(f"/r/{name}-journal.vmdk", io) == latest[name]
         else:
-            assert seen(f"/r/{name}.vmdk", io) == model[name]
+            assert bytes_of(f"/r/{name}.vmdk", io) == model[name]
     if kind != "failover":
         assert not [name for name in names if "-interim" in name]
 

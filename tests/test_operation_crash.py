@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+from replicas import bytes_of, change
 from rollpoint import _native, merging, operation, replication, steps, undoing
 from rollpoint import manifest as manifests
 from rollpoint.disk import open_disk
@@ -26,19 +27,6 @@ LONG_SEEDS = range(100, 160)
 LONG_BUDGET = 2000
 
 Model = dict[str, bytes]
-
-
-def change(disk: _native.Disk, model: bytearray, rng: random.Random, times: int) -> None:
-    for _ in range(times):
-        length = rng.randrange(1, 9000)
-        offset = rng.randrange(len(model) - length)
-        if rng.random() < 0.2:
-            disk.zero(length, offset)
-            model[offset : offset + length] = bytes(length)
-        else:
-            data = rng.randbytes(length)
-            disk.pwrite(data, offset)
-            model[offset : offset + length] = data
 
 
 def make(io: _native.Io, seed: int) -> list[Model]:
@@ -58,11 +46,6 @@ def make(io: _native.Io, seed: int) -> list[Model]:
             journals.mark("crash")
             snapshots.append({name: bytes(disk) for name, disk in model.items()})
     return snapshots
-
-
-def bytes_of(path: str, io: _native.Io) -> bytes:
-    with open_disk(path, io=io) as disk:
-        return disk.pread(disk.size_bytes, 0)
 
 
 def failed_over(io: _native.Io, snapshots: list[Model], seed: int) -> Model:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
+from replicas import bytes_of, change
 from rollpoint import _native, operation, replication
 from rollpoint.disk import open_disk
 from rollpoint.errors import Error
@@ -20,15 +21,6 @@ from rollpoint.replica import Replica
 SIZES = {"a": 48 * 1024 + 512, "b": 32 * 1024}
 SEED = 5
 Model = dict[str, bytes]
-
-
-def change(disk: _native.Disk, model: bytearray, rng: random.Random, times: int) -> None:
-    for _ in range(times):
-        length = rng.randrange(1, 9000)
-        offset = rng.randrange(len(model) - length)
-        data = rng.randbytes(length)
-        disk.pwrite(data, offset)
-        model[offset : offset + length] = data
 
 
 class Template(NamedTuple):
@@ -66,11 +58,6 @@ def make(failed_over: bool) -> Template:
     return Template(io, points, {name: bytes(disk) for name, disk in model.items()})
 
 
-def seen(path: str, io: _native.Io) -> bytes:
-    with open_disk(path, io=io) as disk:
-        return disk.pread(disk.size_bytes, 0)
-
-
 def check_whole(io: _native.Io, made: Template, number: int) -> str:
     """The replica is in a state that it may be in, with its bytes; returns the state.
 
@@ -83,21 +70,21 @@ def check_whole(io: _native.Io, made: Template, number: int) -> str:
         if manifest.state == "Permanent":
             assert not [name for name in names if "-interim" in name or "-journal" in name]
             for name in SIZES:
-                assert seen(f"/r/{name}.vmdk", io) == made.recovered[name]
+                assert bytes_of(f"/r/{name}.vmdk", io) == made.recovered[name]
             return manifest.state
         if manifest.state == "Failover":
             assert replication.is_held(replica)
             for name in SIZES:
-                assert seen(f"/r/{name}-interim.vmdk", io) == made.recovered[name]
+                assert bytes_of(f"/r/{name}-interim.vmdk", io) == made.recovered[name]
             operation.undo(replica)
             return "Failover"
         assert (manifest.state, manifest.held, manifest.recovered) == ("Ready", False, None)
         assert not [name for name in names if "-interim" in name]
         for name in SIZES:
-            assert seen(f"/r/{name}-journal.vmdk", io) == made.points[1][name]
+            assert bytes_of(f"/r/{name}-journal.vmdk", io) == made.points[1][name]
         done = operation.failover(replica, number, power_on=False)
         for name, interim in done.interims.items():
-            assert seen(interim, io) == made.points[number - 1][name]
+            assert bytes_of(interim, io) == made.points[number - 1][name]
         return "Ready"
 
 
