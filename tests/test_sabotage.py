@@ -55,6 +55,7 @@ MISTAKES = {
     39: ("journal_scrub_threads_test", "a grain is mended with bytes that nothing proves"),
     40: ("journal_scrub_threads_test", "a scrub takes all data for good"),
     41: ("gate_threads_test", "a cut lets writers in while an alarm is on"),
+    42: ("journal_root_test", "a root shows what its slots held before"),
 }
 DEFAULT_RUN = (1, 7, 17, 30, 34)
 SECONDS = 60  # within which each has to be found

@@ -40,7 +40,7 @@ check_options (const struct rp_journal_options *options,
   return RP_OK;
 }
 
-/* The empty root: a directory of zeros, which is a hole. */
+/* The empty root: no page of its directory is stored, all of it is a hole. */
 static int
 put_empty_root (struct rp_file *file,
                 const struct rp_journal_options *options, uint8_t *page,
@@ -51,15 +51,10 @@ put_empty_root (struct rp_file *file,
   const uint64_t bytes = rp_directory_bytes (grains);
   struct rp_log_root root = {
     .position = RP_LOG_HEAD_BYTES, .point_id = RP_POINT_END,
-    .content_bytes = bytes,
+    .content_bytes = bytes, .content_checksum = rp_log_hash ("", 0),
   };
-  void *zeros = calloc (1, bytes);
   int status;
 
-  if (!zeros)
-    return rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
-  root.content_checksum = rp_log_hash (zeros, bytes);
-  free (zeros);
   memcpy (root.id, options->id, sizeof root.id);
   status = rp_file_truncate (file, RP_LOG_HEAD_BYTES + RP_LOG_PAGE_BYTES
                                    + bytes, fault);

@@ -22,7 +22,9 @@
  *          of which had the same previous place).
  *   root   4 KiB root header (sequence it shows, size, XXH3) | grain directory
  *          | grain tables, in free slots; the sparse header flips to it with
- *          one sector write after it is synced.
+ *          one sector write after it is synced.  Pages of the directory that
+ *          name no table are holes: a root costs what was written, however
+ *          large the disk is.
  *
  * A batch is valid when its checksums hold and it chains to the one before.
  * Recovery walks the last segment; what follows the last valid batch is a torn

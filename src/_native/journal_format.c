@@ -10,7 +10,9 @@
 #define MAGIC_SEGMENT  "RPSEGMT1"
 #define MAGIC_BATCH    "RPBATCH1"
 #define MAGIC_TRAILER  "RPTRAIL1"
-#define MAGIC_ROOT     "RPROOTS1"
+#define MAGIC_ROOT     "RPROOTS2"
+#define MAGIC_ROOT_FIRST "RPROOTS1"    /* still read: all pages are stored */
+#define ROOT_STORED    128      /* where the bits begin */
 
 #define SPARSE_MAGIC   0x564d444bu      /* "KDMV" */
 #define SPARSE_FLAGS   0x5u             /* newline test, zero grains */
@@ -254,15 +256,32 @@ rp_log_put_root (void *page, const struct rp_log_root *root)
   rp_store64 (at + 64, root->table_count);
   rp_store64 (at + 72, root->content_bytes);
   rp_store64 (at + 80, root->content_checksum);
+  memcpy (at + ROOT_STORED, root->stored, sizeof root->stored);
   seal_page (at, MAGIC_ROOT);
+}
+
+/* Of a root of the first kind, whose directory is stored as a whole. */
+static bool
+store_all (struct rp_log_root *root)
+{
+  const uint64_t pages = (root->content_bytes
+                          - root->table_count * RP_LOG_TABLE_BYTES)
+                         / RP_LOG_PAGE_BYTES;
+
+  if (pages > RP_LOG_DIRECTORY_MAX)
+    return false;
+  for (uint64_t i = 0; i < pages; i++)
+    root->stored[i / 8] |= (uint8_t) (1u << i % 8);
+  return true;
 }
 
 bool
 rp_log_get_root (const void *page, struct rp_log_root *out)
 {
   const uint8_t *at = page;
+  const bool first = page_is_whole (at, MAGIC_ROOT_FIRST);
 
-  if (!page_is_whole (at, MAGIC_ROOT))
+  if (!first && !page_is_whole (at, MAGIC_ROOT))
     return false;
   memcpy (out->id, at + 16, 16);
   out->position = rp_load64 (at + 32);
@@ -272,7 +291,8 @@ rp_log_get_root (const void *page, struct rp_log_root *out)
   out->table_count = rp_load64 (at + 64);
   out->content_bytes = rp_load64 (at + 72);
   out->content_checksum = rp_load64 (at + 80);
-  return true;
+  memcpy (out->stored, at + ROOT_STORED, sizeof out->stored);
+  return !first || store_all (out);
 }
 
 /* What the checksum of a batch covers: its fields and entries, or its point. */

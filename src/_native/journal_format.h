@@ -29,6 +29,7 @@
 #define RP_LOG_CUT_BYTES       296u    /* in a summary: where, and the point */
 #define RP_LOG_TABLE_ENTRIES   512u
 #define RP_LOG_TABLE_BYTES     2048u
+#define RP_LOG_DIRECTORY_MAX   8192u   /* pages of one: 2^32 grains */
 #define RP_LOG_SECTORS_MAX     (UINT64_C (1) << 32)
 
 /* places */
@@ -117,8 +118,26 @@ struct rp_log_root {             /* the page before a grain directory */
   uint64_t point_id;             /* RP_POINT_END for the end at that time */
   uint64_t table_count;          /* that are stored */
   uint64_t content_bytes;        /* directory and tables */
-  uint64_t content_checksum;
+  uint64_t content_checksum;     /* of the pages that are stored, and tables */
+  /* one bit for each page of the directory; those without are zeros */
+  uint8_t  stored[RP_LOG_DIRECTORY_MAX / 8];
 };
+
+static inline bool
+rp_log_is_stored (const uint8_t *stored, uint64_t page)
+{
+  return stored[page / 8] >> page % 8 & 1;
+}
+
+/* The first page from this one on that is stored, or is not; or stop. */
+static inline uint64_t
+rp_log_find_page (const uint8_t *stored, uint64_t page, uint64_t stop,
+                  bool is_stored)
+{
+  while (page < stop && rp_log_is_stored (stored, page) != is_stored)
+    page++;
+  return page;
+}
 
 uint64_t rp_log_hash (const void *data, size_t length);
 

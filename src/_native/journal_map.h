@@ -1,10 +1,15 @@
-/* journal_map.h - grain -> place in a journal log, in two levels.
+/* journal_map.h - grain -> place in a journal log.
  *
  * The shape of VMDK's own grain directory and grain tables, so that a map
  * can be written as it is: a table is 512 places of 32 bits.  A table that was
  * never touched is NULL (all absent); a table of nothing but zeros is one
  * constant that all share, copied when one of its grains changes.  So
- * trimming 1 TiB costs no memory.
+ * trimming 1 TiB costs next to no memory.
+ *
+ * The tables hang on pages, one for each page of the directory on disk; a page
+ * is made when its first table is, and stays.  So a map costs what the written
+ * part of the disk does, not what the disk does: whoever goes through all
+ * tables skips the pages that are not there (rp_map_next).
  *
  *   places   0 absent (the base shows) | 1 zeros | sector in the log file
  *
@@ -26,16 +31,25 @@
 
 struct rp_map_slab;
 
+/* Tables of one page of a directory. */
+#define RP_MAP_PAGE_TABLES (RP_LOG_PAGE_BYTES / 4)
+
+struct rp_map_kept {
+  uint32_t *tables[RP_MAP_PAGE_TABLES];
+  uint8_t   kept[RP_MAP_PAGE_TABLES];  /* 1: that counts, not the map's own */
+};
+
 /* What a frozen map had where it has changed since. */
 struct rp_map_freeze {
-  uint32_t **tables;
-  uint8_t   *kept;               /* 1: tables[i] counts, not the map's own */
+  uint64_t page_count;
+  struct rp_map_kept **pages;    /* NULL: nothing of the page has changed */
 };
 
 struct rp_map {
   uint64_t   grain_count;
-  uint64_t   table_count;
-  uint32_t **tables;             /* const when it is rp_map_zeros */
+  uint64_t   table_count, page_count;
+  uint32_t ***pages;             /* of tables, const when one is rp_map_zeros;
+                                    NULL: all of the page is absent */
   struct rp_map_slab *slabs;     /* memory of the tables */
   uint32_t  *free_table;         /* a list, linked through the first bytes */
   uint64_t   own_count;          /* tables with memory of their own */
@@ -57,8 +71,11 @@ int  rp_map_copy (struct rp_map *map, const struct rp_map *from,
  * memory.
  */
 uint32_t *rp_map_table (struct rp_map *map, uint64_t table);
-/* Make a whole table absent, which needs no memory. */
+/* Make a whole table absent.  It stays as it is where a frozen map has no
+ * memory to remember it. */
 void rp_map_forget_table (struct rp_map *map, uint64_t table);
+/* The first table from this one on whose page is there; or table_count. */
+uint64_t rp_map_next (const struct rp_map *map, uint64_t table);
 
 /* Memory for a freeze of this map; not the lock's business. */
 int  rp_map_freeze_create (const struct rp_map *map,
@@ -70,20 +87,40 @@ void rp_map_freeze_end (struct rp_map *map);
 /* After the end: give memory of tables [first, stop) back to the map. */
 void rp_map_freeze_release (struct rp_map *map, struct rp_map_freeze *freeze,
                             uint64_t first, uint64_t stop);
+/* NULL: all absent. */
+static inline uint32_t *
+rp_map_peek (const struct rp_map *map, uint64_t table)
+{
+  uint32_t **page = map->pages[table / RP_MAP_PAGE_TABLES];
+
+  return page ? page[table % RP_MAP_PAGE_TABLES] : NULL;
+}
+
+/* Has a table changed since the freeze began? */
+static inline bool
+rp_map_is_kept (const struct rp_map_freeze *freeze, uint64_t table)
+{
+  const struct rp_map_kept *page = freeze->pages[table / RP_MAP_PAGE_TABLES];
+
+  return page && page->kept[table % RP_MAP_PAGE_TABLES];
+}
+
 /* A table as it was when the map was frozen, or as it is. */
 static inline const uint32_t *
 rp_map_frozen (const struct rp_map *map, uint64_t table)
 {
   const struct rp_map_freeze *freeze = map->freeze;
 
-  return freeze && freeze->kept[table] ? freeze->tables[table]
-                                       : map->tables[table];
+  return freeze && rp_map_is_kept (freeze, table)
+         ? freeze->pages[table / RP_MAP_PAGE_TABLES]
+             ->tables[table % RP_MAP_PAGE_TABLES]
+         : rp_map_peek (map, table);
 }
 
 static inline uint32_t
 rp_map_get (const struct rp_map *map, uint64_t grain)
 {
-  const uint32_t *table = map->tables[grain / RP_LOG_TABLE_ENTRIES];
+  const uint32_t *table = rp_map_peek (map, grain / RP_LOG_TABLE_ENTRIES);
 
   return table ? table[grain % RP_LOG_TABLE_ENTRIES] : RP_PLACE_ABSENT;
 }

@@ -815,6 +815,7 @@ read_root_header (struct rp_journal *journal, uint64_t directory_sector,
                             - RP_LOG_PAGE_BYTES;
   struct rp_log_root root;
   uint8_t page[RP_LOG_PAGE_BYTES];
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
   int status = RP_OK;
 
   if (directory_sector > RP_LOG_SECTORS_MAX
@@ -834,7 +835,9 @@ read_root_header (struct rp_journal *journal, uint64_t directory_sector,
       || root.table_count > rp_divide_up (journal->grain_count,
                                           RP_LOG_TABLE_ENTRIES)
       || root.content_bytes != rp_directory_bytes (journal->grain_count)
-                               + root.table_count * RP_LOG_TABLE_BYTES)
+                               + root.table_count * RP_LOG_TABLE_BYTES
+      || rp_log_find_page (root.stored, pages, RP_LOG_DIRECTORY_MAX, true)
+         < RP_LOG_DIRECTORY_MAX)
     return rp_fail (fault, RP_CORRUPT, position,
                     "%s: the header of the root at %" PRIu64,
                     rp_journal_name (journal), position);
@@ -849,6 +852,7 @@ read_root_header (struct rp_journal *journal, uint64_t directory_sector,
   journal->root.entry = root.entry;
   journal->root.table_count = root.table_count;
   journal->root.content_checksum = root.content_checksum;
+  memcpy (journal->root.stored, root.stored, sizeof root.stored);
   return RP_OK;
 }
 

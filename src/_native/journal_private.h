@@ -97,6 +97,7 @@ struct rp_shown_root {
   uint64_t position;             /* of its header page */
   uint64_t bytes;                /* header page, directory, tables */
   uint64_t sequence, entry, table_count, content_checksum;
+  uint8_t  stored[RP_LOG_DIRECTORY_MAX / 8];  /* pages of the directory */
 };
 
 /* Part of the file that is neither a segment nor the shown root, and not free
@@ -186,6 +187,12 @@ rp_directory_bytes (uint64_t grain_count)
   const uint64_t bytes = rp_divide_up (grain_count, RP_LOG_TABLE_ENTRIES) * 4;
 
   return rp_divide_up (bytes, RP_LOG_PAGE_BYTES) * RP_LOG_PAGE_BYTES;
+}
+
+static inline uint64_t
+rp_directory_pages (uint64_t grain_count)
+{
+  return rp_directory_bytes (grain_count) / RP_LOG_PAGE_BYTES;
 }
 
 static inline struct rp_segment *

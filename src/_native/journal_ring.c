@@ -85,7 +85,7 @@ static int
 clear_table (struct rp_journal *journal, uint64_t index,
              const struct going *going, struct rp_fault *fault)
 {
-  uint32_t *table = journal->map.tables[index];
+  uint32_t *table = rp_map_peek (&journal->map, index);
   bool any = false, left = false;
 
   if (!rp_map_is_writable (table))
@@ -116,10 +116,10 @@ clear_places (struct rp_journal *journal, const struct going *going,
   const uint64_t count = journal->map.table_count;
   int status = RP_OK;
 
-  for (uint64_t at = 0; status == RP_OK && at < count;) {
-    uint64_t stop = count - at < TABLES_AT_ONCE ? count : at + TABLES_AT_ONCE;
-
+  for (uint64_t at = 0, stop; status == RP_OK && at < count;) {
     pthread_mutex_lock (&journal->lock);
+    at = rp_map_next (&journal->map, at);
+    stop = count - at < TABLES_AT_ONCE ? count : at + TABLES_AT_ONCE;
     for (; status == RP_OK && at < stop; at++)
       status = clear_table (journal, at, going, fault);
     pthread_mutex_unlock (&journal->lock);
@@ -136,11 +136,12 @@ forget_untouched (struct rp_journal *journal,
   const uint64_t count = journal->map.table_count;
 
   for (uint64_t at = 0, stop; at < count; at = stop) {
-    stop = count - at < ZERO_TABLES_AT_ONCE ? count : at + ZERO_TABLES_AT_ONCE;
     pthread_mutex_lock (&journal->lock);
+    at = rp_map_next (&journal->map, at);
+    stop = count - at < ZERO_TABLES_AT_ONCE ? count : at + ZERO_TABLES_AT_ONCE;
     for (uint64_t i = at; i < stop; i++)
-      if (journal->map.tables[i] == rp_map_zeros && !touched[i]
-          && !freeze->kept[i])
+      if (rp_map_peek (&journal->map, i) == rp_map_zeros && !touched[i]
+          && !rp_map_is_kept (freeze, i))
         rp_map_forget_table (&journal->map, i);
     pthread_mutex_unlock (&journal->lock);
   }

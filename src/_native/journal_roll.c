@@ -72,7 +72,7 @@ fetch (const struct rp_map *map, const uint8_t *at)
   const uint32_t grain = rp_load32 (at);
 
   if (grain < map->grain_count) {
-    const uint32_t *table = map->tables[grain / RP_LOG_TABLE_ENTRIES];
+    const uint32_t *table = rp_map_peek (map, grain / RP_LOG_TABLE_ENTRIES);
 
     if (table)
       __builtin_prefetch (table + grain % RP_LOG_TABLE_ENTRIES, 1);
@@ -97,7 +97,7 @@ apply (struct rp_journal *journal, struct rp_map *map,
                         || place % journal->grain_sectors
                            > RP_PLACE_ZEROS, 0))
     return bad_entry (journal, segment, entry, fault);
-  table = map->tables[entry->grain / RP_LOG_TABLE_ENTRIES];
+  table = rp_map_peek (map, entry->grain / RP_LOG_TABLE_ENTRIES);
   if (__builtin_expect (!rp_map_is_writable (table), 0)) {
     table = rp_map_table (map, entry->grain / RP_LOG_TABLE_ENTRIES);
     if (!table)
@@ -256,23 +256,83 @@ read_table (struct rp_journal *journal, struct rp_map *map, uint64_t index,
   return RP_OK;
 }
 
+/* Pages of the directory that are not stored are zeros in the file: a VMDK
+ * reader looks at them all the same. */
 static int
-read_tables (struct rp_journal *journal, struct rp_map *map,
-             const uint8_t *directory, XXH3_state_t *hash,
-             uint8_t *buffer, struct rp_fault *fault)
+check_hole (struct rp_journal *journal, uint64_t position, uint64_t stop,
+            struct rp_fault *fault)
 {
-  const uint64_t start = journal->root.position + RP_LOG_PAGE_BYTES
-                         + rp_directory_bytes (journal->grain_count);
-  const uint64_t bytes = journal->root.table_count * RP_LOG_TABLE_BYTES;
-  uint64_t done = 0, ready = 0;
+  while (position < stop) {
+    uint8_t page[RP_LOG_PAGE_BYTES];
+    uint64_t data;
+    int status = rp_file_seek (journal->file, position, true, &data, fault);
+
+    if (status != RP_OK || data >= stop)
+      return status;
+    position = data - data % RP_LOG_PAGE_BYTES;
+    status = rp_file_pread_all (journal->file, page, sizeof page, position,
+                                fault);
+    if (status != RP_OK)
+      return status;
+    if (!rp_is_zero (page, sizeof page))
+      return bad_root (journal, "a page of the directory that is not stored",
+                       fault);
+    position += RP_LOG_PAGE_BYTES;
+  }
+  return RP_OK;
+}
+
+/* The stored pages of the directory, one behind the other. */
+static int
+read_directory (struct rp_journal *journal, uint8_t *directory,
+                struct rp_fault *fault)
+{
+  const struct rp_shown_root *root = &journal->root;
+  const uint64_t start = root->position + RP_LOG_PAGE_BYTES;
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
   int status = RP_OK;
 
-  for (uint64_t i = 0; i < map->table_count; i++) {
+  for (uint64_t at = 0, stop; status == RP_OK && at < pages; at = stop) {
+    const bool stored = rp_log_is_stored (root->stored, at);
+    uint64_t bytes;
+
+    stop = rp_log_find_page (root->stored, at, pages, !stored);
+    bytes = (stop - at) * RP_LOG_PAGE_BYTES;
+    if (!stored)
+      status = check_hole (journal, start + at * RP_LOG_PAGE_BYTES,
+                           start + stop * RP_LOG_PAGE_BYTES, fault);
+    else {
+      status = rp_file_pread_all (journal->file, directory, bytes,
+                                  start + at * RP_LOG_PAGE_BYTES, fault);
+      directory += bytes;
+    }
+  }
+  return status;
+}
+
+static int
+read_tables (struct rp_journal *journal, struct rp_map *map,
+             const uint8_t *directory, uint64_t page_count,
+             XXH3_state_t *hash, uint8_t *buffer, struct rp_fault *fault)
+{
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
+  const uint64_t start = journal->root.position + RP_LOG_PAGE_BYTES
+                         + pages * RP_LOG_PAGE_BYTES;
+  const uint64_t bytes = journal->root.table_count * RP_LOG_TABLE_BYTES;
+  uint64_t done = 0, ready = 0, page = 0;
+  int status = RP_OK;
+
+  for (uint64_t i = 0; i < page_count * RP_MAP_PAGE_TABLES; i++) {
+    const uint64_t index = i % RP_MAP_PAGE_TABLES;
     const uint32_t sector = rp_load32 (directory + i * 4);
 
+    if (index == 0)
+      page = rp_log_find_page (journal->root.stored, i == 0 ? 0 : page + 1,
+                               pages, true);
     if (sector == 0)
       continue;
     if (done == bytes
+        || page * RP_MAP_PAGE_TABLES + index >= map->table_count
         || sector != (start + done) / RP_SECTOR_BYTES)
       return bad_root (journal, "a directory entry", fault);
     if (done == ready) {
@@ -286,7 +346,8 @@ read_tables (struct rp_journal *journal, struct rp_map *map,
       XXH3_64bits_update (hash, buffer, length);
       ready = done + length;
     }
-    status = read_table (journal, map, i, buffer + done % READ_BYTES, fault);
+    status = read_table (journal, map, page * RP_MAP_PAGE_TABLES + index,
+                         buffer + done % READ_BYTES, fault);
     if (status != RP_OK)
       return status;
     done += RP_LOG_TABLE_BYTES;
@@ -294,13 +355,25 @@ read_tables (struct rp_journal *journal, struct rp_map *map,
   return done == bytes ? RP_OK : bad_root (journal, "its table count", fault);
 }
 
+static uint64_t
+count_stored (const struct rp_journal *journal)
+{
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
+  uint64_t count = 0;
+
+  for (uint64_t i = 0; i < pages; i++)
+    count += rp_log_is_stored (journal->root.stored, i);
+  return count;
+}
+
 int
 rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
                       struct rp_fault *fault)
 {
-  const uint64_t bytes = rp_directory_bytes (journal->grain_count);
+  const uint64_t count = count_stored (journal);
+  const uint64_t bytes = count * RP_LOG_PAGE_BYTES;
   const uint64_t tables = journal->root.table_count * RP_LOG_TABLE_BYTES;
-  uint8_t *directory = malloc (bytes);
+  uint8_t *directory = malloc (bytes + 1);
   uint8_t *buffer = malloc (tables < READ_BYTES ? tables + 1 : READ_BYTES);
   XXH3_state_t *hash = XXH3_createState ();
   int status;
@@ -309,12 +382,11 @@ rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
     status = rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
   else {
     XXH3_64bits_reset (hash);
-    status = rp_file_pread_all (journal->file, directory, bytes,
-                                journal->root.position + RP_LOG_PAGE_BYTES,
-                                fault);
+    status = read_directory (journal, directory, fault);
     if (status == RP_OK) {
       XXH3_64bits_update (hash, directory, bytes);
-      status = read_tables (journal, map, directory, hash, buffer, fault);
+      status = read_tables (journal, map, directory, count, hash, buffer,
+                            fault);
     }
     if (status == RP_OK
         && XXH3_64bits_digest (hash) != journal->root.content_checksum)
@@ -462,6 +534,14 @@ build_map (struct rp_journal *journal, const struct rp_cut *target,
 
 /* ---- writing a root ---- */
 
+/* A root in the making. */
+struct content {
+  const struct rp_map *map;
+  struct rp_log_root root;
+  uint8_t *directory;            /* its stored pages, one behind the other */
+  uint64_t page_count, page_room;
+};
+
 /* Is there anything in a table?  An empty one is left out of the root. */
 static bool
 table_is_empty (const uint32_t *table)
@@ -469,43 +549,82 @@ table_is_empty (const uint32_t *table)
   return !table || rp_is_zero (table, RP_LOG_TABLE_BYTES);
 }
 
-/* Some tables of what is to be shown: of a map of one's own, or of the end in
- * memory, which is frozen then and goes on changing. */
+/* Some tables of what is to be shown, of one page: the first ones from *first
+ * on that may have any entry.  Of a map of one's own, or of the end in memory,
+ * which is frozen then and goes on changing. */
 static uint64_t
 get_tables (struct rp_journal *journal, const struct rp_map *map,
-            uint64_t first, const uint32_t *out[TABLES_AT_ONCE])
+            uint64_t *first, const uint32_t *out[TABLES_AT_ONCE])
 {
   const bool live = map == &journal->map;
-  uint64_t count = map->table_count - first;
+  uint64_t count;
 
-  if (count > TABLES_AT_ONCE)
-    count = TABLES_AT_ONCE;
   if (live)
     pthread_mutex_lock (&journal->lock);
+  *first = rp_map_next (map, *first);
+  count = map->table_count - *first;
+  if (count > TABLES_AT_ONCE)
+    count = TABLES_AT_ONCE;
   for (uint64_t i = 0; i < count; i++)
-    out[i] = rp_map_frozen (map, first + i);
+    out[i] = rp_map_frozen (map, *first + i);
   if (live)
     pthread_mutex_unlock (&journal->lock);
   return count;
 }
 
-/* Note in the directory which tables there are; returns how many. */
-static uint64_t
-mark_tables (struct rp_journal *journal, const struct rp_map *map,
-             uint8_t *directory)
+/* A page of the directory is to be stored; behind those that are. */
+static int
+store_page (struct content *content, uint64_t page, struct rp_fault *fault)
 {
-  const uint32_t *tables[TABLES_AT_ONCE];
-  uint64_t found = 0;
+  if (content->page_count == content->page_room) {
+    const uint64_t room = content->page_room * 2 + 16;
+    uint8_t *more = realloc (content->directory, room * RP_LOG_PAGE_BYTES);
 
-  for (uint64_t at = 0, count; at < map->table_count; at += count) {
-    count = get_tables (journal, map, at, tables);
-    for (uint64_t i = 0; i < count; i++)
-      if (!table_is_empty (tables[i])) {
-        rp_store32 (directory + (at + i) * 4, 1);
-        found++;
-      }
+    if (!more)
+      return rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
+    content->directory = more;
+    content->page_room = room;
   }
-  return found;
+  memset (content->directory + content->page_count * RP_LOG_PAGE_BYTES, 0,
+          RP_LOG_PAGE_BYTES);
+  content->page_count++;
+  content->root.stored[page / 8] |= (uint8_t) (1u << page % 8);
+  return RP_OK;
+}
+
+/* Note in the directory which tables there are. */
+static int
+mark_tables (struct rp_journal *journal, struct content *content,
+             struct rp_fault *fault)
+{
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
+  const uint32_t *tables[TABLES_AT_ONCE];
+  uint64_t at = 0, count;
+  int status = RP_OK;
+
+  for (; (count = get_tables (journal, content->map, &at, tables)) > 0;
+       at += count) {
+    const uint64_t page = at / RP_MAP_PAGE_TABLES;
+
+    for (uint64_t i = 0; i < count; i++) {
+      if (table_is_empty (tables[i]))
+        continue;
+      if (!rp_log_is_stored (content->root.stored, page))
+        status = store_page (content, page, fault);
+      if (status != RP_OK)
+        return status;
+      rp_store32 (content->directory
+                  + (content->page_count - 1) * RP_LOG_PAGE_BYTES
+                  + (at + i) % RP_MAP_PAGE_TABLES * 4, 1);
+      content->root.table_count++;
+    }
+  }
+  content->root.content_bytes = pages * RP_LOG_PAGE_BYTES
+                                + content->root.table_count
+                                  * RP_LOG_TABLE_BYTES;
+  /* the file does not end before the directory does */
+  return content->page_count > 0 ? RP_OK
+                                 : store_page (content, pages - 1, fault);
 }
 
 /* The directory of tables that lie one after the other from position. */
@@ -526,21 +645,27 @@ _Static_assert (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tables on disk");
 /* Beside running writers each few MiB are synced at once: the next commit
  * syncs the same file, and would wait for all of it. */
 static int
-write_tables (struct rp_journal *journal, const struct rp_map *map,
-              const uint8_t *directory, uint64_t position, XXH3_state_t *hash,
-              struct rp_fault *fault)
+write_tables (struct rp_journal *journal, const struct content *content,
+              uint64_t position, XXH3_state_t *hash, struct rp_fault *fault)
 {
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
   const uint32_t *tables[TABLES_AT_ONCE];
   struct iovec parts[TABLES_AT_ONCE];
-  uint64_t unsynced = 0;
+  uint64_t unsynced = 0, page = 0;
   int status = RP_OK;
 
-  for (uint64_t at = 0, count; at < map->table_count; at += count) {
+  for (uint64_t at = 0; at < content->page_count * RP_MAP_PAGE_TABLES;
+       at += TABLES_AT_ONCE) {
+    uint64_t first, count;
     int found = 0;
 
-    count = get_tables (journal, map, at, tables);
+    if (at % RP_MAP_PAGE_TABLES == 0)
+      page = rp_log_find_page (content->root.stored, at == 0 ? 0 : page + 1,
+                               pages, true);
+    first = page * RP_MAP_PAGE_TABLES + at % RP_MAP_PAGE_TABLES;
+    count = get_tables (journal, content->map, &first, tables);
     for (uint64_t i = 0; i < count; i++) {
-      if (rp_load32 (directory + (at + i) * 4) == 0)
+      if (rp_load32 (content->directory + (at + i) * 4) == 0)
         continue;
       XXH3_64bits_update (hash, tables[i], RP_LOG_TABLE_BYTES);
       parts[found].iov_base = (void *) (uintptr_t) tables[i];
@@ -550,7 +675,7 @@ write_tables (struct rp_journal *journal, const struct rp_map *map,
       status = rp_file_pwritev (journal->file, parts, found, position, fault);
     position += (uint64_t) found * RP_LOG_TABLE_BYTES;
     unsynced += (uint64_t) found * RP_LOG_TABLE_BYTES;
-    if (status == RP_OK && map->freeze && unsynced >= SYNC_BYTES) {
+    if (status == RP_OK && content->map->freeze && unsynced >= SYNC_BYTES) {
       status = rp_file_sync (journal->file, fault);
       unsynced = 0;
     }
@@ -560,15 +685,37 @@ write_tables (struct rp_journal *journal, const struct rp_map *map,
   return RP_OK;
 }
 
+/* The pages of the directory that are stored; what lies between is a hole. */
+static int
+write_directory (struct rp_journal *journal, const struct content *content,
+                 struct rp_fault *fault)
+{
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
+  const uint8_t *stored = content->root.stored, *from = content->directory;
+  int status = RP_OK;
+
+  for (uint64_t at = 0, stop; status == RP_OK; at = stop) {
+    uint64_t bytes;
+
+    at = rp_log_find_page (stored, at, pages, true);
+    if (at == pages)
+      break;
+    stop = rp_log_find_page (stored, at, pages, false);
+    bytes = (stop - at) * RP_LOG_PAGE_BYTES;
+    status = rp_file_pwrite (journal->file, from, bytes, content->root.position
+                             + (1 + at) * RP_LOG_PAGE_BYTES, fault);
+    from += bytes;
+  }
+  return status;
+}
+
 /* Write directory and tables behind position, then the header page with the
  * checksum over them. */
 static int
-write_content (struct rp_journal *journal, const struct rp_map *map,
-               const uint8_t *directory, struct rp_log_root *root,
+write_content (struct rp_journal *journal, struct content *content,
                struct rp_fault *fault)
 {
-  const uint64_t bytes = rp_directory_bytes (journal->grain_count);
-  const uint64_t start = root->position + RP_LOG_PAGE_BYTES;
+  struct rp_log_root *root = &content->root;
   XXH3_state_t *hash = XXH3_createState ();
   uint8_t page[RP_LOG_PAGE_BYTES];
   int status;
@@ -576,10 +723,13 @@ write_content (struct rp_journal *journal, const struct rp_map *map,
   if (!hash)
     return rp_fail (fault, RP_NO_MEMORY, 0, "a checksum");
   XXH3_64bits_reset (hash);
-  XXH3_64bits_update (hash, directory, bytes);
-  status = rp_file_pwrite (journal->file, directory, bytes, start, fault);
+  XXH3_64bits_update (hash, content->directory,
+                      content->page_count * RP_LOG_PAGE_BYTES);
+  status = write_directory (journal, content, fault);
   if (status == RP_OK)
-    status = write_tables (journal, map, directory, start + bytes, hash,
+    status = write_tables (journal, content, root->position
+                           + RP_LOG_PAGE_BYTES
+                           + rp_directory_bytes (journal->grain_count), hash,
                            fault);
   root->content_checksum = XXH3_64bits_digest (hash);
   XXH3_freeState (hash);
@@ -656,10 +806,56 @@ rp_journal_end_building (struct rp_journal *journal)
 }
 
 static int
-place_root (struct rp_journal *journal, struct rp_log_root *root, bool limited,
+reserve (struct rp_journal *journal, uint64_t position, uint64_t stop,
+         struct rp_fault *fault)
+{
+  int status = rp_file_allocate (journal->file, position, stop - position,
+                                 fault);
+
+  if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
+                          || fault->os_errno == ENOSYS))
+    status = RP_OK;
+  return status;
+}
+
+/* Space for what will be written, in as few pieces as there are.  The rest of
+ * the directory has to read as zeros, whatever the slots were used for before:
+ * space that was given back may have stayed, or a crash came first. */
+static int
+prepare_slots (struct rp_journal *journal, const struct content *content,
+               struct rp_fault *fault)
+{
+  const struct rp_log_root *root = &content->root;
+  const uint64_t pages = rp_directory_pages (journal->grain_count);
+  const uint64_t start = root->position + RP_LOG_PAGE_BYTES;
+  uint64_t from = root->position, to = start;
+  int status = RP_OK;
+
+  if (content->page_count < pages
+      && !RP_SABOTAGED (42))     /* shows what was there before */
+    status = rp_file_punch (journal->file, start, pages * RP_LOG_PAGE_BYTES,
+                            fault);
+  for (uint64_t at = 0, stop; status == RP_OK && at < pages; at = stop) {
+    const bool stored = rp_log_is_stored (root->stored, at);
+
+    stop = rp_log_find_page (root->stored, at, pages, !stored);
+    if (!stored && from < to)
+      status = reserve (journal, from, to, fault);
+    to = start + stop * RP_LOG_PAGE_BYTES;
+    if (!stored)
+      from = to;
+  }
+  to = start + root->content_bytes;
+  return status == RP_OK && from < to ? reserve (journal, from, to, fault)
+                                      : status;
+}
+
+static int
+place_root (struct rp_journal *journal, struct content *content, bool limited,
             struct rp_fault *fault)
 {
-  const uint64_t bytes = RP_LOG_PAGE_BYTES + root->content_bytes;
+  const uint64_t bytes = RP_LOG_PAGE_BYTES + content->root.content_bytes;
+  struct rp_fault ignored;
   int status;
 
   pthread_mutex_lock (&journal->lock);
@@ -667,13 +863,13 @@ place_root (struct rp_journal *journal, struct rp_log_root *root, bool limited,
   pthread_mutex_unlock (&journal->lock);
   if (status != RP_OK)
     return status;
-  root->position = journal->building.position;
-  status = rp_file_allocate (journal->file, root->position, bytes, fault);
-  if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
-                          || fault->os_errno == ENOSYS))
-    status = RP_OK;
-  if (status != RP_OK)           /* nothing was written: no harm done */
+  content->root.position = journal->building.position;
+  status = prepare_slots (journal, content, fault);
+  if (status != RP_OK) {         /* nothing was written: no harm done */
+    (void) rp_file_punch (journal->file, content->root.position, bytes,
+                          &ignored);
     rp_journal_end_building (journal);
+  }
   return status;
 }
 
@@ -690,6 +886,7 @@ change_root (struct rp_journal *journal, const struct rp_log_root *root)
   journal->root.entry = root->entry;
   journal->root.table_count = root->table_count;
   journal->root.content_checksum = root->content_checksum;
+  memcpy (journal->root.stored, root->stored, sizeof root->stored);
   journal->building.position = old.position;
   journal->building.bytes = old.bytes;
   pthread_mutex_unlock (&journal->lock);
@@ -698,15 +895,17 @@ change_root (struct rp_journal *journal, const struct rp_log_root *root)
 }
 
 static int
-put_root (struct rp_journal *journal, const struct rp_map *map,
-          uint8_t *directory, struct rp_log_root *root, struct rp_fault *fault)
+put_root (struct rp_journal *journal, struct content *content,
+          struct rp_fault *fault)
 {
+  const struct rp_log_root *root = &content->root;
   int status;
 
-  fill_directory (directory, map->table_count, root->position
+  fill_directory (content->directory,
+                  content->page_count * RP_MAP_PAGE_TABLES, root->position
                   + RP_LOG_PAGE_BYTES
                   + rp_directory_bytes (journal->grain_count));
-  status = write_content (journal, map, directory, root, fault);
+  status = write_content (journal, content, fault);
   if (RP_SABOTAGED (20))         /* gives the old root back too early */
     drop_root (journal, &journal->root);
   if (status == RP_OK && !RP_SABOTAGED (4))   /* flips too early */
@@ -728,30 +927,30 @@ write_root (struct rp_journal *journal, const struct rp_map *map,
             const struct rp_cut *target, bool limited, struct rp_roll *out,
             struct rp_fault *fault)
 {
-  const uint64_t bytes = rp_directory_bytes (journal->grain_count);
-  struct rp_log_root root = {
-    .sequence = target->sequence, .entry = target->entry,
-    .point_id = target->point_id,
+  struct content content = {
+    .map = map,
+    .root = {
+      .sequence = target->sequence, .entry = target->entry,
+      .point_id = target->point_id,
+    },
   };
-  uint8_t *directory = calloc (1, bytes);
   int status;
 
-  if (!directory)
-    return rp_fail (fault, RP_NO_MEMORY, 0, "a grain directory");
-  memcpy (root.id, journal->super.id, sizeof root.id);
-  root.table_count = mark_tables (journal, map, directory);
-  root.content_bytes = bytes + root.table_count * RP_LOG_TABLE_BYTES;
-  status = place_root (journal, &root, limited, fault);
+  memcpy (content.root.id, journal->super.id, sizeof content.root.id);
+  status = mark_tables (journal, &content, fault);
+  if (status == RP_OK)
+    status = place_root (journal, &content, limited, fault);
   if (status == RP_OK) {
-    status = put_root (journal, map, directory, &root, fault);
+    status = put_root (journal, &content, fault);
     if (status == RP_OK)
-      change_root (journal, &root);
+      change_root (journal, &content.root);
   }
-  free (directory);
+  free (content.directory);
   if (status != RP_OK)
     return status;
-  out->tables_written = root.table_count;
-  out->bytes_written = journal->root.bytes;
+  out->tables_written = content.root.table_count;
+  out->bytes_written = RP_LOG_PAGE_BYTES * (1 + content.page_count)
+                       + content.root.table_count * RP_LOG_TABLE_BYTES;
   return RP_OK;
 }
 
@@ -799,7 +998,10 @@ rp_journal_thaw (struct rp_journal *journal, struct rp_map_freeze *freeze)
     const uint64_t stop = count - at < TABLES_AT_ONCE ? count
                                                       : at + TABLES_AT_ONCE;
 
-    if (rp_is_zero (freeze->kept + at, stop - at))
+    const struct rp_map_kept *page = freeze->pages[at / RP_MAP_PAGE_TABLES];
+
+    if (!page
+        || rp_is_zero (page->kept + at % RP_MAP_PAGE_TABLES, stop - at))
       continue;
     pthread_mutex_lock (&journal->lock);
     rp_map_freeze_release (&journal->map, freeze, at, stop);
@@ -853,7 +1055,7 @@ roll (struct rp_journal *journal, uint64_t point_id, struct rp_roll *out,
       struct rp_fault *fault)
 {
   struct rp_cut target = { .entry = 0 };
-  struct rp_map map = { .tables = NULL }, *use;
+  struct rp_map map = { .pages = NULL }, *use;
   bool whole = true;
   int status = rp_journal_commit (journal, fault);
 

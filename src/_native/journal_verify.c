@@ -528,9 +528,15 @@ compare_maps (struct verify *verify, const struct rp_map *shown,
   const uint64_t table_bytes = (uint64_t) RP_LOG_TABLE_ENTRIES
                                * verify->journal->super.grain_bytes;
 
-  for (uint64_t i = 0; i < shown->table_count; i++)
+  for (uint64_t i = 0; i < shown->table_count; i++) {
+    const uint64_t next = rp_map_next (shown, i);
+    const uint64_t other = rp_map_next (&log->since, i);
+
+    i = next < other ? next : other;
+    if (i == shown->table_count)
+      return;
     for (uint64_t g = i * RP_LOG_TABLE_ENTRIES;
-         shown->tables[i] != log->since.tables[i]
+         rp_map_peek (shown, i) != rp_map_peek (&log->since, i)
          && g < (i + 1) * RP_LOG_TABLE_ENTRIES && g < shown->grain_count; g++)
       if (!agrees (log, g, rp_map_get (shown, g))) {
         if (is_moved (verify))
@@ -539,6 +545,7 @@ compare_maps (struct verify *verify, const struct rp_map *shown,
                 table_bytes, "the shown root differs from the log");
         break;
       }
+  }
 }
 
 static int
