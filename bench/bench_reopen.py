@@ -6,8 +6,8 @@ Question: opening a log and reading from it should cost what came after its last
 Sketch:   opening reads a header and a trailer a segment (16 for each GiB), the shown root (2 KiB
           for each 2 MiB of the disk that was written), and the entries behind it: 4 MiB for a
           GiB of tail, and the batches of the last segment one by one. The grain directory has
-          4 bytes for each 2 MiB: 32 MiB at 16 TiB, all of it in a root, which is what a very
-          large disk costs more.
+          4 bytes for each 2 MiB of the disk, 32 MiB at 16 TiB, but only its pages that name a
+          table are written and read; the others are holes.
 Logs:     laid out by journal_synthesize (headers, entries, summaries are real, grains are holes),
           but for the tail, whose every byte was written.
 """

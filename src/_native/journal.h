@@ -58,7 +58,7 @@
  * Readers: who opens a log without the lock beside a writer that destages gets
  *          RP_STATE from a read once the horizon has passed what it knows.
  * Tests:   tests/native/journal_test.c, journal_destage_test.c,
- *          tests/test_journal.py
+ *          journal_root_test.c, tests/test_journal.py
  * Bytes:   docs/formats.md, "Journal log"
  */
 #ifndef RP_JOURNAL_H
