@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from native_build import NativeBuild
 from tools import ROOT, require_tool
 
 __all__ = ["ROOT", "require_tool"]
+
+LONG_FILES = {"test_native_units.py", "test_fuzz.py", "test_bench.py", "test_proof.py"}
 
 
 @pytest.fixture(scope="session")
@@ -20,4 +23,14 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> NativeBuild:
     """The C core and its test programs, compiled when they are first asked for."""
-    return NativeBuild(tmp_path_factory.mktemp("native"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which all workers share
+    folder /= "native"
+    folder.mkdir(exist_ok=True)
+    return NativeBuild(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)

@@ -1,10 +1,13 @@
-"""Builds the C core and its test programs: once for each way, shared by a whole session."""
+"""Builds the C core and its test programs: once for each way, shared by a session's processes."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from tools import ROOT, require_tool
@@ -57,9 +60,10 @@ class NativeBuild:
         """A test program, linked with the core."""
         target = self._folder / f"{way}{''.join(defines)}" / source.stem
         objects = [*self._compile([source], way, (), way), *self.core(way, defines, only)]
-        if not target.exists():
-            command = [self._gcc, *FLAGS, *WAYS[way], "-o", target, *objects, "-ldeflate"]
-            subprocess.run([*command, *_wraps(source)], check=True)
+        with _alone(target.parent):
+            if not target.exists():
+                command = [self._gcc, *FLAGS, *WAYS[way], "-o", target, *objects, "-ldeflate"]
+                subprocess.run([*command, *_wraps(source)], check=True)
         return target
 
     def _compile(
@@ -67,6 +71,12 @@ class NativeBuild:
     ) -> list[str]:
         folder = self._folder / name
         folder.mkdir(exist_ok=True)
+        with _alone(folder):
+            return self._compile_alone(sources, way, defines, folder)
+
+    def _compile_alone(
+        self, sources: list[Path], way: str, defines: tuple[str, ...], folder: Path
+    ) -> list[str]:
         targets = [folder / f"{source.stem}.o" for source in sources]
         running: list[subprocess.Popen[str]] = []
         for source, target in zip(sources, targets, strict=True):
@@ -79,6 +89,17 @@ class NativeBuild:
         for process in running:
             _finish(process)
         return [str(target) for target in targets]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Other processes of the session wait, and find what was built."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _wraps(source: Path) -> list[str]:
