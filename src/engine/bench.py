@@ -126,7 +126,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             peer = f"{name}: {row['medians'][name]:,.4g} ±{row['spreads'][name] / 2:.0%}"
             ratio, goal = row["ratios"][name], row["goals"].get(name)
             met = "" if goal is None else ("yes" if ratio >= goal else "**no**")
-            shown = "" if goal is None else f"{goal:g}×"
+            shown = "" if goal is None else f"{goal:.2g}×"
             lines.append(
                 f"| {row['what']} | {row['cache']} | {ours} | {peer} | {ratio:.2f}× "
                 f"| {shown} | {met} |"
