@@ -11,6 +11,7 @@
  * Argument: only jobs whose name begins so.  The environment: see failing.h.
  */
 #include "failing.h"
+#include "failing_jobs.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -704,8 +705,6 @@ static const struct job jobs[] = {
   { "repair again", job_repair, check_repair, .alone = true, .again = true },
 };
 
-static uint64_t runs;
-
 static bool
 has_backup (struct rp_io *io)
 {
@@ -788,60 +787,37 @@ fill_place (struct scene *scene, const struct job *job)
   }
 }
 
-static void
-set (struct scene *scene, const struct job *job)
+static struct scene scene;
+
+static const char *
+job_name (const struct job *job)
+{
+  return job->name;
+}
+
+static struct rp_io *
+job_set (const struct job *job)
 {
   struct rp_fault fault;
 
-  memset (scene, 0, sizeof *scene);
-  OK (rp_io_simulate_create (&scene->sim, &fault));
-  fill_place (scene, job);
-  OK (rp_sim_settle (scene->sim, &fault));
+  memset (&scene, 0, sizeof scene);
+  OK (rp_io_simulate_create (&scene.sim, &fault));
+  fill_place (&scene, job);
+  OK (rp_sim_settle (scene.sim, &fault));
+  return scene.sim;
+}
+
+static int
+job_run (const struct job *job, struct rp_io *io, struct rp_fault *fault)
+{
+  scene.io = io;
+  return job->run (&scene, fault);
 }
 
 static void
-judge (const struct job *job, struct scene *scene, int64_t blocks, bool struck,
-       int status, const char *what, uint64_t call)
+job_check (const struct job *job)
 {
-  bool fine = struck || status == RP_OK;
-
-  if (struck && status != RP_OK)
-    fine = status == RP_NO_MEMORY || status == RP_IO || status == RP_FAILED;
-  if (!fine) {
-    fprintf (stderr, "%s, %s %" PRIu64 " fails: %s\n", job->name, what, call,
-             rp_status_text (status));
-    exit (EXIT_FAILURE);
-  }
-  job->check (scene);
-  rp_io_destroy (scene->sim);
-  if (failing_blocks != blocks) {
-    fprintf (stderr, "%s, %s %" PRIu64 " fails: %" PRId64 " blocks are "
-             "forgotten\n", job->name, what, call, failing_blocks - blocks);
-    exit (EXIT_FAILURE);
-  }
-  runs++;
-}
-
-static bool
-without_memory (const struct job *job, uint64_t call, bool sticky)
-{
-  const int64_t blocks = failing_blocks;
-  static struct scene scene;
-  struct rp_io *order;
-  struct rp_fault fault;
-  uint64_t struck;
-  int status;
-
-  set (&scene, job);
-  OK (rp_io_order_create (scene.sim, &order, &fault));
-  scene.io = order;
-  failing_arm (call, sticky);
-  status = job->run (&scene, &fault);
-  struck = failing_disarm ();
-  rp_io_destroy (order);
-  judge (job, &scene, blocks, struck > 0, status, sticky ? "memory from"
-                                                         : "memory", call);
-  return struck > 0;
+  job->check (&scene);
 }
 
 static void
@@ -857,7 +833,6 @@ static bool
 without_memory_below (const struct job *job, uint64_t call)
 {
   const int64_t blocks = failing_blocks;
-  static struct scene scene;
   struct rp_dir *dir;
   struct rp_fault fault;
   uint64_t struck;
@@ -884,36 +859,8 @@ without_memory_below (const struct job *job, uint64_t call)
   CHECK (rmdir (folder) == 0);
   snprintf (folder, sizeof folder, "/");
   CHECK (failing_blocks == blocks);
-  runs++;
+  failing_runs++;
   return struck > 0;
-}
-
-static bool
-without_storage (const struct job *job, uint64_t call, int os_errno,
-                 bool sticky)
-{
-  const int64_t blocks = failing_blocks;
-  const struct rp_fault_plan plan = {
-    .call = call, .kinds = RP_FAULT_ANY, .os_errno = os_errno,
-    .sticky = sticky,
-  };
-  static struct scene scene;
-  struct rp_io *faulty;
-  struct rp_fault fault;
-  bool struck;
-  int status;
-
-  set (&scene, job);
-  OK (rp_io_fault_create (scene.sim, &plan, &faulty, &fault));
-  scene.io = faulty;
-  failing_watch (faulty, &plan);
-  status = job->run (&scene, &fault);
-  (void) failing_disarm ();
-  struck = rp_io_fault_calls (faulty) >= call;
-  rp_io_destroy (faulty);
-  judge (job, &scene, blocks, struck, status, sticky ? "call from" : "call",
-         call);
-  return struck;
 }
 
 static void
@@ -921,17 +868,7 @@ try_all (const struct job *job, uint64_t step)
 {
   for (uint64_t call = 1; !job->again && without_memory_below (job, call);)
     call += step;
-  for (unsigned way = 0; way < 4; way++) {
-    const int os_errno = way < 2 ? EIO : ENOSPC;
-
-    if (way < 2)
-      for (uint64_t call = 1 + way; without_memory (job, call, way == 1);)
-        call += step;
-    if (job->alone)
-      for (uint64_t call = 1 + way; without_storage (job, call, os_errno,
-                                                     way % 2 == 1);)
-        call += step;
-  }
+  failing_try (job, job->alone, step);
 }
 
 int
@@ -942,9 +879,6 @@ main (int argc, char **argv)
   for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++)
     if (argc < 2 || strncmp (jobs[i].name, argv[1], strlen (argv[1])) == 0)
       try_all (&jobs[i], step);
-  failing_tell ();
-  printf ("failing_images_test: %" PRIu64 " runs, %" PRIu64 " sites of memory "
-          "and %" PRIu64 " of storage failed\n", runs,
-          failing_count (failing.memory), failing_count (failing.storage));
+  failing_summary ("failing_images_test");
   return EXIT_SUCCESS;
 }

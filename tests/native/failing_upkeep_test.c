@@ -10,6 +10,7 @@
  * Argument: only jobs whose name begins so.  The environment: see failing.h.
  */
 #include "failing.h"
+#include "failing_jobs.h"
 
 #include "copy.h"
 #include "gate.h"
@@ -419,83 +420,35 @@ static const struct job jobs[] = {
   { "gate", job_gate, false, false },
 };
 
-static uint64_t runs;
+static struct scene scene;
+
+static const char *
+job_name (const struct job *job)
+{
+  return job->name;
+}
+
+static struct rp_io *
+job_set (const struct job *job)
+{
+  set (&scene);
+  if (job->harmed)
+    harm (&scene);
+  return scene.sim;
+}
+
+static int
+job_run (const struct job *job, struct rp_io *io, struct rp_fault *fault)
+{
+  scene.io = io;
+  return job->run (&scene, fault);
+}
 
 static void
-judge (const struct job *job, struct scene *scene, int64_t blocks, bool struck,
-       int status, const char *what, uint64_t call)
+job_check (const struct job *job)
 {
-  const bool fine = status == RP_OK || (struck && (status == RP_NO_MEMORY
-                                                   || status == RP_IO
-                                                   || status == RP_FAILED));
-  if (!fine) {
-    fprintf (stderr, "%s, %s %" PRIu64 " fails: %s\n", job->name, what, call,
-             rp_status_text (status));
-    exit (EXIT_FAILURE);
-  }
-  if (!job->mends || scene->done)
-    check_scene (scene, job->harmed && !job->mends);
-  rp_io_destroy (scene->sim);
-  if (failing_blocks != blocks) {
-    fprintf (stderr, "%s, %s %" PRIu64 " fails: %" PRId64 " blocks are "
-             "forgotten\n", job->name, what, call, failing_blocks - blocks);
-    exit (EXIT_FAILURE);
-  }
-  runs++;
-}
-
-static bool
-without_memory (const struct job *job, uint64_t call, bool sticky)
-{
-  const int64_t blocks = failing_blocks;
-  struct scene scene;
-  struct rp_io *order;
-  struct rp_fault fault;
-  uint64_t struck;
-  int status;
-
-  set (&scene);
-  if (job->harmed)
-    harm (&scene);
-  OK (rp_io_order_create (scene.sim, &order, &fault));
-  scene.io = order;
-  failing_arm (call, sticky);
-  status = job->run (&scene, &fault);
-  struck = failing_disarm ();
-  rp_io_destroy (order);
-  judge (job, &scene, blocks, struck > 0, status,
-         sticky ? "memory from" : "memory", call);
-  return struck > 0;
-}
-
-static bool
-without_storage (const struct job *job, uint64_t call, int os_errno,
-                 bool sticky)
-{
-  const int64_t blocks = failing_blocks;
-  const struct rp_fault_plan plan = {
-    .call = call, .kinds = RP_FAULT_ANY, .os_errno = os_errno,
-    .sticky = sticky,
-  };
-  struct scene scene;
-  struct rp_io *faulty;
-  struct rp_fault fault;
-  bool struck;
-  int status;
-
-  set (&scene);
-  if (job->harmed)
-    harm (&scene);
-  OK (rp_io_fault_create (scene.sim, &plan, &faulty, &fault));
-  scene.io = faulty;
-  failing_watch (faulty, &plan);
-  status = job->run (&scene, &fault);
-  (void) failing_disarm ();
-  struck = rp_io_fault_calls (faulty) >= call;
-  rp_io_destroy (faulty);
-  judge (job, &scene, blocks, struck, status, sticky ? "call from" : "call",
-         call);
-  return struck;
+  if (!job->mends || scene.done)
+    check_scene (&scene, job->harmed && !job->mends);
 }
 
 int
@@ -503,23 +456,9 @@ main (int argc, char **argv)
 {
   const uint64_t step = failing_step (STEP);
 
-  for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++) {
-    if (argc > 1 && strncmp (jobs[i].name, argv[1], strlen (argv[1])) != 0)
-      continue;
-    for (unsigned way = 0; way < 4; way++) {
-      const int os_errno = way < 2 ? EIO : ENOSPC;
-
-      if (way < 2)
-        for (uint64_t call = 1 + way; without_memory (&jobs[i], call, way);)
-          call += step;
-      for (uint64_t call = 1 + way; without_storage (&jobs[i], call, os_errno,
-                                                     way % 2 == 1);)
-        call += step;
-    }
-  }
-  failing_tell ();
-  printf ("failing_upkeep_test: %" PRIu64 " runs, %" PRIu64 " sites of memory "
-          "and %" PRIu64 " of storage failed\n", runs,
-          failing_count (failing.memory), failing_count (failing.storage));
+  for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++)
+    if (argc < 2 || strncmp (jobs[i].name, argv[1], strlen (argv[1])) == 0)
+      failing_try (&jobs[i], true, step);
+  failing_summary ("failing_upkeep_test");
   return EXIT_SUCCESS;
 }
