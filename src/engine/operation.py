@@ -21,12 +21,11 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import failing_over, merging, replication, rollback, undoing
+from . import failing_over, replication, rollback, undoing
 from .errors import StateError
 from .manifest import MachineSettings
 from .points import Point
 from .replica import Replica
-from .retention import refuse_locked
 from .steps import (
     OnStep,
     Outcome,
@@ -39,6 +38,7 @@ from .steps import (
 )
 
 if TYPE_CHECKING:
+    from . import merging
     from .hypervisor.base import Hypervisor
 
 FAILOVER_STEPS = failing_over.STEPS
@@ -202,6 +202,8 @@ def permanent(
         Error: A step failed; before the merge the replica is in Failover still, and
             after it Failed: resume goes on, there is no way back.
     """
+    from . import merging, retention  # a failover does without
+
     operation_id = operation_id or str(uuid.uuid4())
     begun = time.perf_counter()
     forced = replica.is_forced(force_name)
@@ -211,7 +213,7 @@ def permanent(
             return known
         replica.need_state("Failover", doing="make {} permanent")
         if not forced:
-            refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
+            retention.refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
         replica.journals().close()
         require_chains(replica)
         begin(replica, "permanent", merging.STEPS, operation_id)
@@ -249,6 +251,8 @@ def _permanent(
     begun: float,
     progress: merging.Progress | None = None,
 ) -> Outcome:
+    from . import merging  # a failover does without
+
     runner = Runner(replica, on_step)
     merged = runner.operation.step("state").state == "done"
     replica.manifest.state = "Permanent" if merged else "Processing"
