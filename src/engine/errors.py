@@ -151,6 +151,11 @@ class HeldError(Error):
     code = "held"
 
 
+def on_hold(name: str) -> HeldError:
+    """The error that a replica of that name is on hold."""
+    return HeldError(f"replication of {name} is on hold", "rollpoint release lets it go on")
+
+
 class StateError(Error):
     """The replica or object is not in a state that allows this operation."""
 

@@ -31,10 +31,10 @@ from .errors import (
     DamagedError,
     Error,
     FormatError,
-    HeldError,
     LockedError,
     StateError,
     StorageError,
+    on_hold,
 )
 from .journals import Journals
 from .links import LINKS_MAX, open_links, problems
@@ -113,9 +113,7 @@ def _find(manifest: Manifest, number: int) -> Frozen | None:
 def _require_ready(replica: Replica, doing: str) -> None:
     replica.need_state("Ready", doing=doing)
     if replica.manifest.held:
-        raise HeldError(
-            f"replication of {replica.name} is on hold", "rollpoint release lets it go on"
-        )
+        raise on_hold(replica.name)
 
 
 def _require_at(journals: Journals, point: Point) -> None:

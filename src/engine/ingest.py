@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import cast
 
 from . import control, replication
-from .errors import Error, HeldError, LockedError, UsageError
+from .errors import Error, LockedError, UsageError, on_hold
 from .ingest_answers import Answers
 from .intake import Intake
 from .manifest import IngestRecord, Rpo
@@ -85,10 +85,7 @@ class Ingest:
                 replica.need_state("Ready", doing="ingest into {}")
                 replication.reconcile(replica, intake.take_journals().held)
                 if manifest.held:
-                    raise HeldError(
-                        f"replication of {replica.name} is on hold",
-                        "rollpoint release lets it go on",
-                    )
+                    raise on_hold(replica.name)
                 intake.listener = control.listen(self._socket_path)
                 self._control = control.ControlServer(
                     replica.control_path, self._selector, self._answers

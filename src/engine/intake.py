@@ -16,11 +16,11 @@ from . import _native, replication
 from .errors import (
     Error,
     FailedError,
-    HeldError,
     LockedError,
     StaleEpochError,
     StateError,
     StorageError,
+    on_hold,
 )
 from .retaining import Retainer
 from .rpo import RpoRecord
@@ -101,10 +101,7 @@ class Intake:
             HeldError: There are none: replication is on hold.
         """
         if self.journals is None:
-            raise HeldError(
-                f"replication of {self.replica.name} is on hold",
-                "rollpoint release lets it go on",
-            )
+            raise on_hold(self.replica.name)
         return self.journals
 
     # ---- exports ----

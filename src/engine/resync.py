@@ -17,7 +17,14 @@ from typing import NamedTuple, Protocol, cast
 from . import control, nbd_client, replication
 from ._native import RUN_DATA, Disk
 from .disk import open_disk
-from .errors import CancelledError, HeldError, StateError, UsageError, system_error
+from .errors import (
+    CancelledError,
+    HeldError,
+    StateError,
+    UsageError,
+    on_hold,
+    system_error,
+)
 from .manifest import DiskEntry
 from .nbd_client import NbdClient, Place
 from .points import Point
@@ -245,9 +252,7 @@ def _without_ingest(replica: Replica, job: _Job) -> Resync:
         ) as journals:
             replication.reconcile(replica, journals.held)
             if replica.manifest.held:
-                raise HeldError(
-                    f"replication of {replica.name} is on hold", "rollpoint release lets it go on"
-                )
+                raise on_hold(replica.name)
             newest = journals.newest_time
             replication.note_unclean_end(replica, journals.were_clean, newest)
             _need_sources(job, replication.doubted_disks(replica.manifest))
@@ -273,9 +278,7 @@ def _without_ingest(replica: Replica, job: _Job) -> Resync:
 
 def _beside_ingest(replica: Replica, job: _Job, status: Mapping[str, object]) -> Resync:
     if status["state"] == "held":
-        raise HeldError(
-            f"replication of {replica.name} is on hold", "rollpoint release lets it go on"
-        )
+        raise on_hold(replica.name)
     replica.refresh()
     ingest = replica.manifest.ingest
     if ingest is None:
