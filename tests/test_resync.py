@@ -196,6 +196,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_changed(
     assert refused("--disk", good, "--ranges", f"b={tmp_path}/far.json") == "UsageError"
     assert refused("--disk", good, "--ranges", f"a={tmp_path}/far.json") == "UsageError"
     assert refused("--disk", good, "--ranges", f"b={tmp_path}/none.json", code=1) == "NotFoundError"
+    misuse = rollpoint("replica", "resync", path, "--disk", good, "--ranges", "far.json", code=2)
+    assert misuse["message"] == "--ranges 'far.json' is not NAME=FILE"
     assert refused("--disk", "b=nbds://host/b") == "UsageError"
     assert refused("--disk", f"b=nbd+unix:///b?socket={tmp_path}/none", code=1) == "NotFoundError"
     with pytest.raises(UsageError), Replica.open(path) as replica:

@@ -47,20 +47,25 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="replica")
 
 
-def pairs(options: list[str], what: str) -> list[tuple[str, str]]:
+def pairs(options: list[str], what: str, option: str = "--disk") -> list[tuple[str, str]]:
     """NAME=VALUE options as pairs.
+
+    Args:
+        option: How it is called.
 
     Raises:
         UsageError: One has no "=", or nothing on a side of it, or a name comes twice.
     """
     made = []
-    for option in options:
-        name, found, value = option.partition("=")
+    for given in options:
+        name, found, value = given.partition("=")
         if not (name and found and value):
-            raise UsageError(f"--disk {option!r} is not NAME={what}", f"as in --disk root={what}")
+            raise UsageError(
+                f"{option} {given!r} is not NAME={what}", f"as in {option} root={what}"
+            )
         made.append((name, value))
     if len({name for name, _ in made}) != len(made):
-        raise UsageError("a disk is named twice", "give every --disk its own name")
+        raise UsageError("a disk is named twice", f"give every {option} its own name")
     return made
 
 

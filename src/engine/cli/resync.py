@@ -34,7 +34,8 @@ def resync(
     from .replica import pairs  # which imports us, for its group
 
     sources = dict(pairs(disk, "SOURCE"))
-    wanted = {name: room.read_ranges(path) for name, path in pairs(ranges or [], "FILE")}
+    files = pairs(ranges or [], "FILE", "--ranges")
+    wanted = {name: room.read_ranges(path) for name, path in files}
     with Replica.open(directory) as replica:
         done = room.resync(replica, sources, wanted)
     if as_json:
