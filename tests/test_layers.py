@@ -26,7 +26,7 @@ ROWS = [
     {"create", "facts", "ranges", "check"},
     {"repair"},
     {"disk", "journal", "export"},
-    {"convert", "interim", "rollback", "journals", "control", "rpo", "below", "chains", "digests"},
+    {"convert", "interim", "rollback", "journals", "control", "below", "chains", "digests"},
     {"seed", "scrub_notes"},
     {"scrub_base", "scrub_links"},
     {"scrub"},

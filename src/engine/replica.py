@@ -262,7 +262,7 @@ class Replica:
         """What `replica show --json` prints. Paths are absolute."""
         from . import showing
 
-        return showing.show(self.directory, self.manifest, self.rpo)
+        return showing.show(self.directory, self.manifest)
 
     def set_retention(self, **settings: object) -> Retention:
         """Change some settings of manifest.Retention; a running ingest takes them up.

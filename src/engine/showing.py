@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import msgspec
 
-from . import control
+from . import control, rpo
 from ._native import Dir
 from .errors import Error
 from .journals import Journals
@@ -18,15 +17,11 @@ ASK_SECONDS = 5.0
 Facts = dict[str, object]
 
 
-def show(directory: Dir, manifest: Manifest, rpo: Callable[[Points], Facts]) -> Facts:
-    """See Replica.show.
-
-    Args:
-        rpo: How far back a failover would go, with these points.
-    """
+def show(directory: Dir, manifest: Manifest) -> Facts:
+    """See Replica.show."""
     operation = manifest.operation
-    status = _ask(directory)
     points, used_bytes, error = _look(directory, manifest)
+    status = _ask(directory)  # after the points: what it says of its lag is never the older
     return {
         "id": manifest.id,
         "name": manifest.name,
@@ -38,7 +33,11 @@ def show(directory: Dir, manifest: Manifest, rpo: Callable[[Points], Facts]) -> 
         "disks": _disks(directory, manifest),
         "recovered": None if manifest.recovered is None else _builtins(manifest.recovered),
         "retention": _retention(manifest, points, used_bytes, status),
-        "rpo": None if points is None else rpo(points),
+        "rpo": None
+        if points is None
+        else rpo.report(
+            manifest.rpo, manifest.gaps, points[-1] if points else None, status or None
+        ),
         "error": error,
         "ingest": None
         if manifest.ingest is None
