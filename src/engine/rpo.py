@@ -53,7 +53,7 @@ class RpoRecord:
         self.disk_lags = {name: Lag() for name in names}
         self.barrier_ns = 0  # of the newest point
         self.barrier_ns_max = 0
-        self._to_note: list[dict[str, object]] = []
+        self._to_note: list[dict[str, object]] = []  # gaps, and their ends
         self._since: dict[str, float] = {}  # disk -> not after its oldest uncovered write
         self._entries: dict[str, int] = {}
         self._looked = time.monotonic()
@@ -158,15 +158,10 @@ class RpoRecord:
     # ---- for the manifest ----
 
     @property
-    def has_gaps_to_note(self) -> bool:
-        """Whether the manifest does not know of a gap, or of its end."""
-        return bool(self._to_note)
-
-    @property
     def is_due(self) -> bool:
         """Whether there is enough that the manifest does not know."""
         overdue = time.monotonic() - self._noted >= NOTE_SECONDS
-        return self.has_gaps_to_note or (self._has_lags_to_note and overdue)
+        return bool(self._to_note) or (self._has_lags_to_note and overdue)
 
     def notes(self) -> dict[str, object]:
         """For the manifest; see replication.take_notes. `noted` when it has them."""
@@ -195,16 +190,16 @@ class RpoRecord:
             held: Nothing comes in; nobody knows what the source writes meanwhile.
         """
         newest = self.newest
-        lag_ns = None if newest is None else max(0, time.time_ns() - newest.time_ns)
+        lag_seconds = None if newest is None else _age_seconds(newest.time)
         ages = self._ages()
-        if held and newest is not None:
-            ages = dict.fromkeys(self.disk_lags, _age_seconds(newest.time))
+        if held and lag_seconds is not None:
+            ages = dict.fromkeys(self.disk_lags, lag_seconds)
         oldest = max(ages.values(), default=0.0)
         overdue = oldest > self.target_seconds + SLACK_SECONDS
         return {
             "rpo_seconds": self.target_seconds,
             "newest": None if newest is None else newest.time,
-            "lag_seconds": None if lag_ns is None else lag_ns / 1e9,
+            "lag_seconds": lag_seconds,
             "at_risk": at_risk,
             "missed": self.missed + overdue,
             "gap": self.gap,
