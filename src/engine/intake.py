@@ -9,8 +9,10 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from . import _native, replication
 from .errors import (
@@ -85,13 +87,7 @@ class Intake:
             )
         for gap in replica.manifest.gaps:
             if gap.end is None:
-                self.record.gap = {
-                    "start": gap.start,
-                    "end": None,
-                    "cause": gap.cause,
-                    "resync": gap.resync,
-                    "disks": gap.disks,
-                }
+                self.record.gap = msgspec.to_builtins(gap)
                 self.record.catching_up = gap.resync
 
     def need_running(self) -> Journals:
@@ -156,9 +152,7 @@ class Intake:
     @property
     def has_refusals(self) -> bool:
         """Whether a write was refused, the journals being full, that is not noted yet."""
-        return self.server is not None and self.server.refused() != (
-            self._refused or dict.fromkeys(self.server.refused(), 0)
-        )
+        return self.server is not None and bool(_grown(self._refused, self.server.refused()))
 
     def _note_alarms(self) -> None:
         """Begin the gap of alarms that are not noted yet."""
@@ -167,8 +161,7 @@ class Intake:
         assert self.server is not None
         self._alarms = self.need_running().gate.alarms
         lost, refused = self.server.lost(), self.server.refused()
-        left = [name for name, count in lost.items() if count != self._lost.get(name, 0)]
-        full = [name for name, count in refused.items() if count != self._refused.get(name, 0)]
+        left, full = _grown(self._lost, lost), _grown(self._refused, refused)
         self._lost, self._refused = lost, refused
         if left and not self._ignore_lost:
             self.record.begin_gap(
@@ -341,3 +334,8 @@ class Intake:
         if self.journals is not None:
             self.journals.close()
             self.journals = None
+
+
+def _grown(before: Mapping[str, int], now: Mapping[str, int]) -> list[str]:
+    """The disks whose counter is not what it was; none was told before: 0."""
+    return [name for name, count in now.items() if count != before.get(name, 0)]

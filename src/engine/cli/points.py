@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from .. import timeline
@@ -57,7 +58,7 @@ def points(
             print_json(
                 {
                     "points": [entry.to_json() for entry in found.entries],
-                    "gaps": [_gap_json(gap) for gap in found.gaps],
+                    "gaps": [msgspec.to_builtins(gap) for gap in found.gaps],
                     "rpo": rpo,
                 }
             )
@@ -67,16 +68,6 @@ def points(
             show(Console(), replica.name, found, rpo)
         else:
             _list(found, rpo)
-
-
-def _gap_json(gap: Gap) -> dict[str, object]:
-    return {
-        "start": gap.start,
-        "end": gap.end,
-        "cause": gap.cause,
-        "resync": gap.resync,
-        "disks": gap.disks,
-    }
 
 
 # ---- in a pipe ----
