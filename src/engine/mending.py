@@ -20,7 +20,7 @@ from .disk import OpenDisk, open_disk
 from .errors import DamagedError, Error, NotFoundError, UsageError
 from .journal import OpenJournal, journal_names, open_journal
 from .manifest import DiskEntry, Manifest
-from .scrub_notes import Damage, Progress
+from .scrub_notes import Damage, Progress, Row
 from .seed import image_format
 
 BASE = "base"  # as a source: the disk's own base
@@ -113,7 +113,7 @@ def _mend_log(
             for damage in hurt:
                 _mend_unit(journal, damage, grain_bytes, readers)
         journal.sync()
-        left: list[tuple[int | None, int, int | None, int, str]] = []
+        left: list[Row] = []
         for number in sorted({damage.segment for damage in hurt if damage.segment is not None}):
             journal.native.scrub(left, from_segment=number, segment_count=1)
     still = {(row[0], row[1]) for row in left}

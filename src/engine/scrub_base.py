@@ -123,7 +123,8 @@ def _differences(
     place: Place, base: OpenDisk, before: BaseDigests | None, regions: list[Region]
 ) -> list[Damage]:
     wanted = [None] * len(regions) if before is None else before.regions()
-    found = []
+    found: list[Damage] = []
+    points = None  # each reads what no write has replaced
     for number, (region, digest) in enumerate(zip(regions, wanted, strict=True)):
         if isinstance(region, str):
             message = region
@@ -132,6 +133,7 @@ def _differences(
             message = f"its bytes are not what they were at {before.taken}"
         else:
             continue
+        points = points if found else place.points()
         offset = number * REGION_BYTES
         length = min(REGION_BYTES, base.size_bytes - offset)
         file, position = _first_data(base, offset, length)
@@ -145,7 +147,7 @@ def _differences(
                 length=length,
                 region=number,
                 digest=None if digest is None else f"{digest:016x}",
-                points=place.points(),  # each reads what no write has replaced
+                points=points,
                 end=True,
             )
         )
