@@ -1,7 +1,7 @@
 """The control socket of a running ingest: one JSON document a line, each answered by one.
 
-`mark`, `hold`, `release`, `points` and `failover` reach the ingest of a replica
-through `<replica>/.control.sock` (mode 0600, same user or root only). A request
+Whatever needs the ingest of a replica, or wants to know how it is, reaches it through
+`<replica>/.control.sock` (mode 0600, same user or root only). A request
 is {"command": NAME, ...}; an answer {"ok": {...}} or {"error": {"type", "message",
 "hint"}}, which `ask` raises again as the class it was. What commands there are is
 told in ingest_answers.py.

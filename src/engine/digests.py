@@ -28,7 +28,7 @@ Region = int | str  # what it reads as; or what keeps it from being read
 
 
 class BaseDigests(msgspec.Struct, kw_only=True):
-    """Of one base. content: which bytes were digested, see scrub.content_of."""
+    """Of one base. content: which bytes were digested, see scrub_base.content_of."""
 
     content: str
     region_bytes: int

@@ -32,7 +32,7 @@ def verify(
     *,
     restart: bool = False,
 ) -> dict[str, object]:
-    """Read journals, bases and long-term points again. See Replica.verify.
+    """Read journals, bases and long-term points again. See told.
 
     Args:
         progress: Called with disk, bytes done, bytes in all; False stops (CancelledError),
@@ -46,7 +46,10 @@ def verify(
 def told(
     manifest: Manifest, report: dict[str, list[Damage]], resumed: str | None
 ) -> dict[str, object]:
-    """What `replica verify --json` prints."""
+    """What `replica verify --json` prints: the damage of each disk, see scrub_notes.Damage.
+
+    ok: none remains. resumed: when the scrub was begun that this one went on with, or null.
+    """
     return {
         "name": manifest.name,
         "ok": all(damage.mended for found in report.values() for damage in found),
