@@ -23,7 +23,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from . import chains, control
-from ._native import Chain
 from ._native import merge as native_merge
 from .digests import link_digest
 from .disk import OpenDisk, open_disk
@@ -37,7 +36,7 @@ from .errors import (
     on_hold,
 )
 from .journals import Journals
-from .links import LINKS_MAX, open_links, problems
+from .links import LINKS_MAX
 from .manifest import Freezing, Frozen, Manifest, Merging
 from .points import Point
 from .replica import Replica
@@ -50,8 +49,6 @@ RETRY_SECONDS = 600  # after a link could not be read or written
 
 # called with bytes done and bytes in all; False ends it with CancelledError
 Progress = Callable[[int, int], bool]
-
-target_names = chains.target_names
 
 
 # ---- making one ----
@@ -95,7 +92,7 @@ def freeze(
                     time=point.time,
                     kind=point.kind,
                     label=point.label,
-                    links=target_names(manifest),
+                    links=chains.target_names(manifest),
                 ),
                 tops=chains.new_names(replica.directory, manifest),
             )
@@ -238,7 +235,7 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
             manifest.merging = Merging(
                 point=frozen.id,
                 into=dict(frozen.links),
-                away=dict(later[0].links) if later else target_names(manifest),
+                away=dict(later[0].links) if later else chains.target_names(manifest),
             )
             manifest.frozen = manifest.frozen[:index] + later
             replica.save()
@@ -306,7 +303,7 @@ class _Lower:
 
     def given(self, manifest: Manifest) -> dict[str, OpenDisk]:
         """Those that are the newest link now; whoever asks has them from here on."""
-        newest = target_names(manifest)
+        newest = chains.target_names(manifest)
         return {
             name: self.disks.pop(name)
             for name in list(self.disks)
@@ -320,21 +317,14 @@ class _Lower:
 
 def _move(upper: str, target: OpenDisk, progress: Progress | None) -> None:
     """Write what the upper link holds itself into the lower one; durable on return."""
-    links = open_links(upper, io=target.links[0].dir.io)
-    try:
-        for problem in problems(links):
-            raise problem
-        chain = Chain([link.image(False) for link in links])
-        total = chain.size_bytes
+    with open_disk(upper, io=target.links[0].dir.io) as source:
+        total = source.size_bytes
 
         def tell(done: int) -> bool:
             return progress is None or progress(done, total)
 
-        native_merge(chain, 1, target.writing(), progress=tell)
+        native_merge(source.reading, 1, target.writing(), progress=tell)
         target.finish()
-    finally:
-        for link in links:
-            link.close()
 
 
 def finish(replica: Replica) -> int | None:
