@@ -219,8 +219,8 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
     """The merge that is under way, or the next one, which is recorded."""
     unsettled = journals is not None and journals.unsettled
     replica.refresh()
-    if not unsettled and not _is_due(replica.manifest, now_ns):
-        return None  # asked about every second: the lock is for those who need it
+    if not unsettled and not is_due(replica.manifest, now_ns):
+        return None
     with replica.locked() as manifest:
         _require_ready(replica, "give up a long-term point of {}")
         chains.settle(replica.directory, manifest)
@@ -242,7 +242,8 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
         return manifest.merging
 
 
-def _is_due(manifest: Manifest, now_ns: int) -> bool:
+def is_due(manifest: Manifest, now_ns: int) -> bool:
+    """Whether `expire` has something to do; asked every second, so without the lock."""
     merging = manifest.merging
     if merging is None:
         return _expired(manifest, now_ns) is not None

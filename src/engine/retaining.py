@@ -263,11 +263,8 @@ class _Session:
         self._points.drop_before(horizon)
 
     def _destage_one(self, name: str, native: Journal, horizon: int) -> None:
-        self._begin_work(f"destage {name}", horizon)
-        try:
+        with self._working(f"destage {name}", horizon):
             done = native.destage(horizon, self._journals.targets[name], self._progress)
-        finally:
-            self._doing = None
         self._at[name] = horizon
         self.ration.freed_bytes += done["freed_bytes"]
 
@@ -281,32 +278,29 @@ class _Session:
         self._gave_back = self.ration.use
 
     def _keep_for_long(self, point: Point) -> None:
-        self._begin_work("keep for long", point.id)
-        try:
+        with self._working("keep for long", point.id):
             frozen.freeze(self._replica, self._journals, point, self._progress)
-            self._kept_ns = point.time_ns  # also where there was no room for it
-        finally:
-            self._doing = None
+        self._kept_ns = point.time_ns  # also where there was no room for it
 
     def _expire(self) -> None:
         """Give up long-term points whose time is over."""
         manifest = self._replica.manifest
-        oldest = min((parse_time(row.time) for row in manifest.frozen), default=None)
-        over_ns = self._clock() - int(manifest.retention.keep_seconds * 1e9)
-        is_due = oldest is not None and manifest.retention.keep_seconds > 0 and oldest < over_ns
-        if not is_due and manifest.merging is None and not self._journals.unsettled:
+        if not self._journals.unsettled and not frozen.is_due(manifest, self._clock()):
             return
-        self._begin_work("expire", manifest.frozen[0].id if manifest.frozen else 0)
-        try:
+        with self._working("expire", manifest.frozen[0].id if manifest.frozen else 0):
             frozen.expire(self._replica, self._clock(), self._journals, self._progress)
-        finally:
-            self._doing = None
 
-    def _begin_work(self, what: str, point: int) -> None:
+    @contextlib.contextmanager
+    def _working(self, what: str, point: int) -> Iterator[None]:
+        """While it lasts, `status` says so."""
         if self._stop.is_set():
             raise CancelledError("the ingest ends, or is put on hold", "it is done later")
         self._resumed = time.monotonic()
         self._doing = {"what": what, "point": point, "done": 0, "total": 0}
+        try:
+            yield
+        finally:
+            self._doing = None
 
     def _progress(self, done: int, total: int) -> bool:
         """Let the ingest have the disks for most of the time, unless it is late."""
@@ -331,6 +325,7 @@ class _Session:
             except StorageError:
                 if native.info()["failed"]:
                     raise  # otherwise a limit left no room for it: nothing is lost
+
 
 def finish(replica: Replica) -> bool:
     """Without an ingest: finish a destage that was cut short. False: there is none.
