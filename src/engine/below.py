@@ -12,11 +12,11 @@ chain is refused by everybody; after a crash whoever takes the replica's lock ne
 from __future__ import annotations
 
 from . import manifest as manifests
-from ._native import OPEN_BENEATH, OPEN_READ, Dir
+from ._native import Dir
 from .descriptor_write import new_cid
 from .disk import OpenDisk
 from .errors import StateError
-from .link import Link, read_link
+from .link import read_beside
 from .manifest import DiskEntry, Manifest
 
 
@@ -55,14 +55,14 @@ def mend(directory: Dir, manifest: Manifest) -> None:
 
 
 def _follow(directory: Dir, disk: DiskEntry, journal: str) -> None:
-    child = _read(directory, journal)
+    child = read_beside(directory, journal)
     try:
         assert child.descriptor is not None
         if child.descriptor.parent_hint is None:
             raise StateError(
                 f"{child.path} names no parent", "restore it from a copy of the datastore"
             )
-        parent = _read(directory, child.descriptor.parent_hint)
+        parent = read_beside(directory, child.descriptor.parent_hint)
         try:
             assert parent.descriptor is not None
             has = parent.descriptor.cid
@@ -72,7 +72,3 @@ def _follow(directory: Dir, disk: DiskEntry, journal: str) -> None:
             child.rewrite(parent_cid=has)
     finally:
         child.close()
-
-
-def _read(directory: Dir, name: str) -> Link:
-    return read_link(directory, name, flags=OPEN_READ | OPEN_BENEATH, raw=False)

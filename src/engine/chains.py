@@ -19,13 +19,13 @@ import re
 from collections.abc import Mapping
 
 from . import manifest as manifests
-from ._native import OPEN_BENEATH, OPEN_READ, Dir
+from ._native import Dir
 from .create import NewDisk
 from .descriptor import Descriptor
 from .descriptor_write import new_cid
 from .disk import OpenDisk
 from .errors import DamagedError, NotFoundError
-from .link import Link, read_link
+from .link import read_beside
 from .manifest import DiskEntry, Manifest
 from .side_by_side import side_by_side
 from .units import SECTOR_BYTES
@@ -130,21 +130,17 @@ def remove_delta(directory: Dir, name: str) -> None:
 
 def read_descriptor(directory: Dir, name: str) -> Descriptor:
     """What a file of the replica says about its disk."""
-    link = _link(directory, name)
+    link = read_beside(directory, name)
     link.close()
     assert link.descriptor is not None
     return link.descriptor
-
-
-def _link(directory: Dir, name: str) -> Link:
-    return read_link(directory, name, flags=OPEN_READ | OPEN_BENEATH, raw=False)
 
 
 def _rewrite(
     directory: Dir, name: str, *, parent_cid: int, parent_hint: str | None = None
 ) -> None:
     """Let a journal or delta disk name its parent's content id, or another parent."""
-    link = _link(directory, name)
+    link = read_beside(directory, name)
     try:
         link.rewrite(parent_cid=parent_cid, parent_hint=parent_hint)
     finally:

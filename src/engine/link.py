@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ._native import (
     EXTENT_FLAT,
     EXTENT_NOACCESS,
+    OPEN_BENEATH,
     OPEN_READ,
     Dir,
     File,
@@ -158,6 +159,11 @@ def text_now(link: Link) -> bytes:
 def read_link(dir: Dir, name: str, *, flags: int, raw: bool) -> Link:
     """Open the file that holds the descriptor, and read it."""
     return link_of(dir, name, dir.open(name, flags), raw=raw)
+
+
+def read_beside(dir: Dir, name: str) -> Link:
+    """The same by a name that came from a file beside it: it follows no symbolic link."""
+    return read_link(dir, name, flags=OPEN_READ | OPEN_BENEATH, raw=False)
 
 
 def link_of(dir: Dir, name: str, file: File, *, raw: bool) -> Link:
