@@ -103,7 +103,7 @@ class _Failover:
 
     def _state(self) -> str:
         manifest, point = self._replica.manifest, self._chosen()
-        long_term = next((row for row in manifest.frozen if row.id == point.id), None)
+        long_term = manifest.long_term(point.id)
         manifest.state = "Failover"
         manifest.recovered = Recovered(
             operation=self._runner.operation.id,

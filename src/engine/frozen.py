@@ -78,7 +78,7 @@ def freeze(
     with replica.locked() as manifest:
         _require_ready(replica, "keep a long-term point of {}")
         chains.settle(replica.directory, manifest)
-        found = _find(manifest, point.id)
+        found = manifest.long_term(point.id)
         if found is None and len(manifest.frozen) >= POINTS_MAX:
             return None
         if found is None:
@@ -100,11 +100,7 @@ def freeze(
             chains.finish_freezing(replica.directory, manifest)
         _put_bases(replica, journals, {})
     _add_digests(replica, progress)
-    return found or _find(replica.manifest, point.id)
-
-
-def _find(manifest: Manifest, number: int) -> Frozen | None:
-    return next((frozen for frozen in manifest.frozen if frozen.id == number), None)
+    return found or replica.manifest.long_term(point.id)
 
 
 def _require_ready(replica: Replica, doing: str) -> None:
@@ -360,7 +356,7 @@ def _add_digests(replica: Replica, progress: Progress | None) -> None:
         for number, disk, name in _without_digest(replica.manifest):
             found = link_digest(replica.directory, name, progress)
             with replica.locked() as manifest:
-                frozen = _find(manifest, number)
+                frozen = manifest.long_term(number)
                 if frozen is not None and frozen.links[disk] == name:
                     frozen.digests[disk] = found
                     replica.save()

@@ -277,6 +277,10 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         known = ", ".join(entry.name for entry in self.disks)
         raise NotFoundError(f"replica {self.name} has no disk {name!r}", f"it has {known}")
 
+    def long_term(self, number: int) -> Frozen | None:
+        """The long-term point of that id, if it is one."""
+        return next((frozen for frozen in self.frozen if frozen.id == number), None)
+
     def begin(self, kind: Kind, now: str) -> Operation:
         """An operation of one step, which the manifest is in from now on."""
         self.operation = Operation(

@@ -114,7 +114,7 @@ def facts(replica: Replica, point: Point) -> dict[str, object]:
         "locked_until": note.locked_until,
         "locked": bool(locked_notes([note], time.time_ns())),
         "kept": bool(stopping([note], time.time_ns())),
-        "long_term": any(frozen.id == point.id for frozen in manifest.frozen),
+        "long_term": manifest.long_term(point.id) is not None,
     }
 
 
@@ -127,8 +127,7 @@ def _kept(replica: Replica, which: str) -> Point:
     """The point, if it is not being given up this moment."""
     point = replica.points.find(which)
     manifest = replica.manifest
-    frozen = {row.id for row in manifest.frozen}
-    if point.id < manifest.horizon and point.id not in frozen:
+    if point.id < manifest.horizon and manifest.long_term(point.id) is None:
         raise NotFoundError(
             f"restore point {point.id} of {replica.name} is being given up",
             f"the oldest that is kept is {manifest.horizon}",
