@@ -62,8 +62,9 @@ class Merging(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     away: disk name -> the link above, which shows the next point, or what is newest. into:
     disk name -> the link that showed the expired point, which gets all of the other.
-    cids: disk name -> the content id that the lower one gets. done: nothing needs `away`
-    any more.
+    cids: disk name -> the content id that the lower one gets. stage: what is under way:
+    "data" moves, then "links" lead past `away`, then its "files" are removed. error, tried:
+    why the last try failed, and when.
     """
 
     point: int
