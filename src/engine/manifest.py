@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import xxhash
@@ -41,7 +41,6 @@ State = Literal[
 ]
 StepState = Literal["pending", "running", "done", "skipped", "failed"]
 Kind = Literal["create", "adopt", "seed", "remove", "failover", "undo", "permanent"]
-STATES: tuple[str, ...] = get_args(State)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 # What this project or VMDK tools append to a disk's name to make file names.

@@ -46,7 +46,6 @@ class Sizes(NamedTuple):
     retention: Retention
 
 
-
 def create(
     path: str | os.PathLike[str],
     disks: Sequence[tuple[str, int]],
@@ -125,6 +124,16 @@ def adopt(
         )
     _refuse_damage(directory, entries)
     return directory, _make(directory, entries, "adopt", sizes.retention)
+
+
+def _refuse_damage(directory: Dir, entries: Sequence[DiskEntry]) -> None:
+    for entry in entries:
+        found = scrub_links.structure(directory, entry)
+        if found:
+            raise FormatError(
+                f"{directory.path}/{entry.base} cannot be a base: {found[0].message}",
+                "see rollpoint disk check",
+            )
 
 
 def _check_sizes(sizes: Sizes, disks: int) -> None:
@@ -282,16 +291,6 @@ def resume(directory: Dir, manifest: Manifest) -> None:
 
 
 # ---- removing ----
-
-
-def _refuse_damage(directory: Dir, entries: Sequence[DiskEntry]) -> None:
-    for entry in entries:
-        found = scrub_links.structure(directory, entry)
-        if found:
-            raise FormatError(
-                f"{directory.path}/{entry.base} cannot be a base: {found[0].message}",
-                "see rollpoint disk check",
-            )
 
 
 def remove(directory: Dir, manifest: Manifest) -> list[str]:

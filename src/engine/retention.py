@@ -354,7 +354,7 @@ def outlook(
     kept = max(0, now_ns - points[0].time_ns) / 1e9 if points else None
     stopped = kept is not None and kept > asked_seconds and points[0].id in stops
     room = None if use.limit_bytes == 0 else use.limit_bytes - use.reserve_bytes - use.used_bytes
-    limit = f"{format_size(use.limit_bytes)}"
+    limit = format_size(use.limit_bytes)
     if free_bytes is not None and (room is None or free_bytes < room):
         room, limit = free_bytes, "what the file system has free"
     if room is None or bytes_per_second <= 0:

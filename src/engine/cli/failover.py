@@ -70,7 +70,7 @@ def failover(
             operation_id=operation_id,
             on_step=_teller(as_json),
         )
-        _tell(replica, outcome, as_json)
+        _tell(outcome, as_json)
 
 
 def _settings(
@@ -107,7 +107,7 @@ def undo(directory: Directory, operation_id: OperationId = None, as_json: AsJson
 
     with Replica.open(directory) as replica:
         outcome = room.undo(replica, operation_id=operation_id, on_step=_teller(as_json))
-        _tell(replica, outcome, as_json)
+        _tell(outcome, as_json)
 
 
 def permanent(
@@ -126,7 +126,7 @@ def permanent(
         outcome = room.permanent(
             replica, operation_id=operation_id, on_step=_teller(as_json), force_name=force
         )
-        _tell(replica, outcome, as_json)
+        _tell(outcome, as_json)
 
 
 def resume(directory: Directory, as_json: AsJson = False) -> None:
@@ -136,7 +136,7 @@ def resume(directory: Directory, as_json: AsJson = False) -> None:
     with Replica.open(directory) as replica:
         outcome = room.resume(replica, on_step=_teller(as_json))
         if outcome is not None:
-            _tell(replica, outcome, as_json)
+            _tell(outcome, as_json)
         elif as_json:
             print_json({"state": replica.manifest.state, "operation": None})
         else:
@@ -156,7 +156,7 @@ def _teller(as_json: bool) -> Callable[[Step], None] | None:
     return tell
 
 
-def _tell(replica: Replica, outcome: Outcome, as_json: bool) -> None:
+def _tell(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print_json(outcome.to_json())
         return
