@@ -10,7 +10,7 @@ from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import DamagedError, NotFoundError, UsageError
 from rollpoint.journal import OpenJournal, create_journal, open_journal
 from rollpoint.points import Points
-from rollpoint.rollback import choose, roll_back
+from rollpoint.rollback import roll_back
 
 SECOND = 1_000_000_000
 SIZE = 64 * 4096
@@ -50,7 +50,7 @@ def listed(journals: dict[str, OpenJournal]) -> Points:
 def test_a_point_is_chosen_by_latest_by_id_or_by_time(
     tmp_path: Path, to: str, number: int
 ) -> None:
-    assert choose(listed(make_disks(tmp_path)), to).id == number
+    assert listed(make_disks(tmp_path)).find(to).id == number
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_point_is_chosen_by_latest_by_id_or_by_time(
 )
 def test_what_is_no_point_is_refused(tmp_path: Path, to: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        choose(listed(make_disks(tmp_path)), to)
+        listed(make_disks(tmp_path)).find(to)
 
 
 def test_all_disks_show_the_point_and_the_report_says_what_it_took(tmp_path: Path) -> None:

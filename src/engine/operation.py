@@ -21,7 +21,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import failing_over, replication, rollback, undoing
+from . import failing_over, replication, undoing
 from .errors import StateError
 from .manifest import MachineSettings
 from .points import Point
@@ -235,9 +235,9 @@ def _choose(replica: Replica, to: Point | int | str) -> Point | None:
     if isinstance(to, int):
         return points.by_id(to)
     if to.strip() != "latest":
-        return rollback.choose(points, to)
+        return points.find(to)
     if not len(points) and not replication.has_writes(replica):
-        rollback.choose(points, to)  # says so
+        points.find(to)  # says so
     return None
 
 

@@ -1,4 +1,4 @@
-"""Choose a restore point, and make journals show it.
+"""Make journals show a restore point.
 
 Rolling back copies no data: each journal's log gets a block map of its own for
 the point, and its header is flipped to it. See src/_native/journal.h.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ._native import POINT_END, Journal
-from .points import Point, Points
+from .points import Point
 
 
 class RollReport(NamedTuple):
@@ -28,11 +28,6 @@ class RollReport(NamedTuple):
     def to_json(self) -> dict[str, object]:
         """As the steps of a failover print it."""
         return dict(self._asdict())
-
-
-def choose(points: Points, to: str) -> Point:
-    """The point that a person asked for; see Points.find."""
-    return points.find(to)
 
 
 def roll_back(journals: Mapping[str, Journal], point: Point | None) -> list[RollReport]:
