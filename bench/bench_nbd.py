@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import SEED, compare, rollpoint, running, size
+from harness import FULL, SEED, compare, rollpoint, running, size
 from tools import libnbd, require_tool
 
 MIB = 1 << 20
 DISK_BYTES = size(smoke=16 * MIB, full=1024 * MIB)
 LOGGED_WRITES = size(smoke=64, full=16_384)
-SECONDS = size(smoke=1, full=5)
+SECONDS = 5
 GRAIN_BYTES = 65536
 QEMU, MEMORY = "qemu-nbd, same overlay", "nbdkit memory"
 EXPORT = "nbd+unix:///?socket="
@@ -126,7 +126,8 @@ def side(
     return run
 
 
-def verify(recovered: Recovered) -> str:
+@pytest.fixture(scope="module")
+def verified(recovered: Recovered) -> str:
     """What fio writes through our server, qemu-nbd reads back right; and the other way."""
     check = ["--rw=randwrite", "--bs=4k", "--verify=crc32c", f"--io_size={DISK_BYTES // 16}"]
     for write, read in ((recovered.ours, recovered.qemu), (recovered.qemu, recovered.ours)):
@@ -139,10 +140,13 @@ def verify(recovered: Recovered) -> str:
 
 
 def quick(*arguments: str) -> list[str]:
-    return [*arguments, "--bs=4k", "--time_based", f"--runtime={SECONDS}"]
+    length = ["--time_based", f"--runtime={SECONDS}"] if FULL else [f"--io_size={MIB}"]
+    return [*arguments, "--bs=4k", *length]
 
 
-def test_random_reads_through_the_interim(benchmark: Any, recovered: Recovered) -> None:
+def test_random_reads_through_the_interim(
+    benchmark: Any, recovered: Recovered, verified: str
+) -> None:
     arguments = quick("--rw=randread")
     compare(
         benchmark,
@@ -156,11 +160,13 @@ def test_random_reads_through_the_interim(benchmark: Any, recovered: Recovered) 
         goals={QEMU: 3.0, MEMORY: 0.8},
         higher_is_better=True,
         cache="warm",
-        verified=verify(recovered),
+        verified=verified,
     )
 
 
-def test_overwrites_in_the_interim(benchmark: Any, recovered: Recovered) -> None:
+def test_overwrites_in_the_interim(
+    benchmark: Any, recovered: Recovered, verified: str
+) -> None:
     arguments = quick("--rw=randwrite")
     compare(
         benchmark,
@@ -174,11 +180,13 @@ def test_overwrites_in_the_interim(benchmark: Any, recovered: Recovered) -> None
         goals={QEMU: 3.0, MEMORY: 0.8},
         higher_is_better=True,
         cache="warm; no flush",
-        verified=verify(recovered),
+        verified=verified,
     )
 
 
-def test_writes_to_new_grains_of_the_interim(benchmark: Any, recovered: Recovered) -> None:
+def test_writes_to_new_grains_of_the_interim(
+    benchmark: Any, recovered: Recovered, verified: str
+) -> None:
     """Each write goes to a grain that the overlay does not have yet, until all are there."""
     grains = DISK_BYTES // GRAIN_BYTES
     arguments = [
@@ -194,5 +202,5 @@ def test_writes_to_new_grains_of_the_interim(benchmark: Any, recovered: Recovere
         goals={QEMU: 5.0},
         higher_is_better=True,
         cache="warm; no flush",
-        verified=verify(recovered),
+        verified=verified,
     )
