@@ -646,13 +646,9 @@ listed_points (const struct rp_journal *journal)
 static uint64_t
 entries_at_point (const struct rp_journal *journal)
 {
-  const struct rp_point_record *point;
+  const uint64_t count = journal->point_count;
 
-  if (journal->point_count == 0)
-    return 0;
-  point = &journal->points[journal->point_count - 1];
-  return rp_journal_segment (journal, point->segment)->first_entry
-         + point->ordinal;
+  return count > 0 ? rp_point_entry (journal, &journal->points[count - 1]) : 0;
 }
 
 void
@@ -689,22 +685,31 @@ rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out)
   pthread_mutex_unlock (&journal->lock);
 }
 
+/* With the lock held. */
+static int
+find_listed (struct rp_journal *journal, uint64_t index,
+             const struct rp_point_record **out, struct rp_fault *fault)
+{
+  *out = NULL;
+  if (index >= listed_points (journal))
+    return rp_fail (fault, RP_NOT_FOUND, index,
+                    "%s has no point number %" PRIu64,
+                    rp_journal_name (journal), index);
+  *out = &journal->points[journal->point_first + index];
+  return RP_OK;
+}
+
 int
 rp_journal_point (struct rp_journal *journal, uint64_t index,
                   struct rp_point *out, struct rp_fault *fault)
 {
-  int status = RP_OK;
+  const struct rp_point_record *record;
+  int status;
 
   memset (out, 0, sizeof *out);
   pthread_mutex_lock (&journal->lock);
-  if (index >= listed_points (journal))
-    status = rp_fail (fault, RP_NOT_FOUND, index,
-                      "%s has no point number %" PRIu64,
-                      rp_journal_name (journal), index);
-  else {
-    const struct rp_point_record *record
-      = &journal->points[journal->point_first + index];
-
+  status = find_listed (journal, index, &record, fault);
+  if (status == RP_OK) {
     out->id = record->id;
     out->time_ns = record->time_ns;
     out->kind = record->kind;
@@ -719,21 +724,14 @@ int
 rp_journal_point_cut (struct rp_journal *journal, uint64_t index,
                       uint64_t *entries_out, struct rp_fault *fault)
 {
-  int status = RP_OK;
+  const struct rp_point_record *record;
+  int status;
 
   *entries_out = 0;
   pthread_mutex_lock (&journal->lock);
-  if (index >= listed_points (journal))
-    status = rp_fail (fault, RP_NOT_FOUND, index,
-                      "%s has no point number %" PRIu64,
-                      rp_journal_name (journal), index);
-  else {
-    const struct rp_point_record *record
-      = &journal->points[journal->point_first + index];
-
-    *entries_out = rp_journal_segment (journal, record->segment)->first_entry
-                   + record->ordinal;
-  }
+  status = find_listed (journal, index, &record, fault);
+  if (status == RP_OK)
+    *entries_out = rp_point_entry (journal, record);
   pthread_mutex_unlock (&journal->lock);
   return status;
 }

@@ -51,13 +51,21 @@ struct search {
   uint64_t room;
 };
 
+/* The first point whose cut lies behind entry number `entry`, or the count. */
 static uint64_t
-cut_of (const struct rp_journal *journal, uint64_t point)
+first_behind (const struct rp_journal *journal, uint64_t entry)
 {
-  const struct rp_point_record *record = &journal->points[point];
+  uint64_t low = journal->point_first, high = journal->point_count;
 
-  return rp_journal_segment (journal, record->segment)->first_entry
-         + record->ordinal;
+  while (low < high) {
+    const uint64_t middle = low + (high - low) / 2;
+
+    if (rp_point_entry (journal, &journal->points[middle]) <= entry)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
 }
 
 /* The points whose cuts lie behind entry number `after`, up to `until`. */
@@ -65,25 +73,12 @@ static void
 take_points (const struct rp_journal *journal, struct rp_affected *item,
              uint64_t after, uint64_t until)
 {
-  uint64_t bounds[2];
+  const uint64_t first = first_behind (journal, after);
+  const uint64_t stop = first_behind (journal, until);
 
-  for (int i = 0; i < 2; i++) {
-    const uint64_t border = i == 0 ? after : until;
-    uint64_t low = journal->point_first, high = journal->point_count;
-
-    while (low < high) {
-      const uint64_t middle = low + (high - low) / 2;
-
-      if (cut_of (journal, middle) <= border)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    bounds[i] = low;
-  }
-  if (bounds[0] < bounds[1]) {
-    item->first_point = journal->points[bounds[0]].id;
-    item->last_point = journal->points[bounds[1] - 1].id;
+  if (first < stop) {
+    item->first_point = journal->points[first].id;
+    item->last_point = journal->points[stop - 1].id;
   }
 }
 

@@ -641,8 +641,7 @@ horizon_is_there (const struct rp_journal *journal)
     return ring->horizon_entry == 0;
   return journal->point_first < journal->point_count
          && point->sequence == ring->horizon_sequence
-         && rp_journal_segment (journal, point->segment)->first_entry
-            + point->ordinal == ring->horizon_entry;
+         && rp_point_entry (journal, point) == ring->horizon_entry;
 }
 
 /* Does the ring fit the log that was found?  And what is shown does not reach

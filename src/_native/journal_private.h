@@ -201,6 +201,15 @@ rp_journal_segment (const struct rp_journal *journal, uint64_t number)
   return journal->segments[number - journal->segments[0]->number];
 }
 
+/* How many entries of the log come before a point: where it cuts. */
+static inline uint64_t
+rp_point_entry (const struct rp_journal *journal,
+                const struct rp_point_record *point)
+{
+  return rp_journal_segment (journal, point->segment)->first_entry
+         + point->ordinal;
+}
+
 /* Entries of the log, as they are numbered. */
 static inline uint64_t
 rp_journal_entry_count (const struct rp_journal *journal)

@@ -465,8 +465,7 @@ rp_journal_find_cut (const struct rp_journal *journal, uint64_t point_id,
     const struct rp_point_record *point = &journal->points[index];
 
     out->point_id = point->id;
-    out->entry = rp_journal_segment (journal, point->segment)->first_entry
-                 + point->ordinal;
+    out->entry = rp_point_entry (journal, point);
     out->sequence = point->sequence;
     out->segment = point->segment;
   }
