@@ -672,8 +672,7 @@ rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out)
   out->log_bytes = journal->segment_count * journal->super.segment_bytes;
   out->root_sequence = journal->root.sequence;
   out->root_entry = journal->root.entry;
-  out->root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
-                     / RP_SECTOR_BYTES;
+  out->root_sector = rp_root_sector (journal);
   out->last_commit_ns = journal->last_commit_ns;
   out->closed_clean = journal->was_clean;
   out->horizon_entry = journal->super.ring.horizon_entry;

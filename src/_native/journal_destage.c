@@ -31,11 +31,6 @@ struct copy {
   uint32_t grain, place, value;
 };
 
-/* A segment as it was when the walk began. */
-struct part {
-  struct rp_segment segment;     /* entries: its own, or NULL */
-};
-
 struct destage {
   struct rp_journal *journal;
   struct rp_disk *target;
@@ -43,7 +38,8 @@ struct destage {
   void *context;
   struct rp_destage *out;
   uint64_t first, stop;          /* entries: where the base is, and will be */
-  struct part *parts;
+  struct rp_segment *parts;      /* as they were when the walk began; entries:
+                                    their own, or NULL */
   uint64_t part_count;
   uint8_t **seen;                /* NULL: none of the page, &all: all of it */
   uint64_t seen_count;
@@ -447,10 +443,7 @@ meet (struct destage *destage, const struct rp_segment *segment,
   if (entry->place > RP_PLACE_ZEROS && entry->grain < journal->grain_count
       && entry->place % journal->grain_sectors == 0)
     return meet_grain (destage, entry, fault);
-  return rp_fail (fault, RP_CORRUPT, segment->summary_position,
-                  "%s: an entry of segment %" PRIu64 " for grain %u at %u",
-                  rp_journal_name (journal), segment->number, entry->grain,
-                  entry->place);
+  return rp_journal_bad_entry (destage->journal, segment, entry, fault);
 }
 
 /* ---- the walk ---- */
@@ -461,7 +454,7 @@ static int
 take_part (struct destage *destage, const struct rp_segment *segment,
            struct rp_fault *fault)
 {
-  struct rp_segment *copy = &destage->parts[destage->part_count].segment;
+  struct rp_segment *copy = &destage->parts[destage->part_count];
   uint64_t bytes;
 
   *copy = *segment;
@@ -533,7 +526,7 @@ walk_parts (struct destage *destage, struct rp_fault *fault)
   int status = RP_OK;
 
   for (uint64_t i = destage->part_count; status == RP_OK && i-- > 0;) {
-    const struct rp_segment *segment = &destage->parts[i].segment;
+    const struct rp_segment *segment = &destage->parts[i];
     const uint8_t *entries;
 
     status = rp_journal_entries (destage->journal, segment, &entries, &memory,
@@ -569,7 +562,7 @@ static void
 release (struct destage *destage)
 {
   for (uint64_t i = 0; i < destage->part_count; i++)
-    free (destage->parts[i].segment.entries);
+    free (destage->parts[i].entries);
   for (uint64_t i = 0; destage->seen && i < destage->seen_count; i++)
     if (destage->seen[i] != all_seen ())
       free (destage->seen[i]);

@@ -269,8 +269,7 @@ read_header (struct rp_journal *journal, const struct rp_segment *segment,
 static uint64_t
 behind (const struct rp_journal *journal, const struct rp_log_batch *batch)
 {
-  return batch->position + journal->block_bytes
-         + (uint64_t) batch->data_count * journal->super.grain_bytes;
+  return batch->position + rp_batch_bytes (journal, batch->data_count);
 }
 
 /* Does this header follow the one before it in the segment, and the one behind
@@ -352,20 +351,18 @@ collect_entries (struct rp_journal *journal, const struct rp_segment *segment,
 
   while (position < segment->end) {
     struct rp_log_batch batch;
-    int status = rp_file_pread_all (journal->file, block,
-                                    journal->block_bytes, position, fault);
+    bool whole;
+    int status = read_header (journal, segment, position, block, &batch,
+                              &whole, fault);
 
     if (status != RP_OK)
       return status;
-    if (!rp_log_get_batch (block, journal->block_bytes, &batch)
-        || !rp_journal_owns_batch (journal, &batch, segment, position)
-        || batch.entry_count > segment->prepared - done)
+    if (!whole || batch.entry_count > segment->prepared - done)
       break;
     memcpy (out + done * RP_LOG_ENTRY_BYTES, block + RP_LOG_BATCH_BYTES,
             (size_t) batch.entry_count * RP_LOG_ENTRY_BYTES);
     done += batch.entry_count;
-    position += journal->block_bytes
-                + (uint64_t) batch.data_count * journal->super.grain_bytes;
+    position = behind (journal, &batch);
   }
   if (rp_log_hash (out, segment->prepared * RP_LOG_ENTRY_BYTES)
       != segment->entries_checksum)

@@ -90,13 +90,10 @@ rp_journal_owns_batch (const struct rp_journal *journal,
 {
   const uint64_t stop = segment->position + journal->super.segment_bytes
                         - RP_LOG_PAGE_BYTES;
-  const uint64_t bytes = journal->block_bytes
-                         + (uint64_t) batch->data_count
-                           * journal->super.grain_bytes;
 
   return memcmp (batch->id, journal->super.id, sizeof batch->id) == 0
          && batch->position == position && batch->segment == segment->number
-         && bytes <= stop - position;
+         && rp_batch_bytes (journal, batch->data_count) <= stop - position;
 }
 
 /* Entries say where their data lies, and it lies in order behind the block. */
@@ -334,8 +331,7 @@ take_batch (struct recovery *recovery, struct rp_segment *segment,
   segment->chain = batch->checksum;
   segment->epoch = batch->epoch;
   segment->time_ns = batch->time_ns;
-  segment->end += journal->block_bytes
-                  + (uint64_t) batch->data_count * journal->super.grain_bytes;
+  segment->end += rp_batch_bytes (journal, batch->data_count);
   claim (recovery, batch->durable_sequence);
   return RP_OK;
 }
@@ -351,8 +347,7 @@ ends_in_file (const struct recovery *recovery, const struct rp_log_batch *batch)
 
   return journal->writable
          || rp_inside (batch->position,
-                       journal->block_bytes + (uint64_t) batch->data_count
-                                              * journal->super.grain_bytes,
+                       rp_batch_bytes (journal, batch->data_count),
                        recovery->file_bytes);
 }
 
@@ -731,9 +726,9 @@ make_durable (struct recovery *recovery, uint64_t known, uint64_t last,
       status = write_again (journal, segment->position, RP_LOG_PAGE_BYTES,
                             buffer, fault);
     if (status == RP_OK)
-      status = write_again (journal, found->position, journal->block_bytes
-                            + (uint64_t) found->data_count
-                              * journal->super.grain_bytes, buffer, fault);
+      status = write_again (journal, found->position,
+                            rp_batch_bytes (journal, found->data_count),
+                            buffer, fault);
   }
   return status == RP_OK ? rp_file_sync (journal->file, fault) : status;
 }
@@ -806,6 +801,19 @@ finish (struct recovery *recovery, struct rp_fault *fault)
 
 /* ---- root ---- */
 
+void
+rp_journal_adopt_root (struct rp_journal *journal,
+                       const struct rp_log_root *root)
+{
+  journal->root.position = root->position;
+  journal->root.bytes = RP_LOG_PAGE_BYTES + root->content_bytes;
+  journal->root.sequence = root->sequence;
+  journal->root.entry = root->entry;
+  journal->root.table_count = root->table_count;
+  journal->root.content_checksum = root->content_checksum;
+  memcpy (journal->root.stored, root->stored, sizeof root->stored);
+}
+
 static int
 read_root_header (struct rp_journal *journal, uint64_t directory_sector,
                   struct rp_fault *fault)
@@ -845,13 +853,7 @@ read_root_header (struct rp_journal *journal, uint64_t directory_sector,
     return rp_fail (fault, RP_CORRUPT, position,
                     "%s: the root at %" PRIu64 " ends behind the file",
                     rp_journal_name (journal), position);
-  journal->root.position = position;
-  journal->root.bytes = RP_LOG_PAGE_BYTES + root.content_bytes;
-  journal->root.sequence = root.sequence;
-  journal->root.entry = root.entry;
-  journal->root.table_count = root.table_count;
-  journal->root.content_checksum = root.content_checksum;
-  memcpy (journal->root.stored, root.stored, sizeof root.stored);
+  rp_journal_adopt_root (journal, &root);
   return RP_OK;
 }
 

@@ -201,6 +201,21 @@ rp_journal_segment (const struct rp_journal *journal, uint64_t number)
   return journal->segments[number - journal->segments[0]->number];
 }
 
+/* Bytes of a batch with so many grains, its header block included. */
+static inline uint64_t
+rp_batch_bytes (const struct rp_journal *journal, uint32_t data_count)
+{
+  return journal->block_bytes
+         + (uint64_t) data_count * journal->super.grain_bytes;
+}
+
+/* Where the directory of the shown root begins: gdOffset. */
+static inline uint64_t
+rp_root_sector (const struct rp_journal *journal)
+{
+  return (journal->root.position + RP_LOG_PAGE_BYTES) / RP_SECTOR_BYTES;
+}
+
 /* How many entries of the log come before a point: where it cuts. */
 static inline uint64_t
 rp_point_entry (const struct rp_journal *journal,
@@ -270,6 +285,10 @@ uint64_t rp_journal_area_slots (const struct rp_journal *journal,
 /* Bytes of a root with this many tables. */
 uint64_t rp_journal_root_bytes (const struct rp_journal *journal,
                                 uint64_t tables);
+/* Reserve a stretch of the file, so that a full datastore shows here.  File
+ * systems without fallocate show it later, at the write. */
+int rp_journal_allocate (struct rp_journal *journal, uint64_t position,
+                         uint64_t bytes, struct rp_fault *fault);
 /* End the open batch, so that what comes next is behind it. */
 void rp_journal_seal_batch (struct rp_journal *journal);
 /* With the lock held: bound the memory; may let go of the lock meanwhile. */
@@ -333,6 +352,9 @@ int rp_journal_read_super (struct rp_file *file, struct rp_log_super *out,
 void rp_journal_hide_points (struct rp_journal *journal);
 /* Find segments, points, root and the end of the log. */
 int rp_journal_recover (struct rp_journal *journal, struct rp_fault *fault);
+/* This root, whose header has been read or written, is the shown one. */
+void rp_journal_adopt_root (struct rp_journal *journal,
+                            const struct rp_log_root *root);
 /* Is this header, found at position, the batch that should be there? */
 bool rp_journal_owns_batch (const struct rp_journal *journal,
                             const struct rp_log_batch *batch,
@@ -349,6 +371,11 @@ int rp_journal_entries (struct rp_journal *journal,
                         const struct rp_segment *segment,
                         const uint8_t **out, uint8_t **memory,
                         uint64_t *room, struct rp_fault *fault);
+/* RP_CORRUPT: an entry that no writer has put there. */
+int rp_journal_bad_entry (struct rp_journal *journal,
+                          const struct rp_segment *segment,
+                          const struct rp_log_entry *entry,
+                          struct rp_fault *fault);
 /* Read the shown root into a created, empty map. */
 int rp_journal_read_root (struct rp_journal *journal, struct rp_map *map,
                           struct rp_fault *fault);

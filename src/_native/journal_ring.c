@@ -396,8 +396,7 @@ rp_journal_checkpoint (struct rp_journal *journal, struct rp_checkpoint *out,
   status = rp_journal_commit (journal, fault);
   if (status == RP_OK)
     status = begin (journal, fault);
-  roll.root_sector = (journal->root.position + RP_LOG_PAGE_BYTES)
-                     / RP_SECTOR_BYTES;
+  roll.root_sector = rp_root_sector (journal);
   if (status == RP_OK && checkpoint_pays (journal))
     status = rp_journal_show_end (journal, false, true, &roll, fault);
   if (status == RP_OK)

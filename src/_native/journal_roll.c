@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "journal_private.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,9 +53,11 @@ rp_journal_entries (struct rp_journal *journal,
   return status;
 }
 
-static int
-bad_entry (struct rp_journal *journal, const struct rp_segment *segment,
-           const struct rp_log_entry *entry, struct rp_fault *fault)
+int
+rp_journal_bad_entry (struct rp_journal *journal,
+                      const struct rp_segment *segment,
+                      const struct rp_log_entry *entry,
+                      struct rp_fault *fault)
 {
   return rp_fail (fault, RP_CORRUPT, segment->summary_position,
                   "%s: an entry of segment %" PRIu64 " for grain %u at %u",
@@ -90,13 +91,13 @@ apply (struct rp_journal *journal, struct rp_map *map,
   if (__builtin_expect (entry->place == RP_PLACE_ZEROS, 0)) {
     if (!rp_inside (entry->grain, entry->value, map->grain_count)
         || (entry->value != 1 && place > RP_PLACE_ZEROS))
-      return bad_entry (journal, segment, entry, fault);
+      return rp_journal_bad_entry (journal, segment, entry, fault);
     return rp_map_fill (map, entry->grain, entry->value, place, fault);
   }
   if (__builtin_expect (entry->grain >= map->grain_count
                         || place % journal->grain_sectors
                            > RP_PLACE_ZEROS, 0))
-    return bad_entry (journal, segment, entry, fault);
+    return rp_journal_bad_entry (journal, segment, entry, fault);
   table = rp_map_peek (map, entry->grain / RP_LOG_TABLE_ENTRIES);
   if (__builtin_expect (!rp_map_is_writable (table), 0)) {
     table = rp_map_table (map, entry->grain / RP_LOG_TABLE_ENTRIES);
@@ -804,19 +805,6 @@ rp_journal_end_building (struct rp_journal *journal)
   pthread_mutex_unlock (&journal->lock);
 }
 
-static int
-reserve (struct rp_journal *journal, uint64_t position, uint64_t stop,
-         struct rp_fault *fault)
-{
-  int status = rp_file_allocate (journal->file, position, stop - position,
-                                 fault);
-
-  if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
-                          || fault->os_errno == ENOSYS))
-    status = RP_OK;
-  return status;
-}
-
 /* Space for what will be written, in as few pieces as there are.  The rest of
  * the directory has to read as zeros, whatever the slots were used for before:
  * space that was given back may have stayed, or a crash came first. */
@@ -839,14 +827,14 @@ prepare_slots (struct rp_journal *journal, const struct content *content,
 
     stop = rp_log_find_page (root->stored, at, pages, !stored);
     if (!stored && from < to)
-      status = reserve (journal, from, to, fault);
+      status = rp_journal_allocate (journal, from, to - from, fault);
     to = start + stop * RP_LOG_PAGE_BYTES;
     if (!stored)
       from = to;
   }
   to = start + root->content_bytes;
-  return status == RP_OK && from < to ? reserve (journal, from, to, fault)
-                                      : status;
+  return status == RP_OK && from < to
+         ? rp_journal_allocate (journal, from, to - from, fault) : status;
 }
 
 static int
@@ -879,13 +867,7 @@ change_root (struct rp_journal *journal, const struct rp_log_root *root)
   const struct rp_shown_root old = journal->root;
 
   pthread_mutex_lock (&journal->lock);
-  journal->root.position = root->position;
-  journal->root.bytes = RP_LOG_PAGE_BYTES + root->content_bytes;
-  journal->root.sequence = root->sequence;
-  journal->root.entry = root->entry;
-  journal->root.table_count = root->table_count;
-  journal->root.content_checksum = root->content_checksum;
-  memcpy (journal->root.stored, root->stored, sizeof root->stored);
+  rp_journal_adopt_root (journal, root);
   journal->building.position = old.position;
   journal->building.bytes = old.bytes;
   pthread_mutex_unlock (&journal->lock);
@@ -954,12 +936,6 @@ write_root (struct rp_journal *journal, const struct rp_map *map,
 }
 
 /* ---- the calls ---- */
-
-static uint64_t
-root_sector (const struct rp_journal *journal)
-{
-  return (journal->root.position + RP_LOG_PAGE_BYTES) / RP_SECTOR_BYTES;
-}
 
 int
 rp_journal_freeze_end (struct rp_journal *journal, bool again,
@@ -1030,7 +1006,7 @@ rp_journal_show_end (struct rp_journal *journal, bool again, bool limited,
     rp_journal_thaw (journal, &freeze);
   }
   rp_map_freeze_destroy (&freeze);
-  out->root_sector = root_sector (journal);
+  out->root_sector = rp_root_sector (journal);
   return status;
 }
 
@@ -1082,7 +1058,7 @@ roll (struct rp_journal *journal, uint64_t point_id, struct rp_roll *out,
     if (status != RP_OK)
       rp_journal_fail (journal, status, fault);
   }
-  out->root_sector = root_sector (journal);
+  out->root_sector = rp_root_sector (journal);
   return status;
 }
 

@@ -28,7 +28,6 @@ struct verify {
 /* A walk through the units of one segment. */
 struct walk {
   const struct rp_segment *segment;
-  uint64_t number;               /* of the segment */
   uint8_t *memory;               /* the summary, once it is read */
   uint64_t room;
   const uint8_t *summary;        /* NULL: lost */
@@ -116,9 +115,7 @@ verify_sparse (struct verify *verify, struct rp_fault *fault)
                               &directory)
            && capacity == journal->super.capacity_bytes
            && grain_bytes == journal->super.grain_bytes
-           && (!journal->writable
-               || directory * RP_SECTOR_BYTES
-                  == journal->root.position + RP_LOG_PAGE_BYTES);
+           && (!journal->writable || directory == rp_root_sector (journal));
   }
   if (!good)
     report (verify, 0, NO_GUEST, RP_SECTOR_BYTES, "the sparse header");
@@ -225,7 +222,7 @@ compare_point (struct verify *verify, struct walk *walk, const uint8_t *unit,
     return;
   if (!rp_log_get_point (unit + RP_LOG_BATCH_BYTES, &point) || !record
       || record->id != point.id || record->time_ns != point.time_ns
-      || record->kind != point.kind || record->segment != walk->number
+      || record->kind != point.kind || record->segment != walk->segment->number
       || strcmp (record->label ? record->label : "", point.label) != 0
       || (walk->whole && record->ordinal != walk->ordinal))
     report (verify, batch->position, NO_GUEST, journal->block_bytes,
@@ -393,7 +390,6 @@ begin_segment (struct verify *verify, struct walk *walk, uint64_t index,
   int status;
 
   walk->segment = segment;
-  walk->number = segment->number;
   walk->sequence = segment->first_sequence;
   walk->chain = segment->chain_in;
   walk->ordinal = walk->next = walk->batch = 0;
@@ -517,8 +513,7 @@ is_moved (struct verify *verify)
       || !rp_log_get_sparse (sector, &capacity, &grain_bytes, &directory))
     return false;
   return now.generation != journal->super.generation
-         || directory * RP_SECTOR_BYTES
-            != journal->root.position + RP_LOG_PAGE_BYTES;
+         || directory != rp_root_sector (journal);
 }
 
 static void

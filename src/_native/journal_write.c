@@ -342,24 +342,29 @@ take_bytes (struct rp_journal *journal, struct rp_chunk *chunk,
   return at;
 }
 
-/* Reserve a slot in the file, so that a full datastore shows here, before
- * anything of this segment was accepted.  File systems without fallocate
- * show it later, at the write. */
+int
+rp_journal_allocate (struct rp_journal *journal, uint64_t position,
+                     uint64_t bytes, struct rp_fault *fault)
+{
+  int status = rp_file_allocate (journal->file, position, bytes, fault);
+
+  if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
+                          || fault->os_errno == ENOSYS))
+    return RP_OK;
+  return status;
+}
+
+/* Reserve a slot, before anything of its segment was accepted. */
 static int
 allocate_slot (struct rp_journal *journal, uint64_t position,
                struct rp_fault *fault)
 {
   const uint64_t bytes = journal->super.segment_bytes;
-  int status;
 
   if (position + bytes > RP_LOG_SECTORS_MAX * RP_SECTOR_BYTES)
     return rp_fail (fault, RP_FULL, position,
                     "%s: a log ends at 2 TiB", rp_journal_name (journal));
-  status = rp_file_allocate (journal->file, position, bytes, fault);
-  if (status == RP_IO && (fault->os_errno == EOPNOTSUPP
-                          || fault->os_errno == ENOSYS))
-    return RP_OK;
-  return status;
+  return rp_journal_allocate (journal, position, bytes, fault);
 }
 
 static int
