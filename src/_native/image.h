@@ -142,6 +142,7 @@ typedef void rp_finding_each (void *context, const struct rp_finding *);
  * Returns RP_OK when the check ran, whatever it found.
  */
 int rp_image_check (struct rp_image *image,
-                    rp_finding_each *each, void *context, struct rp_fault *fault);
+                    rp_finding_each *each, void *context,
+                    struct rp_fault *fault);
 
 #endif /* RP_IMAGE_H */

@@ -184,8 +184,8 @@ seen_add (struct rp_sim_seen *seen, uint64_t image, uint64_t acknowledged,
   int status;
 
   seen->generated++;
-  status = key_set_add (&seen->states, rp_hash_mix (image, acknowledged) & ~UINT64_C (1),
-                        new_out);
+  status = key_set_add (&seen->states, rp_hash_mix (image, acknowledged)
+                                       & ~UINT64_C (1), new_out);
   if (status == RP_OK)
     status = key_set_add (&seen->images, (image & ~UINT64_C (1)) | deep,
                           &new_image);

@@ -52,9 +52,9 @@
  *
  * Threads: write, zero, pread, run, commit, mark, info, point, checkpoint,
  *          destage, set_limit from any thread; checkpoint and destage wait for
- *          one another.  roll, set_epoch, close_clean, verify: one thread,
- *          with no other call running (a roll or a close beside a destage
- *          would wait for its end).
+ *          one another.  roll, set_epoch, close_clean, verify, scrub, affected,
+ *          mend: one thread, with no other call running (a roll or a close
+ *          beside a destage would wait for its end).
  * Readers: who opens a log without the lock beside a writer that destages gets
  *          RP_STATE from a read once the horizon has passed what it knows.
  * Tests:   tests/native/journal_test.c, journal_destage_test.c,

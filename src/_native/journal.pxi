@@ -284,8 +284,9 @@ cdef class Journal:
     """The log of a replica disk; see journal.h.
 
     Writing takes the file's lock and recovers a torn tail. commit(), mark(),
-    checkpoint(), destage(), set_limit() and the disk may be used from any thread; roll(), set_epoch() and
-    close_clean() want the journal for themselves. Dropping it does not commit.
+    checkpoint(), destage(), set_limit() and the disk may be used from any thread; roll(),
+    set_epoch(), close_clean(), verify(), scrub(), affected() and mend() want the journal
+    for themselves. Dropping it does not commit.
     """
 
     cdef _JournalHandle _handle      # None after close

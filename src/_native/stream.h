@@ -51,7 +51,8 @@ int  rp_stream_read (struct rp_stream *stream, void *buffer, size_t length,
  * disagree or, with deep, it does not inflate to a grain. */
 int  rp_stream_check (struct rp_stream *stream, uint32_t extent,
                       uint64_t start_bytes, bool deep,
-                      rp_finding_each *each, void *context, struct rp_fault *fault);
+                      rp_finding_each *each, void *context,
+                      struct rp_fault *fault);
 /* The header of a compressed extent with the footer's directory, validated. */
 int  rp_stream_read_header (struct rp_file *file, struct rp_sparse_info *out,
                             struct rp_fault *fault);
