@@ -51,6 +51,18 @@ def fio(folder: Path, *arguments: str, writes: int = WRITES) -> float:
     return float(job["write"]["iops"])
 
 
+def append(folder: Path, writes: int) -> float:
+    """The write IOPS of a peer that appends as many blocks to a file of its own."""
+    target = folder / "append"
+    target.unlink(missing_ok=True)
+    figure = fio(
+        folder, "--name=peer", "--rw=write", "--ioengine=psync", "--fdatasync=32",
+        "--fsync=0", f"--filename={target}", f"--size={writes * 4096}", writes=writes,
+    )  # fmt: skip
+    assert target.stat().st_size == writes * 4096
+    return figure
+
+
 def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None:
     replica, socket = tmp_path / "r", tmp_path / "n.sock"
     rollpoint("replica", "create", replica, "--disk", f"d={DISK_BYTES}")
@@ -63,16 +75,6 @@ def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None
                 f"--uri=nbd+unix:///d?socket={socket}", f"--size={DISK_BYTES}",
             )  # fmt: skip
 
-        def append() -> float:
-            target = tmp_path / "append"
-            target.unlink(missing_ok=True)
-            figure = fio(
-                tmp_path, "--name=peer", "--rw=write", "--ioengine=psync", "--fdatasync=32",
-                "--fsync=0", f"--filename={target}", f"--size={WRITES * 4096}",
-            )  # fmt: skip
-            assert target.stat().st_size == WRITES * 4096
-            return figure
-
         # Both sides keep what they were given: fio reads it back against its checksums.
         fio(
             tmp_path, "--name=check", "--rw=randwrite", "--ioengine=nbd", "--iodepth=32",
@@ -84,7 +86,7 @@ def test_ingest_beside_sequential_append(benchmark: Any, tmp_path: Path) -> None
             what="ingest: 4 KiB random writes, flush every 32",
             unit="IOPS",
             ours=ours,
-            peers={APPEND: append},
+            peers={APPEND: lambda: append(tmp_path, WRITES)},
             goals={APPEND: 0.7},
             higher_is_better=True,
             cache="warm; durable at every flush",
@@ -125,15 +127,6 @@ def test_sustained_ingest_with_destage(benchmark: Any, tmp_path: Path) -> None:
             shares.append((after[0] - before[0]) / max(1, after[1] - before[1]))
             return figure
 
-        def append() -> float:
-            target = tmp_path / "append"
-            target.unlink(missing_ok=True)
-            return fio(
-                tmp_path, "--name=peer", "--rw=write", "--ioengine=psync", "--fdatasync=32",
-                "--fsync=0", f"--filename={target}", f"--size={RING_WRITES * 4096}",
-                writes=RING_WRITES,
-            )  # fmt: skip
-
         def in_place() -> float:
             other = tmp_path / "q.sock"
             command = [
@@ -144,28 +137,28 @@ def test_sustained_ingest_with_destage(benchmark: Any, tmp_path: Path) -> None:
                 there = f"--uri=nbd+unix:///?socket={other}"
                 return fio(tmp_path, "--name=peer", *random_writes, there, writes=RING_WRITES)
 
-        # Fills the log, and reads back what it wrote against fio's checksums.
-        for _ in range(RING_BYTES // (RING_WRITES * 4096) + 1):
+        def check() -> None:
+            """Write, and read back against fio's checksums."""
             fio(
                 tmp_path, "--name=check", *random_writes, uri, "--verify=crc32c",
                 writes=min(RING_WRITES, RING_DISK_BYTES // 4096),
             )  # fmt: skip
+
+        for _ in range(RING_BYTES // (RING_WRITES * 4096) + 1):
+            check()  # fills the log
         shares.clear()
         compare(
             benchmark,
             what="ingest: 4 KiB random writes, flush every 32, into a full ring",
             unit="IOPS",
             ours=ours,
-            peers={APPEND: append, IN_PLACE: in_place},
+            peers={APPEND: lambda: append(tmp_path, RING_WRITES), IN_PLACE: in_place},
             goals={APPEND: 0.8, IN_PLACE: 2.0},
             higher_is_better=True,
             cache="warm; durable at every flush",
             verified="fio crc32c read-back through the export, before the rounds and after them",
         )
-        fio(
-            tmp_path, "--name=check", *random_writes, uri, "--verify=crc32c",
-            writes=min(RING_WRITES, RING_DISK_BYTES // 4096),
-        )  # fmt: skip
+        check()
     share = sum(shares) / len(shares)
     assert destaged(path)[0] > 0
     info = benchmark.extra_info
