@@ -52,9 +52,9 @@
  *
  * Threads: write, zero, pread, run, commit, mark, info, point, checkpoint,
  *          destage, set_limit from any thread; checkpoint and destage wait for
- *          one another.  roll, set_epoch, close_clean, verify, scrub, affected,
- *          mend: one thread, with no other call running (a roll or a close
- *          beside a destage would wait for its end).
+ *          one another.  roll, set_epoch, close_clean, scrub, affected, mend: one
+ *          thread, with no other call running (a roll or a close beside a
+ *          destage would wait for its end).
  * Readers: who opens a log without the lock beside a writer that destages gets
  *          RP_STATE from a read once the horizon has passed what it knows.
  * Tests:   tests/native/journal_test.c, journal_destage_test.c,
@@ -108,7 +108,7 @@ int rp_journal_create (struct rp_file *file,
 
 /* Open a log.  file and base are borrowed and outlive the journal.
  *   base    what shows where the log has nothing; may be NULL when neither
- *           data is read nor a sub-grain write made (points, roll, verify)
+ *           data is read nor a sub-grain write made (points, roll, scrub)
  *   epoch   the writer's; 0 takes the one on disk.  RP_STALE_EPOCH when the
  *           one on disk is newer.
  * Loads segment trailers and points, not the map: that comes with the first
@@ -305,14 +305,6 @@ struct rp_scrub {
  */
 int rp_journal_scrub (struct rp_journal *journal, const struct rp_scrub *scrub,
                       struct rp_fault *fault);
-
-/* All of it. */
-int rp_journal_verify (struct rp_journal *journal,
-                       void (*each) (void *context,
-                                     const struct rp_journal_damage *damage),
-                       bool (*progress) (void *context, uint64_t done_bytes,
-                                         uint64_t total_bytes),
-                       void *context, struct rp_fault *fault);
 
 /* Whom a damage harms.  For data these are the points whose map names the
  * place; for anything else of a segment all points in it and behind it, since

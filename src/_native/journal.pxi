@@ -91,10 +91,6 @@ cdef extern from "journal.h":
                            void *context, rp_destage *out, rp_fault *fault) nogil
     int rp_journal_set_limit(rp_journal *journal, uint64_t limit_bytes, journal_bool wait,
                              rp_fault *fault) nogil
-    int rp_journal_verify(rp_journal *journal,
-                          void (*each)(void *, const rp_journal_damage *) noexcept nogil,
-                          journal_bool (*progress)(void *, uint64_t, uint64_t) noexcept nogil,
-                          void *context, rp_fault *fault) nogil
     struct rp_scrub_progress:
         uint64_t done_bytes
         uint64_t total_bytes
@@ -191,46 +187,27 @@ cdef int _fill_point(rp_point *point, uint64_t id, int64_t time_ns, uint32_t kin
     return 0
 
 
-cdef class _Verification:
+cdef class _Scrub:
     cdef list found
     cdef object progress
     cdef object error
     cdef uint64_t said               # bytes done when progress was last called
 
-    def __init__(self, progress):
-        self.found = []
+    def __init__(self, list found, progress):
+        self.found = found
         self.progress = progress
-
-
-cdef void _verify_damage(void *context, const rp_journal_damage *damage) noexcept with gil:
-    cdef rp_journal_damage one = damage[0]
-    guest = None if one.guest_offset_bytes == <uint64_t>-1 else one.guest_offset_bytes
-    (<_Verification>context).found.append(
-        (one.position, guest, one.length_bytes, one.message.decode("utf-8", "replace")))
-
-
-cdef journal_bool _verify_progress(void *context, uint64_t done, uint64_t total) noexcept with gil:
-    cdef _Verification state = <_Verification>context
-    if state.progress is None or (done < total and done - state.said < 1 << 23):
-        return True
-    state.said = done
-    try:
-        return state.progress(done, total) is not False
-    except BaseException as error:
-        state.error = error
-        return False
 
 
 cdef void _scrub_damage(void *context, const rp_journal_damage *damage) noexcept with gil:
     cdef rp_journal_damage one = damage[0]
     segment = None if one.segment == <uint64_t>-1 else one.segment
     guest = None if one.guest_offset_bytes == <uint64_t>-1 else one.guest_offset_bytes
-    (<_Verification>context).found.append(
+    (<_Scrub>context).found.append(
         (segment, one.position, guest, one.length_bytes, one.message.decode("utf-8", "replace")))
 
 
 cdef journal_bool _scrub_progress(void *context, const rp_scrub_progress *at) noexcept with gil:
-    cdef _Verification state = <_Verification>context
+    cdef _Scrub state = <_Scrub>context
     cdef rp_scrub_progress now = at[0]
     if state.progress is None or (now.done_bytes < now.total_bytes
                                   and now.done_bytes - state.said < 1 << 23):
@@ -285,8 +262,8 @@ cdef class Journal:
 
     Writing takes the file's lock and recovers a torn tail. commit(), mark(),
     checkpoint(), destage(), set_limit() and the disk may be used from any thread; roll(),
-    set_epoch(), close_clean(), verify(), scrub(), affected() and mend() want the journal
-    for themselves. Dropping it does not commit.
+    set_epoch(), close_clean(), scrub(), affected() and mend() want the journal for
+    themselves. Dropping it does not commit.
     """
 
     cdef _JournalHandle _handle      # None after close
@@ -529,26 +506,6 @@ cdef class Journal:
         check(status, &fault)
         self._handle = None
 
-    def verify(self, progress=None):
-        """Re-read everything against its checksum.
-
-        Returns damages as (position in the log, guest offset or None, length,
-        message). progress(done_bytes, total_bytes) is called now and then;
-        False stops with CancelledError.
-        """
-        cdef _JournalHandle handle = self.handle()
-        cdef _Verification state = _Verification(progress)
-        cdef void *context = <void *>state
-        cdef rp_fault fault
-        cdef int status
-        with nogil:
-            status = rp_journal_verify(handle.journal, _verify_damage, _verify_progress,
-                                       context, &fault)
-        if state.error is not None:
-            raise state.error
-        check(status, &fault)
-        return state.found
-
     def scrub(self, list found not None, progress=None, *, uint64_t from_segment=0,
               uint64_t from_chain=0, uint64_t segment_count=0):
         """Re-read segments, the head and the shown root; see rp_journal_scrub.
@@ -558,11 +515,10 @@ cdef class Journal:
         and then; False stops with CancelledError.
         """
         cdef _JournalHandle handle = self.handle()
-        cdef _Verification state = _Verification(progress)
+        cdef _Scrub state = _Scrub(found, progress)
         cdef rp_scrub how
         cdef rp_fault fault
         cdef int status
-        state.found = found
         how.from_segment = from_segment
         how.from_chain = from_chain
         how.segment_count = segment_count

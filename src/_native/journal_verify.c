@@ -592,7 +592,7 @@ verify_root (struct verify *verify, struct rp_fault *fault)
   return status == RP_OK ? advance (verify, root->bytes, fault) : status;
 }
 
-/* ---- the calls ---- */
+/* ---- the call ---- */
 
 /* Segments [*first, *stop) of the list that the caller asks for. */
 static int
@@ -655,45 +655,4 @@ rp_journal_scrub (struct rp_journal *journal, const struct rp_scrub *scrub,
     status = verify_root (&verify, fault);
   free (verify.block);
   return status;
-}
-
-/* rp_journal_verify in terms of the above. */
-struct whole {
-  void (*each) (void *context, const struct rp_journal_damage *damage);
-  bool (*progress) (void *context, uint64_t done_bytes, uint64_t total_bytes);
-  void *context;
-};
-
-static void
-whole_each (void *context, const struct rp_journal_damage *damage)
-{
-  const struct whole *whole = context;
-
-  whole->each (whole->context, damage);
-}
-
-static bool
-whole_progress (void *context, const struct rp_scrub_progress *progress)
-{
-  const struct whole *whole = context;
-
-  return !whole->progress
-         || whole->progress (whole->context, progress->done_bytes,
-                             progress->total_bytes);
-}
-
-int
-rp_journal_verify (struct rp_journal *journal,
-                   void (*each) (void *context,
-                                 const struct rp_journal_damage *damage),
-                   bool (*progress) (void *context, uint64_t done_bytes,
-                                     uint64_t total_bytes),
-                   void *context, struct rp_fault *fault)
-{
-  struct whole whole = { each, progress, context };
-  const struct rp_scrub scrub = {
-    .each = whole_each, .progress = whole_progress, .context = &whole,
-  };
-
-  return rp_journal_scrub (journal, &scrub, fault);
 }

@@ -205,8 +205,9 @@ harm (struct scene *scene)
   byte = (uint8_t) ~bytes[100];
   OK (rp_file_pwrite (rig.log, &byte, 1, run.file_offset_bytes / GRAIN * GRAIN
                       + 100, &fault));
-  OK (rp_journal_verify (rig.journal, find_damage, NULL, &scene->damage,
-                         &fault));
+  OK (rp_journal_scrub (rig.journal, &(struct rp_scrub) {
+                          .each = find_damage, .context = &scene->damage,
+                        }, &fault));
   CHECK (scene->damage.count == 1);
   close_rig (&rig);
 }
@@ -257,7 +258,9 @@ job_scrub (struct scene *scene, struct rp_fault *fault)
   int status = open_rig (scene->io, RP_JOURNAL_READ, &rig, fault);
 
   if (status == RP_OK)
-    status = rp_journal_verify (rig.journal, find_damage, NULL, &found, fault);
+    status = rp_journal_scrub (rig.journal, &(struct rp_scrub) {
+                                 .each = find_damage, .context = &found,
+                               }, fault);
   CHECK (status != RP_OK || found.count >= 1);
   if (status == RP_OK)
     status = rp_journal_affected (rig.journal, &affected, 1, fault);
@@ -369,7 +372,9 @@ check_scene (struct scene *scene, bool harmed)
   uint64_t listed = 0;
 
   OK (open_rig (scene->sim, RP_JOURNAL_WRITE, &rig, &fault));
-  OK (rp_journal_verify (rig.journal, find_damage, NULL, &found, &fault));
+  OK (rp_journal_scrub (rig.journal, &(struct rp_scrub) {
+                          .each = find_damage, .context = &found,
+                        }, &fault));
   CHECK (found.count == (harmed ? 1 : 0));
   if (!harmed) {
     OK (rp_disk_pread (rp_journal_disk (rig.journal), bytes, BYTES, 0,

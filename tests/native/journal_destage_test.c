@@ -92,8 +92,9 @@ verify_clean (struct world *world)
   struct rp_fault fault;
   unsigned damages = 0;
 
-  OK (rp_journal_verify (world->journal, print_damage, NULL, &damages,
-                         &fault));
+  OK (rp_journal_scrub (world->journal, &(struct rp_scrub) {
+                          .each = print_damage, .context = &damages,
+                        }, &fault));
   CHECK (damages == 0);
   checks++;
 }

@@ -144,7 +144,9 @@ count_damages (struct rp_journal *journal)
   struct rp_fault fault;
   unsigned damages = 0;
 
-  OK (rp_journal_verify (journal, note_damage, NULL, &damages, &fault));
+  OK (rp_journal_scrub (journal, &(struct rp_scrub) {
+                          .each = note_damage, .context = &damages,
+                        }, &fault));
   return damages;
 }
 

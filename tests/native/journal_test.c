@@ -77,7 +77,9 @@ verify_clean (struct rp_journal *journal)
   struct rp_fault fault;
   unsigned damages = 0;
 
-  OK (rp_journal_verify (journal, count_damage, NULL, &damages, &fault));
+  OK (rp_journal_scrub (journal, &(struct rp_scrub) {
+                          .each = count_damage, .context = &damages,
+                        }, &fault));
   CHECK (damages == 0);
   checks++;
 }
@@ -338,7 +340,9 @@ flip_one (struct flips *flips, uint64_t position, uint8_t bit)
     flips->refused++;
     return;
   }
-  OK (rp_journal_verify (journal, note_damage, NULL, &damages, &fault));
+  OK (rp_journal_scrub (journal, &(struct rp_scrub) {
+                          .each = note_damage, .context = &damages,
+                        }, &fault));
   if (damages > 0)
     flips->found++;
   else {
