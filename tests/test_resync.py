@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -466,3 +468,22 @@ def test_a_gap_of_disks_that_are_not_there_is_refused(path: Path, tmp_path: Path
         rollpoint("hold", path)
         with pytest.raises(HeldError):
             control.ask(str(path / ".control.sock"), "gap-close")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_work_shows_a_bar_on_a_terminal_only(tmp_path: Path, terminal: bool) -> None:
+    image = tmp_path / "a.raw"
+    image.write_bytes(bytes(1 << 20))
+    rollpoint("replica", "create", tmp_path / "r", "--disk", "a=1M")
+    for what in ("seed", "resync"):
+        near, far = os.openpty() if terminal else os.pipe()
+        command = ["-m", "rollpoint", "replica", what, str(tmp_path / "r"), "--disk", f"a={image}"]
+        done = subprocess.run([sys.executable, *command], stderr=far)
+        os.close(far)
+        said = b""
+        with contextlib.suppress(OSError):  # a terminal whose other end is closed
+            while piece := os.read(near, 4096):
+                said += piece
+        os.close(near)
+        assert done.returncode == 0, said
+        assert (what.encode() in said) == terminal, said

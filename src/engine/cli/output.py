@@ -76,3 +76,18 @@ def progress_bar(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def disk_progress(title: str, quiet: bool) -> Iterator[Callable[[str, int, int], bool] | None]:
+    """The same for work that goes from disk to disk, and would stop where this says False."""
+    with progress_bar(title, quiet) as bar:
+        if bar is None:
+            yield None
+            return
+
+        def tell(_disk: str, done: int, total: int) -> bool:
+            bar(done, total)
+            return True
+
+        yield tell

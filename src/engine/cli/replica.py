@@ -10,7 +10,7 @@ from ..errors import UsageError
 from ..manifest import Retention
 from ..replica import Replica, list_replicas
 from ..units import format_duration, format_size, parse_duration, parse_size
-from .output import print_json, print_table
+from .output import disk_progress, print_json, print_table
 from .resync import resync
 from .verify import verify
 
@@ -148,7 +148,8 @@ def seed(
 ) -> None:
     """Copy first images into the bases, before anything was journaled."""
     with Replica.open(directory) as replica:
-        replica.seed(dict(pairs(disk, "FILE")))
+        with disk_progress("seed", as_json) as tell:
+            replica.seed(dict(pairs(disk, "FILE")), tell)
         _show(replica, as_json)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from ..replica import Replica
 from ..units import format_size
-from .output import print_json
+from .output import disk_progress, print_json
 
 
 def resync(
@@ -36,8 +36,8 @@ def resync(
     sources = dict(pairs(disk, "SOURCE"))
     files = pairs(ranges or [], "FILE", "--ranges")
     wanted = {name: room.read_ranges(path) for name, path in files}
-    with Replica.open(directory) as replica:
-        done = room.resync(replica, sources, wanted)
+    with Replica.open(directory) as replica, disk_progress("resync", as_json) as tell:
+        done = room.resync(replica, sources, wanted, tell)
     if as_json:
         print_json(
             {"disks": [each._asdict() for each in done.disks], "point": done.point.to_json()}

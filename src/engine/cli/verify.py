@@ -9,7 +9,7 @@ import typer
 
 from ..errors import DamagedError
 from ..replica import Replica
-from .output import print_json, progress_bar
+from .output import disk_progress, print_json
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -33,8 +33,7 @@ def verify(
     """Read journals and bases again, every byte against its checksum. Damage: exit 1."""
     with Replica.open(directory) as replica:
         report: Any
-        with progress_bar("verify", as_json) as bar:
-            tell = _teller(bar)
+        with disk_progress("verify", as_json) as tell:
             if repair_from:
                 report = _repair(replica, repair_from, tell, restart)
             else:
@@ -50,17 +49,6 @@ def verify(
                 f"replica {replica.name} is damaged",
                 "restore points before the damage may still be good: fail over to one",
             )
-
-
-def _teller(bar: Callable[[int, int], None] | None) -> Callable[[str, int, int], bool] | None:
-    if bar is None:
-        return None
-
-    def tell(_disk: str, done: int, total: int) -> bool:
-        bar(done, total)
-        return True
-
-    return tell
 
 
 def _repair(
