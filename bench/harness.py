@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tools import listens
+
 FULL = os.environ.get("ROLLPOINT_BENCH") == "full"
 SEED = 20261122
 
@@ -50,7 +52,7 @@ def running(socket: Path, *command: str | Path) -> Iterator[Path]:
     server = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
-        while not socket.exists():
+        while not listens(socket):
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)

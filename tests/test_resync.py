@@ -38,7 +38,7 @@ from rollpoint.errors import (
 )
 from rollpoint.nbd_client import NbdClient, Place, parse_uri
 from rollpoint.replica import Replica
-from tools import require_tool
+from tools import listens, require_tool
 
 WAYS = ["beside an ingest", "without one"]
 GRAIN = 4096
@@ -342,7 +342,7 @@ def nbdkit(socket: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(socket.exists, "nbdkit listens")
+        wait_until(lambda: listens(socket), "nbdkit listens")
         yield process
     finally:
         process.terminate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,12 @@ def require_tool(name: str) -> str:
     if found is not None:
         return found
     _missing(f"{name} is missing: apt-get install --no-install-recommends {PACKAGES[name]}")
+
+
+def listens(path: Path) -> bool:
+    """Whether a server accepts on this Unix socket: its file is there before it does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def libnbd() -> ModuleType:
