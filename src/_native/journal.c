@@ -321,6 +321,26 @@ write_part (struct rp_journal *journal, uint64_t grain, uint64_t skip,
   return rp_journal_append_grain (journal, grain, journal->scratch, fault);
 }
 
+/* Who dies from here on is found not to have closed the log, even when what
+ * it took lay in memory only. */
+static int
+enter_session (struct rp_journal *journal, struct rp_fault *fault)
+{
+  int status;
+
+  if (journal->in_session)
+    return RP_OK;
+  rp_journal_lead (journal);
+  status = rp_journal_not_held (journal, fault);
+  if (status == RP_OK) {
+    status = rp_journal_begin_session (journal, fault);
+    if (status != RP_OK)
+      rp_journal_fail (journal, status, fault);
+  }
+  rp_journal_end_lead (journal);
+  return status;
+}
+
 /* May one more grain be written, now?  What lets the lock go comes first, so
  * that the answer still holds when the grain is appended. */
 static int
@@ -328,6 +348,8 @@ check_write (struct rp_journal *journal, struct rp_fault *fault)
 {
   int status = ready (journal, fault);
 
+  if (status == RP_OK)
+    status = enter_session (journal, fault);
   if (status == RP_OK)
     status = rp_journal_throttle (journal, fault);
   if (status == RP_OK)

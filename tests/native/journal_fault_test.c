@@ -158,10 +158,13 @@ mark_and_roll (struct lab *lab, struct rp_io *io)
   CHECK (status == RP_OK);
   if (list_points (journal).stop == 0) {
     fill_sector (sector, 4711);
-    OK (rp_disk_pwrite (rp_journal_disk (journal), sector, 512, 0, &fault));
-    OK (rp_journal_mark (journal, &point, &fault));
+    status = rp_disk_pwrite (rp_journal_disk (journal), sector, 512, 0,
+                             &fault);  /* the first one writes the superblock */
+    if (status == RP_OK)
+      OK (rp_journal_mark (journal, &point, &fault));
   }
-  status = rp_journal_roll (journal, 1, &roll, &fault);
+  if (status == RP_OK)
+    status = rp_journal_roll (journal, 1, &roll, &fault);
   rp_journal_destroy (journal);
   rp_file_close (file);
   return status;
