@@ -547,6 +547,23 @@ def test_a_journal_that_cannot_sync_turns_everything_red(path: Path, tmp_path: P
         assert shown["gaps"], "what may be missing is listed"
 
 
+def test_a_killed_ingest_is_not_forgotten_by_who_opens_its_journals_first(
+    path: Path, tmp_path: Path
+) -> None:
+    with ingest_process(path, tmp_path / "s") as process:
+        source = Source(tmp_path / "s", empty_model(), 8)
+        for _ in range(30):
+            source.act()
+        process.kill()
+    with Replica.open(path) as replica, replica.locked():
+        replica.journals(writable=True, wait_seconds=10).close_clean()
+    with Replica.open(path) as replica:
+        points = [point.id for point in replica.points]
+        replication.hold(replica)
+        assert [point.id for point in replica.points] == points, "what is there is no cut"
+        assert [gap.resync for gap in replica.manifest.gaps] == [True]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(path: Path, tmp_path: Path, number: signal.Signals) -> None:
     with ingest_process(path, tmp_path / "s") as process:

@@ -78,9 +78,7 @@ class Intake:
     def note_gaps(self) -> None:
         """From the newest point to our first one nothing is known: a gap, if there is one."""
         replica, newest = self.replica, self.record.newest
-        replication.note_unclean_end(
-            replica, self.need_running().were_clean, newest.time if newest else None
-        )
+        replication.note_unclean_end(replica, self.need_running())
         if newest is not None:
             replication.open_gap(
                 replica, newest.time, "no ingest ran: the source may have written on"

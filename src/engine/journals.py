@@ -73,6 +73,7 @@ class Journals:
                 self.names.append(disk.name)
             # Before we write anything: how did the last writer leave them?
             self.were_clean = all(bool(n.info()["closed_clean"]) for n in self.natives)
+            self.end_is_noted = self.were_clean  # or what it means is in the manifest
             ends = [native.points()[-1:] for native in self.natives]
             newest = [row for end in ends for row in end]
         except BaseException:
@@ -312,9 +313,16 @@ class Journals:
         self.gate.release()
 
     def close_clean(self) -> None:
-        """Commit, show the end of the log, mark it clean, let go of the locks."""
+        """Commit, show the end of the log, mark it clean, let go of the locks.
+
+        An unclean end that nobody noted in the manifest is not papered over: the next
+        one finds it (replication.note_unclean_end).
+        """
         try:
-            side_by_side(lambda journal: journal.close(clean=True), self._open)
+            if self.end_is_noted:
+                side_by_side(lambda journal: journal.close(clean=True), self._open)
+            else:
+                self.commit()
         finally:
             self.close()
 

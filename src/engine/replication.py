@@ -107,7 +107,7 @@ def to_mark(replica: Replica, *, caught_up: bool = False) -> Iterator[Journals]:
                     f"replication of {replica.name} is on hold: nothing new can be marked",
                     "rollpoint release lets it go on",
                 )
-            note_unclean_end(replica, journals.were_clean, journals.newest_time)
+            note_unclean_end(replica, journals)
             if needs_resync(replica) and not caught_up:
                 replica.save()
                 raise GapError(*NOT_CAUGHT_UP)
@@ -163,7 +163,7 @@ def hold_locked(replica: Replica) -> int:
 
 def _hold_without_ingest(replica: Replica) -> None:
     with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
-        note_unclean_end(replica, journals.were_clean, journals.newest_time)
+        note_unclean_end(replica, journals)
         journals.fence(replica.manifest.epoch, consistent=not needs_resync(replica))
         replica.manifest.next_point_id = journals.next_point_id
 
@@ -222,20 +222,22 @@ def reconcile(replica: Replica, held_on_disk: bool) -> None:
         replica.save()
 
 
-def note_unclean_end(replica: Replica, were_clean: bool, newest: str | None) -> None:
+def note_unclean_end(replica: Replica, journals: Journals) -> None:
     """Record a gap when an ingest had the journals and did not close them. Locked."""
     manifest = replica.manifest
     record = manifest.ingest
     if record is None:
+        journals.end_is_noted = True
         return
-    if not were_clean or record.error is not None:
+    if not journals.were_clean or record.error is not None:
         why = record.error or (
             f"the ingest begun at {record.started} ended without closing its journals: what it "
             "had acknowledged in its last moments, and was not flushed, may be missing"
         )
-        open_gap(replica, newest or manifest.created, why, resync=True)
+        open_gap(replica, journals.newest_time or manifest.created, why, resync=True)
     manifest.ingest = None
     replica.save()
+    journals.end_is_noted = True
 
 
 NOT_CAUGHT_UP = (

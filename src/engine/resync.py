@@ -253,8 +253,8 @@ def _without_ingest(replica: Replica, job: _Job) -> Resync:
             replication.reconcile(replica, journals.held)
             if replica.manifest.held:
                 raise on_hold(replica.name)
+            replication.note_unclean_end(replica, journals)
             newest = journals.newest_time
-            replication.note_unclean_end(replica, journals.were_clean, newest)
             _need_sources(job, replication.doubted_disks(replica.manifest))
             if newest is not None and journals.has_news and not replication.needs_resync(replica):
                 newest = journals.mark("crash").time

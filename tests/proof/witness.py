@@ -231,7 +231,8 @@ class Chapter:
         return (
             f"{what}: disk {writer.disk}, bytes {writer.start} to {writer.stop}, writer "
             f"{writer.number}: no prefix of its {len(writer.ops)} writes of which {floor} "
-            f"have to be there; it is {cuts}, with stamps {stamps[-8:]}"
+            f"have to be there; it is {cuts}, with stamps {stamps[-8:]}; the last were answered "
+            f"at {[op.acked_ns for op in writer.ops[-8:]]}"
         )
 
 
