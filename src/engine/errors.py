@@ -190,3 +190,15 @@ class VerificationError(Error):
     """What was read back is not what was written. Nothing was hidden."""
 
     code = "verification"
+
+
+class PathError(Error):
+    """A path inside a guest goes through a link, out of it, or to something of another kind."""
+
+    code = "path"
+
+
+class GuestError(Error):
+    """Something in the guest stands in the way: a damaged or full file system, no known system."""
+
+    code = "guest"
