@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import require_tool
+from rollpoint import _native
+from rollpoint.control import listen
+from rollpoint.create import create_disk
+from rollpoint.disk import open_disk
 from rollpoint.errors import HypervisorError, StateError, ToolMissingError, UsageError
+from rollpoint.guest.base import Nic
 from rollpoint.hypervisor import qemu_process
-from rollpoint.hypervisor.base import Bus, Drive, Hypervisor, Machine
+from rollpoint.hypervisor.base import Bus, Card, Drive, Hypervisor, Machine
 from rollpoint.hypervisor.qemu import Qemu
 
 MEMORY_BYTES = 16 << 20
@@ -57,11 +62,92 @@ def test_a_machine_starts_speaks_and_is_powered_off(tmp_path: Path, qemu: Qemu) 
     hypervisor.power_off("never-was")
 
 
-@pytest.mark.parametrize("bus", ["ide", "virtio-blk", "pvscsi"])
+BUSES: list[Bus] = [
+    "ide", "ahci", "nvme", "virtio-blk", "virtio-scsi", "pvscsi", "lsisas", "lsi53c895a"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bus", BUSES)
 def test_every_bus_boots(tmp_path: Path, qemu: Qemu, bus: Bus) -> None:
     drives = [raw_disk(tmp_path / "a.raw"), raw_disk(tmp_path / "b.raw", "WRONG DISK\r\n")]
     qemu.start(machine(*drives, bus=bus))
     assert qemu.wait_for("vm", "READY", 10)
+
+
+def test_a_controller_that_qemu_has_not_is_refused_with_the_reason(
+    tmp_path: Path, qemu: Qemu
+) -> None:
+    disk = raw_disk(tmp_path / "disk.raw")
+    with pytest.raises(UsageError, match="no lsilogic controller") as refused:
+        qemu.start(machine(disk, bus="lsilogic"))
+    assert "lsisas" in refused.value.hint
+    assert qemu.status("vm") == "off"
+
+
+def test_a_disk_of_an_nbd_server_boots(tmp_path: Path, qemu: Qemu) -> None:
+    path = str(tmp_path / "disk.vmdk")
+    create_disk(path, "monolithicSparse", 1 << 20)
+    with open_disk(path, writable=True) as disk:
+        disk.pwrite(boot_sector("READY\r\n"), 0)
+        server = _native.NbdServer()
+        server.add("a disk, with a comma", disk.reading)
+        server.listen(listen(str(tmp_path / "nbd, sock")).detach())
+        server.start()
+        drive = Drive(str(tmp_path / "nbd, sock"), "nbd", "a disk, with a comma")
+        qemu.start(machine(drive, bus="pvscsi"))
+        assert qemu.wait_for("vm", "READY", 10)
+        assert qemu.start(machine(drive, bus="pvscsi")).pid
+        with pytest.raises(StateError, match="other disks"):
+            qemu.start(machine(Drive(drive.path, "nbd", "another"), bus="pvscsi"))
+        qemu.kill("vm")
+        server.stop(1000)
+
+
+def networks(qemu: Qemu) -> str:
+    """What QEMU says of the machine's network, card by card."""
+    with qemu.qmp("vm") as qmp:
+        told = qmp.execute("human-monitor-command", command_line="info network")
+    assert isinstance(told, str)
+    return told
+
+
+CARDS: list[Nic] = ["vmxnet3", "e1000", "e1000e", "virtio-net"]
+
+
+@pytest.mark.parametrize("model", CARDS)
+def test_every_card_is_there_with_no_wire_in_it(tmp_path: Path, qemu: Qemu, model: Nic) -> None:
+    card = Card(model, "52:54:00:AA:00:01")
+    asked = Machine("vm", "vm", (raw_disk(tmp_path / "d.raw"),), MEMORY_BYTES, cards=(card,))
+    words = qemu_process.command_line(asked, str(tmp_path))
+    assert "none" in words[words.index("-nic") :]
+    assert "-netdev" not in words
+    qemu.start(asked)
+    assert qemu.wait_for("vm", "READY", 10)
+    told = networks(qemu)
+    assert "52:54:00:aa:00:01" in told
+    assert "\\" not in told, "what hangs on a card is printed as its branch"
+
+
+def test_a_machine_has_no_network_unless_it_is_asked_for(tmp_path: Path, qemu: Qemu) -> None:
+    qemu.start(machine(raw_disk(tmp_path / "disk.raw")))
+    assert networks(qemu) == ""
+
+
+def test_a_card_on_a_network_of_its_own(tmp_path: Path, qemu: Qemu) -> None:
+    cards = (Card("virtio-net", "52:54:00:aa:00:01", "user"), Card("e1000", "52:54:00:aa:00:02"))
+    asked = Machine("vm", "vm", (raw_disk(tmp_path / "d.raw"),), MEMORY_BYTES, cards=cards)
+    qemu.start(asked)
+    told = networks(qemu)
+    assert told.count("type=user") == 1
+    assert told.count("type=nic") == 2
+
+
+@pytest.mark.parametrize(
+    "mac", ["", "52:54:00:aa:00", "53:54:00:aa:00:01", "52:54:00:aa:00:01,x=y"]
+)
+def test_an_address_that_is_no_cards_is_refused(mac: str) -> None:
+    with pytest.raises(UsageError, match="network card"):
+        Card("e1000", mac)
 
 
 @pytest.mark.skipif(not os.path.exists(qemu_process.UEFI_CODE), reason="ovmf is not installed")

@@ -12,13 +12,26 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..errors import UsageError
+from ..guest.base import BootMode as Firmware
+from ..guest.base import Controller as Bus
+from ..guest.base import Nic
 
 Accelerator = Literal["tcg", "kvm"]
-Bus = Literal["ide", "virtio-blk", "pvscsi"]
-Firmware = Literal["bios", "uefi"]
 State = Literal["running", "paused", "off"]
+__all__ = [
+    "Accelerator",
+    "Bus",
+    "Card",
+    "Drive",
+    "Firmware",
+    "Handle",
+    "Hypervisor",
+    "Machine",
+    "State",
+]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)  # of one station
 MEMORY_BYTES_MIN = 1 << 20
 
 
@@ -27,12 +40,37 @@ class Drive:
     """One disk of a machine.
 
     Args:
-        path: The file: a VMDK descriptor (or single-file VMDK), or a raw image.
+        path: The file: a VMDK descriptor (or single-file VMDK), or a raw image. Of the
+            format "nbd": the Unix socket of the server.
         format: What the file is. It is never guessed from its content.
+        export: Name of the NBD export, as its server has it.
     """
 
     path: str
-    format: Literal["vmdk", "raw"] = "vmdk"
+    format: Literal["vmdk", "raw", "nbd"] = "vmdk"
+    export: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One network card of a machine.
+
+    Args:
+        mac: Six pairs of hex digits with colons.
+        network: "none": the card is there, no wire is in it. "user": a network of this
+            machine alone, with DHCP, from which the hypervisor lets it reach others.
+    """
+
+    model: Nic
+    mac: str
+    network: Literal["none", "user"] = "none"
+
+    def __post_init__(self) -> None:
+        if _MAC.fullmatch(self.mac) is None:
+            raise UsageError(
+                f"{self.mac!r} is not the address of a network card",
+                "give six pairs of hex digits with colons, the first one even",
+            )
 
 
 @dataclass(frozen=True)
@@ -46,6 +84,7 @@ class Machine:
         memory_bytes: Guest memory, rounded down to whole KiB.
         cpus: Virtual processors.
         bus: The controller all drives hang on. "ide" takes four drives.
+        cards: In the order in which the guest sees them. None: no network at all.
         firmware: What boots the first drive.
         accelerator: "kvm" is probed first and refused where it does not prove usable.
         paused: Start it without letting the guest run.
@@ -57,6 +96,7 @@ class Machine:
     memory_bytes: int = 256 << 20
     cpus: int = 1
     bus: Bus = "ide"
+    cards: tuple[Card, ...] = ()
     firmware: Firmware = "bios"
     accelerator: Accelerator = "tcg"
     paused: bool = False

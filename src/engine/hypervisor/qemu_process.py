@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 
-from ..errors import HypervisorError, ToolMissingError, UsageError
-from .base import Drive, Machine
+from ..errors import HypervisorError, ToolMissingError
+from .base import Machine
+from .qemu_devices import card_arguments, drive_arguments
 
-IDE_DRIVES_MAX = 4
 # Where Debian's ovmf package puts the firmware and the variables it starts with.
 UEFI_CODE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 UEFI_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
@@ -47,7 +47,7 @@ def command_line(machine: Machine, directory: str) -> list[str]:
     ]
     if machine.paused:
         words.append("-S")
-    return words + _drive_arguments(machine)
+    return words + drive_arguments(machine) + card_arguments(machine)
 
 
 def _firmware_arguments(machine: Machine, directory: str) -> list[str]:
@@ -80,39 +80,6 @@ def prepare_firmware(machine: Machine, directory: str) -> None:
     fresh = variables_path(directory) + ".new"
     shutil.copyfile(UEFI_VARIABLES, fresh)
     os.replace(fresh, variables_path(directory))
-
-
-def _drive_arguments(machine: Machine) -> list[str]:
-    words: list[str] = []
-    if machine.bus == "ide" and len(machine.drives) > IDE_DRIVES_MAX:
-        raise UsageError(
-            f"machine {machine.name!r} has {len(machine.drives)} disks, IDE takes {IDE_DRIVES_MAX}",
-            "use the bus virtio-blk or pvscsi",
-        )
-    if machine.bus == "pvscsi":
-        words += ["-device", "pvscsi,id=scsi"]
-    for index, drive in enumerate(machine.drives):
-        words += ["-blockdev", json.dumps(_block_node(f"disk{index}", drive))]
-        place = {
-            "ide": f"ide-hd,bus=ide.{index // 2},unit={index % 2}",
-            "virtio-blk": "virtio-blk-pci",
-            "pvscsi": f"scsi-hd,bus=scsi.0,scsi-id={index}",
-        }[machine.bus]
-        words += ["-device", f"{place},id=drive{index},drive=disk{index},bootindex={index}"]
-    return words
-
-
-def _block_node(name: str, drive: Drive) -> dict[str, object]:
-    path = os.path.realpath(drive.path)
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError(
-            f"QEMU cannot open {os.fsencode(path)!r}: its name is not UTF-8", "rename it"
-        ) from None
-    # Image locks stay on: two writers of one disk are refused by QEMU as well.
-    file = {"driver": "file", "filename": path, "locking": "on", "discard": "unmap"}
-    return {"node-name": name, "driver": drive.format, "discard": "unmap", "file": file}
 
 
 def drive_words(words: list[bytes]) -> list[bytes]:
