@@ -49,13 +49,16 @@ class Volume:
     Attributes:
         name: "system" is a whole disk, "system:1" a partition, "vg0/root" a logical volume.
         pieces: Where its bytes lie, in order. Empty: they are not strung together
-            (striped, thin, mirrored), and only an appliance can read them.
+            (striped, thin, mirrored, with snapshots), and only an appliance can use them:
+            it may try when there is no problem; note says what was seen.
         kind: What it holds: ext2, ext3, ext4, xfs, btrfs, ntfs, vfat, exfat, iso9660,
             squashfs, swap, lvm (a physical volume), luks, bitlocker, md, zfs, bcache,
             empty (zeros where all of them have something), unknown.
         uuid, label: Of what it holds, as the guest's blkid prints them; "" without.
         partition: None for whole disks and logical volumes.
         problem: Why it cannot be used, with what was seen; "" when nothing stands against it.
+        note: What is odd about it, for a warning: a broken copy of a partition table, a
+            hibernated system's memory in a swap area.
     """
 
     name: str
@@ -66,3 +69,4 @@ class Volume:
     label: str = ""
     partition: Partition | None = None
     problem: str = ""
+    note: str = ""
