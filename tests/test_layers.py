@@ -17,11 +17,12 @@ NATIVE = ROOT / "src" / "_native"
 ROWS = [
     {"errors", "keeping"},
     {"units", "_native", "lags"},
-    {"descriptor", "descriptor_write", "layouts", "config", "manifest", "points", "side_by_side"},
+    {"descriptor", "descriptor_write", "layouts", "manifest", "points", "side_by_side"},
     {"retention", "kept"},
     {"dialects", "ova", "rpo", "volumes"},
     {"access"},
     {"guest"},
+    {"config"},
     {"link"},
     {"extents"},
     {"links"},

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FILE_NAME = "replica.json"
 LOCK_NAME = "replica.lock"
 CONTROL_NAME = ".control.sock"
+CONVERSION_NAME = "conversion.json"  # what the newest failover changed in the guest
 FORMAT = "rollpoint-replica"
 VERSION = 1
 HISTORY_KEPT = 32
@@ -165,8 +166,12 @@ class MachineSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the recovered machine gets when it is powered on here."""
 
     memory_bytes: int = 256 << 20
+    cpus: int = 1
     accelerator: str = "tcg"
     firmware: str = "bios"
+    controller: str = "ide"
+    nic: str | None = None  # model of its network cards; None: it has none
+    network: str = "none"  # what they are connected to
     marker: str | None = None  # text on its serial console that says it is up
     timeout_seconds: float = 60.0
 
@@ -200,6 +205,7 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     point: int | None = None
     found_held: bool = False
     power_on: bool = False
+    convert: bool = True  # the guest, when there is one
     disks: dict[str, str] = {}  # seed: disk name -> source file
     outcome: Literal["running", "done", "rolled back", "failed"] = "running"
     error: str | None = None

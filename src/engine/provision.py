@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import chains, control, interim, retention, scrub, scrub_links, seed
+from . import chains, config, control, interim, retention, scrub, scrub_links, seed
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -314,7 +314,8 @@ def _stays(entry: DiskEntry) -> bool:
 
 def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
-    for name in (manifests.CONTROL_NAME, *scrub.FILE_NAMES, manifests.FILE_NAME):
+    beside = (manifests.CONVERSION_NAME, f"{manifests.CONVERSION_NAME}.new", config.FILE_NAME)
+    for name in (manifests.CONTROL_NAME, *beside, *scrub.FILE_NAMES, manifests.FILE_NAME):
         with contextlib.suppress(NotFoundError):
             directory.unlink(name)
         directory.sync()

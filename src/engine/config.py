@@ -1,0 +1,180 @@
+"""`replica.toml`: what the operator says of a replica's machine, its mount and its guest.
+
+It lies in the replica's directory, is optional, and is read at every use. What it does
+not say keeps its default; what nobody knows is an error with its line.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from ._native import Dir
+from .errors import UsageError
+from .guest.base import BootMode, Controller, Network, Nic, Target, Wanted
+from .manifest import MachineSettings
+from .units import parse_duration, parse_size
+
+FILE_NAME = "replica.toml"
+LIMIT_BYTES = 1 << 20
+
+Mode = Literal["auto", "files", "appliance", "host"]
+Convert = Literal["auto", "always", "never"]
+
+
+class MachineTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a failover starts. None: as the replica was failed over before, or the default.
+
+    memory, timeout: As people write them: "2G", "90s".
+    network: What the cards are connected to: none, or user (behind this host's address).
+    """
+
+    memory: str | None = None
+    cpus: int | None = None
+    accelerator: Literal["tcg", "kvm"] | None = None
+    firmware: BootMode | None = None
+    controller: Controller | None = None
+    nic: Nic | None = None
+    network: Literal["none", "user"] | None = None
+    marker: str | None = None
+    timeout: str | None = None
+
+
+class MountTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How the guest's file systems are reached.
+
+    Attributes:
+        mode: auto takes the first that serves.
+        trust_guest: Lets this host's kernel mount file systems that the guest made.
+        warm: Keep an appliance launched while the replica is ready.
+    """
+
+    mode: Mode = "auto"
+    trust_guest: bool = False
+    warm: bool = False
+
+
+class GuestTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What becomes of the guest.
+
+    Attributes:
+        convert: auto leaves disks alone on which nothing is known to be; always refuses them.
+        network: A table for each card: see guest.base.Network.
+    """
+
+    convert: Convert = "auto"
+    target: Target = "qemu"
+    serial_console: bool = False
+    hostname: str = ""
+    dns: list[str] = []
+    network: list[Network] = []
+    drivers: str = ""
+    first_boot: str = ""
+
+
+class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    machine: MachineTable = msgspec.field(default_factory=MachineTable)
+    mount: MountTable = msgspec.field(default_factory=MountTable)
+    guest: GuestTable = msgspec.field(default_factory=GuestTable)
+
+    def machine_settings(self) -> dict[str, Any]:
+        """What it says of manifest.MachineSettings.
+
+        Raises:
+            UsageError: A size or a duration is none.
+        """
+        table = self.machine
+        said = {
+            name: getattr(table, name)
+            for name in ("cpus", "accelerator", "firmware", "controller", "nic", "network")
+            if getattr(table, name) is not None
+        }
+        if table.memory is not None:
+            said["memory_bytes"] = parse_size(table.memory)
+        if table.timeout is not None:
+            said["timeout_seconds"] = parse_duration(table.timeout)
+        if table.marker is not None:
+            said["marker"] = table.marker or None
+        return said
+
+    def wanted(self, controller: Controller, nic: Nic, firmware: BootMode) -> Wanted:
+        """What a conversion is to make of the guest on such a machine."""
+        guest = self.guest
+        return Wanted(
+            target=guest.target,
+            controller=controller,
+            nic=nic,
+            firmware=firmware,
+            serial_console=guest.serial_console,
+            hostname=guest.hostname,
+            dns=guest.dns,
+            networks=guest.network,
+            drivers=guest.drivers,
+            first_boot=guest.first_boot,
+        )
+
+
+def machine_of(config: Config, before: MachineSettings) -> MachineSettings:
+    """A machine's settings with what the file says instead."""
+    return msgspec.structs.replace(before, **config.machine_settings())
+
+
+def load(directory: Dir) -> Config:
+    """The configuration of the replica in directory; the defaults without a file.
+
+    Raises:
+        UsageError: It is no TOML, or says what nobody knows: with the line.
+    """
+    if not directory.exists(FILE_NAME):
+        return Config()
+    return parse(directory.read(FILE_NAME, LIMIT_BYTES), f"{directory.path}/{FILE_NAME}")
+
+
+def parse(data: bytes, where: str) -> Config:
+    """As load, of the bytes of a file that messages call where."""
+    import tomllib  # a failover of a replica without the file does without
+
+    try:
+        text = data.decode()
+        document = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where} is no TOML: {error}", "see docs/guests.md") from None
+    try:
+        config = msgspec.convert(document, Config)
+        config.machine_settings()
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at ")
+        unknown = re.search(r"unknown field `([^`]*)`", message)
+        keys = re.findall(r"[A-Za-z_]+", path) + ([unknown[1]] if unknown else [])
+        raise UsageError(
+            f"{where}, line {line_of(text, keys)}: {message}" + (f" ({path})" if path else ""),
+            "see docs/guests.md",
+        ) from None
+    except UsageError as error:
+        raise UsageError(f"{where}: [machine]: {error.message}", error.hint) from None
+    return config
+
+
+def line_of(text: str, keys: list[str]) -> int:
+    """The line on which a value is set, by its keys from the top; as near as can be told."""
+    lines = text.splitlines()
+    table, found = 1, 1
+    for number, line in enumerate(lines, 1):
+        head = re.fullmatch(r"\s*\[+\s*([^\]]*?)\s*\]+\s*(#.*)?", line)
+        if head:
+            names = [part.strip(" \"'") for part in head[1].split(".")]
+            if names == keys[: len(names)]:
+                table = found = number
+                if len(names) == len(keys):
+                    return number
+            else:
+                table = 0
+        elif table and keys:
+            name = line.split("=")[0].strip().strip("\"'")
+            if name == keys[-1] or name.split(".")[-1] == keys[-1]:
+                return number
+    return found
