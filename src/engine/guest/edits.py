@@ -33,7 +33,6 @@ class Tree(Protocol):
 
     def is_directory(self, path: str) -> bool: ...
 
-    def list(self, path: str) -> dict[str, Stat]: ...
 
     def read(self, path: str, limit_bytes: int = 16 << 20) -> bytes: ...
 
@@ -56,6 +55,8 @@ class Tree(Protocol):
     def glob(self, pattern: str) -> list[str]: ...
 
     def space(self, path: str) -> Space: ...
+
+    def list(self, path: str) -> dict[str, Stat]: ...  # last: its name hides the type
 
 
 class Edits:
