@@ -33,6 +33,18 @@ PACKAGES = {
     "gcc": "gcc",
     "objdump": "binutils",
     "addr2line": "binutils",
+    "sfdisk": "fdisk",
+    "sgdisk": "gdisk",
+    "blkid": "util-linux",
+    "mkswap": "util-linux",
+    "mkfs.ext2": "e2fsprogs",
+    "mkfs.ext3": "e2fsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkntfs": "ntfs-3g",
+    "mkfs.vfat": "dosfstools",
+    "pvcreate": "lvm2",
     "clang-14": "clang-14 libclang-rt-14-dev",
 }
 
