@@ -216,25 +216,33 @@ rp_journal_await_readers (struct rp_journal *journal)
 }
 
 /* A reader holds no lock: where a writer has destaged what the reader's map
- * still finds in the log, or what came after its end, it may just have read
- * something else. */
-static int
-check_not_passed (struct rp_journal *journal, struct rp_fault *fault)
+ * still finds in the log, or what came after what it shows, it may just have
+ * read something else.  The superblock says so before that is done. */
+int
+rp_journal_check_not_passed (struct rp_journal *journal,
+                             struct rp_fault *fault)
 {
+  const uint64_t shown = journal->is_view ? journal->view_entry
+                                          : rp_journal_entry_count (journal);
   struct rp_log_super now;
   bool stale[RP_LOG_SUPER_COUNT];
   int status;
 
-  if (journal->writable)
+  if (journal->writable || RP_SABOTAGED (43))  /* believes what it read */
     return RP_OK;
   status = rp_journal_read_super (journal->file, &now, stale, fault);
-  if (status == RP_OK
-      && (now.ring.number != journal->super.ring.number
-          || now.ring.horizon_entry > rp_journal_entry_count (journal)))
-    status = rp_fail (fault, RP_STATE, 0, "%s: its oldest restore points have "
-                      "gone into the base since it was opened",
-                      rp_journal_name (journal));
-  return status;
+  if (status != RP_OK)
+    return status;
+  if (journal->is_view && now.ring.horizon_entry > shown)
+    return rp_fail (fault, RP_NOT_FOUND, 0, "%s: the restore point that was "
+                    "being read is gone: older points had to make room",
+                    rp_journal_name (journal));
+  if (now.ring.number != journal->super.ring.number
+      || now.ring.horizon_entry > shown)
+    return rp_fail (fault, RP_STATE, 0, "%s: its oldest restore points have "
+                    "gone into the base since it was opened",
+                    rp_journal_name (journal));
+  return RP_OK;
 }
 
 static int
@@ -245,8 +253,8 @@ read_pieces (struct rp_journal *journal, const struct piece *pieces, int count,
 
   for (int i = 0; status == RP_OK && i < count; i++)
     status = read_piece (journal, &pieces[i], buffer, fault);
-  return count > 0 && status == RP_OK ? check_not_passed (journal, fault)
-                                      : status;
+  return count > 0 && status == RP_OK
+         ? rp_journal_check_not_passed (journal, fault) : status;
 }
 
 /* What a place in the log holds changes only after it was given back, which
@@ -462,7 +470,8 @@ journal_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
                       rp_journal_name (journal));
     status = rp_disk_run (journal->base, offset, run, out, fault);
     out->depth++;
-    return status;
+    return status == RP_OK ? rp_journal_check_not_passed (journal, fault)
+                           : status;
   }
   memset (out, 0, sizeof *out);
   out->offset_bytes = offset;

@@ -56,9 +56,10 @@
  *          thread, with no other call running (a roll or a close beside a
  *          destage would wait for its end).
  * Readers: who opens a log without the lock beside a writer that destages gets
- *          RP_STATE from a read once the horizon has passed what it knows.
+ *          RP_STATE from a read once the horizon has passed what it knows; see
+ *          also rp_journal_view.
  * Tests:   tests/native/journal_test.c, journal_destage_test.c,
- *          journal_root_test.c, tests/test_journal.py
+ *          journal_root_test.c, journal_view_threads_test.c, tests/test_journal.py
  * Bytes:   docs/formats.md, "Journal log"
  */
 #ifndef RP_JOURNAL_H
@@ -145,6 +146,20 @@ struct rp_journal_info {
   uint64_t limit_bytes;          /* of those; 0: none */
 };
 void rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out);
+
+/* From now on the disk of a journal that is open for reading shows a restore
+ * point (its id, or RP_POINT_LATEST) and not the end of the log.  Nothing is
+ * written, and a writer may go on beside it.  After each read and run it is
+ * looked at the superblock, which tells what a destage has done meanwhile:
+ *   RP_STATE      it has given back what is read here, maybe only in part: open
+ *                 log and base again, the point is still there
+ *   RP_NOT_FOUND  the point is gone
+ * Any other use of the base than by destages of this log must be kept away.
+ * Returns RP_OK, RP_NOT_FOUND, RP_STATE, RP_BAD_ARGUMENT (it is open for
+ * writing, or the point is none), RP_CORRUPT, RP_IO, ...
+ */
+int rp_journal_view (struct rp_journal *journal, uint64_t point_id,
+                     struct rp_fault *fault);
 
 /* The journal as a disk (reads, writes, flush = commit).  Belongs to the
  * journal: do not destroy it.  Writes need RP_JOURNAL_WRITE and a base.

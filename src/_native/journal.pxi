@@ -72,6 +72,7 @@ cdef extern from "journal.h":
     void rp_journal_destroy(rp_journal *journal) nogil
     void rp_journal_read_info "rp_journal_info" (rp_journal *journal,
                                                  rp_journal_info_t *out) nogil
+    int rp_journal_view(rp_journal *journal, uint64_t point_id, rp_fault *fault) nogil
     rp_disk *rp_journal_disk(rp_journal *journal) nogil
     int rp_journal_commit(rp_journal *journal, rp_fault *fault) nogil
     uint64_t rp_journal_pending_bytes(rp_journal *journal) nogil
@@ -325,6 +326,15 @@ cdef class Journal:
             "used_bytes": info.used_bytes,
             "limit_bytes": info.limit_bytes,
         }
+
+    def view(self, uint64_t point_id):
+        """Let the disk show a restore point: see rp_journal_view. Once, before it is read."""
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_view(handle.journal, point_id, &fault)
+        check(status, &fault)
 
     def disk(self):
         """The journal as a Disk: writes are appended, flush commits."""

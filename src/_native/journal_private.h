@@ -142,6 +142,8 @@ struct rp_journal {
 
   struct rp_map    map;
   bool             map_loaded;
+  bool             is_view;      /* the map shows a point, not the end: */
+  uint64_t         view_entry;   /* its cut */
   uint64_t         next_sequence, durable_sequence;
   uint64_t         chain;        /* L: checksum of the last prepared batch */
   int64_t          last_commit_ns;
@@ -437,5 +439,9 @@ int rp_journal_note_touched (struct rp_journal *journal, uint64_t first,
 
 /* With the lock held: wait for every read that has looked up its places. */
 void rp_journal_await_readers (struct rp_journal *journal);
+/* For a reader: has what it read been what it takes it for?  RP_STATE or
+ * RP_NOT_FOUND where a writer has destaged it meanwhile. */
+int rp_journal_check_not_passed (struct rp_journal *journal,
+                                 struct rp_fault *fault);
 
 #endif /* RP_JOURNAL_PRIVATE_H */

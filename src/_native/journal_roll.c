@@ -1102,3 +1102,53 @@ rp_journal_close_clean (struct rp_journal *journal, struct rp_fault *fault)
   pthread_mutex_unlock (&journal->lock);
   return status;
 }
+
+/* Beside a writer that destages, what was read here may have changed on the
+ * way: then that is what is said, and not what it looked like. */
+static int
+show_point (struct rp_journal *journal, uint64_t point_id,
+            struct rp_fault *fault)
+{
+  struct rp_cut target = { .entry = 0 };
+  struct rp_map map = { .pages = NULL }, *use;
+  struct rp_roll ignored;
+  struct rp_fault passed;
+  int status = rp_journal_find_cut (journal, point_id, &target, fault);
+
+  if (status != RP_OK)
+    return status;
+  status = build_map (journal, &target, &map, &use, &ignored, fault);
+  if (status == RP_OK) {
+    journal->map = map;
+    journal->map_loaded = true;
+    journal->is_view = true;
+    journal->view_entry = target.entry;
+    return rp_journal_check_not_passed (journal, fault);
+  }
+  rp_map_destroy (&map);
+  if (status == RP_CORRUPT
+      && rp_journal_check_not_passed (journal, &passed) == RP_STATE) {
+    *fault = passed;
+    return RP_STATE;
+  }
+  return status;
+}
+
+int
+rp_journal_view (struct rp_journal *journal, uint64_t point_id,
+                 struct rp_fault *fault)
+{
+  int status;
+
+  if (journal->writable || point_id == RP_POINT_END)
+    return rp_fail (fault, RP_BAD_ARGUMENT, 0, "%s: a restore point is shown "
+                    "of a journal that is open for reading",
+                    rp_journal_name (journal));
+  pthread_mutex_lock (&journal->lock);
+  status = journal->map_loaded
+           ? rp_fail (fault, RP_BAD_ARGUMENT, 0, "%s: it has been read",
+                      rp_journal_name (journal))
+           : show_point (journal, point_id, fault);
+  pthread_mutex_unlock (&journal->lock);
+  return status;
+}
