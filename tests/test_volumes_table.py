@@ -270,5 +270,5 @@ def test_mutated_tables_never_break_the_reader(seed: int) -> None:
         disk.put(rng.choice(places), bytes([value]))
     for volume in find({"d": disk}):
         for piece in volume.pieces:
-            assert 0 <= piece.offset
+            assert piece.offset >= 0
             assert 0 < piece.length <= disk.size_bytes - piece.offset

@@ -132,6 +132,10 @@ class Swap(Disk):
     def __new__(cls, first: Disk) -> Swap: ...
     def put(self, next: Disk) -> None: ...
 
+# --- slice.h ---
+def slice_disk(pieces: Sequence[tuple[Disk, int, int]]) -> Disk:
+    """Stretches (disk, offset, length) one after another; let go of it before a disk closes."""
+
 # --- image.h ---
 EXTENT_FLAT: Final[int]
 EXTENT_ZERO: Final[int]
