@@ -11,53 +11,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Protocol
 
 import xxhash
 
-from ..access.base import Space, Stat
-from ..errors import GuestError
+from ..access.tree import GuestTree
+from ..errors import GuestError, NotFoundError, PathError
 from .base import Change
 
 TEXT_BYTES_MAX = 2048  # of the lines before, and of those after
+CONFIGURATION_BYTES_MAX = 1 << 20  # more than any configuration file that is edited
 CHANGES_MAX = 10_000
 WARNINGS_MAX = 200
-
-
-class Tree(Protocol):
-    """What converters use of a guest's tree (access.tree.GuestTree)."""
-
-    def stat(self, path: str, follow: bool = True) -> Stat | None: ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def is_directory(self, path: str) -> bool: ...
-
-    def any_case(self, path: str) -> str | None: ...
-
-    def read(self, path: str, limit_bytes: int = 16 << 20) -> bytes: ...
-
-    def read_text(self, path: str) -> str: ...
-
-    def read_part(self, path: str, offset: int, length: int) -> bytes: ...
-
-    def write(self, path: str, data: bytes, offset: int) -> None: ...
-
-    def append(self, path: str, data: bytes) -> None: ...
-
-    def replace(self, path: str, data: bytes, mode: int | None = None) -> None: ...
-
-    def remove(self, path: str) -> None: ...
-
-    def make_directories(self, path: str) -> None: ...
-
-    def make_link(self, path: str, target: str) -> None: ...
-
-    def glob(self, pattern: str) -> list[str]: ...
-
-    def space(self, path: str) -> Space: ...
-
-    def list(self, path: str) -> dict[str, Stat]: ...  # last: its name hides the type
 
 
 class Edits:
@@ -69,10 +33,21 @@ class Edits:
         warnings: For the operator, without repeats.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: GuestTree) -> None:
         self.tree = tree
         self.changes: list[Change] = []
         self.warnings: list[str] = []
+
+    def read(self, path: str, limit_bytes: int = CONFIGURATION_BYTES_MAX) -> bytes | None:
+        """A file of the guest's configuration; None where there is none.
+
+        One that is no file, too large, or at the end of links that lead in a circle is left
+        alone, with a warning: it is no reason not to convert the rest.
+        """
+        data, problem = read_configuration(self.tree, path, limit_bytes)
+        if problem:
+            self.warn(f"{path} {problem}: it is left alone")
+        return data
 
     def replace(self, path: str, data: bytes, what: str, mode: int | None = None) -> bool:
         """Give a file this content; a new file gets the mode (0644), and its directories.
@@ -153,6 +128,25 @@ class Edits:
                 after=printable(after),
             )
         )
+
+
+def read_configuration(
+    tree: GuestTree, path: str, limit_bytes: int = CONFIGURATION_BYTES_MAX
+) -> tuple[bytes | None, str]:
+    """A file's bytes, or why there are none to be had; ("" where nothing is there)."""
+    try:
+        stat = tree.stat(path)
+    except PathError:
+        return None, "leads in a circle"
+    except NotFoundError:
+        return None, ""
+    if stat is None:
+        return None, ""
+    if stat.kind != "file":
+        return None, "is no file"
+    if stat.size_bytes > limit_bytes:
+        return None, f"is {stat.size_bytes} bytes long"
+    return tree.read(path, limit_bytes), ""
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,310 @@
+"""Which operating system is on a machine's disks, and its files put together.
+
+Every volume that may hold a system's root is opened, through whatever way the opener takes;
+the one that the boot loader starts is kept, with what its fstab mounts and a conversion needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ..access.base import FileSystem
+from ..access.tree import GuestTree
+from ..errors import Error, GuestError
+from ..volumes.base import Volume
+from . import identity, kernels, loading, tables
+from .base import BootMode, Guest
+from .edits import printable, read_configuration
+from .names import Names, hardware_name
+
+OPENED_MAX = 64
+NEEDED = ("/usr", "/boot", "/boot/efi", "/efi", "/var")  # beside "/", outer ones first
+ESP_AT = "/boot/efi"  # where fstab names no place for it
+WINDOWS_ESP_AT = "/EFI system partition"  # beside what Windows calls C:
+_ESP_TYPES = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
+_BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
+_ROOT_KINDS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "ntfs")
+_SUBVOLUMES = ("@", "root", "@rootfs", "rootfs")  # openSUSE's is the default one
+_HIVE = "/Windows/System32/config/SYSTEM"
+
+
+class Opener(Protocol):
+    """Opens a volume's file system, for whatever the caller wants to do with it."""
+
+    def __call__(self, volume: Volume, subvolume: str = "") -> FileSystem: ...
+
+
+class Found(NamedTuple):
+    """A system. Whoever has it closes the tree.
+
+    Attributes:
+        tree: Its files, as far as a conversion needs them.
+        volumes: All that were looked at, for the names in its configuration.
+        warnings: What the operator should know of what was found.
+    """
+
+    guest: Guest
+    tree: GuestTree
+    volumes: tuple[Volume, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class _System(NamedTuple):
+    """A root that was found. name: for people."""
+
+    os: str
+    volume: Volume
+    subvolume: str
+    tree: GuestTree
+
+    @property
+    def name(self) -> str:
+        return f"{identity.title(self.tree, self.os)} on {self.volume.name}"
+
+
+def inspect(volumes: Sequence[Volume], opener: Opener) -> Found:
+    """Find the system that these disks boot.
+
+    Args:
+        volumes: All of them, in the order of the disks.
+
+    Raises:
+        GuestError: There is none, with what was seen on each volume and why it was no root;
+            or a file system that it needs cannot be told.
+        Error: As the opener does, for a file system that the system needs.
+    """
+    systems: list[_System] = []
+    seen: dict[str, str] = {}
+    try:
+        _find_systems(volumes, opener, systems, seen)
+        if not systems:
+            raise _nothing(volumes, seen)
+        chosen = _started(systems, Names(volumes), volumes)
+        others = [printable(system.name) for system in systems if system is not chosen]
+        for system in systems:
+            if system is not chosen:
+                system.tree.close()
+        systems = [chosen]
+        if chosen.os == "windows":
+            return _windows(chosen, volumes, opener, others)
+        return _linux(chosen, volumes, opener, others)
+    except BaseException:
+        for system in systems:
+            with contextlib.suppress(Error):
+                system.tree.close()
+        raise
+
+
+def _find_systems(
+    volumes: Sequence[Volume], opener: Opener, systems: list[_System], seen: dict[str, str]
+) -> None:
+    """Open what may be a root; volumes that a system's fstab mounts elsewhere are left out."""
+    names = Names(volumes)
+    claimed: set[str] = set()
+    for volume in sorted(volumes, key=_likelihood)[:OPENED_MAX]:
+        if volume.kind not in _ROOT_KINDS or volume.problem or volume.name in claimed:
+            continue
+        try:
+            fs = opener(volume)
+        except Error as error:
+            seen[volume.name] = error.message
+            continue
+        system = _system(volume, fs, opener)
+        if system is None:
+            seen[volume.name] = f"a {volume.kind} file system without an operating system"
+            continue
+        systems.append(system)
+        for entry in _fstab(system.tree):
+            mounted = names.volume(entry.spec, entry.kind) if entry.at != "/" else None
+            if mounted is not None:
+                claimed.add(mounted.name)
+
+
+def _likelihood(volume: Volume) -> tuple[bool, bool]:
+    """Roots first, so that their fstab tells what need not be looked into."""
+    hint = f"{volume.name.rpartition('/')[2]} {volume.label}".lower()
+    return ("root" not in hint, volume.kind == "ntfs")
+
+
+def _system(volume: Volume, fs: FileSystem, opener: Opener) -> _System | None:
+    """The root on a volume, or below its top (btrfs); all is closed where there is none."""
+    tree = GuestTree({"/": fs})
+    below: list[str] = []
+    try:
+        if volume.kind == "ntfs":
+            if tree.any_case(_HIVE):
+                return _System("windows", volume, "", tree)
+        elif identity.is_linux_root(tree):
+            return _System("linux", volume, "", tree)
+        elif volume.kind == "btrfs":
+            below = [name for name in _SUBVOLUMES if tree.is_directory(f"/{name}/etc")]
+    except BaseException:
+        tree.close()
+        raise
+    tree.close()  # first: nobody mounts one volume twice
+    for subvolume in below:
+        tree = GuestTree({"/": opener(volume, subvolume)})
+        if identity.is_linux_root(tree):
+            return _System("linux", volume, subvolume, tree)
+        tree.close()
+    return None
+
+
+def _fstab(tree: GuestTree) -> list[tables.Entry]:
+    data, _ = read_configuration(tree, "/etc/fstab")
+    return list(tables.entries(data or b""))
+
+
+def _nothing(volumes: Sequence[Volume], seen: dict[str, str]) -> GuestError:
+    said = []
+    for volume in volumes[:32]:
+        why = seen.get(volume.name) or volume.problem or volume.kind
+        said.append(f"{volume.name}: {why}")
+    return GuestError(
+        "no operating system was found; " + printable("; ".join(said) or "there is no volume"),
+        "see that all disks of the machine are in the replica; encrypted ones cannot be read",
+    )
+
+
+def _started(systems: list[_System], names: Names, volumes: Sequence[Volume]) -> _System:
+    """The one that the boot loader's default starts; the first where nothing tells."""
+    if len(systems) == 1:
+        return systems[0]
+    active = {v.name for v in volumes if v.partition and v.partition.active}
+    by_active = [system for system in systems if system.volume.name in active]
+    for system in [*by_active, *systems]:
+        if system.os == "windows":
+            if system in by_active:
+                return system
+            continue
+        default = next((e for e in loading.load(system.tree) if e.default), None)
+        if default is None:
+            continue
+        if not default.image:  # it starts another loader
+            return next((other for other in systems if other.os == "windows"), system)
+        spec = loading.argument(default.options, "root")
+        meant = names.volume(spec) if spec else None
+        for other in systems:
+            if meant is not None and other.volume.name == meant.name:
+                return other
+        return system
+    return systems[0]
+
+
+def _linux(
+    system: _System, volumes: Sequence[Volume], opener: Opener, others: list[str]
+) -> Found:
+    names = Names(volumes)
+    warnings: list[str] = []
+    mounts = {"/": system.volume.name}
+    subvolumes = {"/": system.subvolume} if system.subvolume else {}
+    table = _fstab(system.tree)
+    for entry in table:
+        if entry.at == "/":
+            names.learn(entry.spec, system.volume)
+    for entry in sorted(table, key=lambda entry: entry.at.count("/")):
+        volume = names.volume(entry.spec, entry.kind)
+        if entry.at in mounts or not entry.at.startswith("/") or entry.kind == "swap":
+            continue
+        if volume is None:
+            _unknown(entry, warnings)
+            continue
+        subvolume = next((o[7:].strip("/") for o in entry.options if o.startswith("subvol=")), "")
+        mounts[entry.at] = volume.name
+        if subvolume:
+            subvolumes[entry.at] = subvolume
+        if entry.at not in NEEDED or volume == system.volume:
+            continue  # another subvolume of the root's: nobody mounts one volume twice
+        try:
+            _put(system.tree, entry.at, opener, volume, subvolume)
+        except Error as error:
+            if entry.at in ("/usr", "/boot"):  # these are edited, or read for what is
+                raise
+            warnings.append(printable(f"{entry.at} cannot be looked into: {error.message}"))
+    esp = _esp(volumes)
+    if esp is not None and esp.name not in mounts.values():
+        warnings += _put_esp(system, esp, ESP_AT, opener, mounts)
+    guest = identity.linux(system.tree)
+    guest.root = system.volume.name
+    guest.mounts, guest.subvolumes, guest.others = mounts, subvolumes, others
+    guest.kernels = kernels.find(system.tree, loading.load(system.tree))
+    guest.boot = _boot_modes(system.tree, volumes, esp, mounts)
+    return Found(guest, system.tree, tuple(volumes), tuple(warnings))
+
+
+def _unknown(entry: tables.Entry, warnings: list[str]) -> None:
+    """A line of fstab whose volume is not there: fatal where a conversion would edit it."""
+    local = entry.spec.startswith(("UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/dev/"))
+    if not local or entry.at not in NEEDED:
+        return
+    said = printable(f"/etc/fstab mounts {entry.spec} at {entry.at}")
+    if entry.at in ("/usr", "/boot") and not {"nofail", "noauto"} & set(entry.options):
+        why = "several volumes may be meant" if hardware_name(entry.spec) else "no volume is that"
+        raise GuestError(
+            f"{said}, and {why}",
+            "see that all disks of the machine are in the replica, in the machine's order",
+        )
+    warnings.append(f"{said}, which was not found")
+
+
+def _put(tree: GuestTree, at: str, opener: Opener, volume: Volume, subvolume: str = "") -> None:
+    fs = opener(volume, subvolume)
+    try:
+        tree.mount(at, fs)
+    except BaseException:
+        fs.close()
+        raise
+
+
+def _esp(volumes: Sequence[Volume]) -> Volume | None:
+    for volume in volumes:
+        if volume.partition and volume.partition.type in _ESP_TYPES and volume.kind == "vfat":
+            return volume
+    return None
+
+
+def _put_esp(
+    system: _System, esp: Volume, at: str, opener: Opener, mounts: dict[str, str]
+) -> list[str]:
+    """Mount the EFI system partition where fstab says nothing of it. Returns warnings."""
+    try:
+        _put(system.tree, at, opener, esp)
+    except Error as error:
+        said = f"the EFI system partition {esp.name} cannot be read: {error.message}"
+        return [printable(said)]
+    mounts[at] = esp.name
+    return []
+
+
+def _boot_modes(
+    tree: GuestTree, volumes: Sequence[Volume], esp: Volume | None, mounts: dict[str, str]
+) -> list[BootMode]:
+    """What the disks are prepared for, as far as files and partitions tell."""
+    found: list[BootMode] = []
+    tables_seen = {volume.partition.table for volume in volumes if volume.partition}
+    types = {volume.partition.type for volume in volumes if volume.partition}
+    grub_pc = any(tree.is_directory(f"/boot/{name}/i386-pc") for name in ("grub", "grub2"))
+    if _BIOS_BOOT in types or grub_pc or ("gpt" not in tables_seen and esp is None):
+        found.append("bios")
+    if esp is not None:
+        places = [at for at, name in mounts.items() if name == esp.name]
+        if any(tree.any_case(f"{at}/EFI") for at in places):
+            found.append("uefi")
+    return found
+
+
+def _windows(
+    system: _System, volumes: Sequence[Volume], opener: Opener, others: list[str]
+) -> Found:
+    warnings: list[str] = []
+    mounts = {"/": system.volume.name}
+    esp = _esp(volumes)
+    if esp is not None:
+        warnings += _put_esp(system, esp, WINDOWS_ESP_AT, opener, mounts)
+    guest = Guest(os="windows", family="windows", distribution="windows", name="Windows")
+    guest.root = system.volume.name
+    guest.mounts, guest.others = mounts, others
+    guest.boot = ["uefi"] if esp is not None else ["bios"]
+    return Found(guest, system.tree, tuple(volumes), tuple(warnings))

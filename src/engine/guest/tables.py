@@ -1,0 +1,141 @@
+"""fstab and crypttab: what they say, and the lines of them that have to change.
+
+Read as bytes, line by line; a line that is changed keeps its other fields, its blanks, its
+comment and its end byte for byte.
+
+Source: fstab(5), crypttab(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .edits import Edits
+from .names import Names, hardware_name
+
+LINES_MAX = 20_000
+_FIELD = re.compile(rb"[^ \t\r\n]+")
+_SPECIAL = re.compile(r"\\(040|011|012|134)")
+
+
+class Entry(NamedTuple):
+    """A line of fstab.
+
+    start, stop: Of its first field in the line.
+    """
+
+    number: int
+    spec: str
+    at: str
+    kind: str
+    options: tuple[str, ...]
+    start: int
+    stop: int
+
+
+def lines_of(data: bytes) -> list[bytes]:
+    """With their ends; a file of too many is cut off there, as its rest is left alone."""
+    return data.splitlines(keepends=True)
+
+
+def fields_of(line: bytes) -> list[re.Match[bytes]]:
+    """At most seven; none for a comment or an empty line."""
+    if line.lstrip(b" \t").startswith(b"#"):
+        return []
+    found = []
+    for field in _FIELD.finditer(line):
+        found.append(field)
+        if len(found) == 7:
+            break
+    return found
+
+
+def entries(data: bytes) -> Iterator[Entry]:
+    """The lines of an fstab that mount something."""
+    for number, line in enumerate(lines_of(data)[:LINES_MAX]):
+        fields = fields_of(line)
+        if len(fields) < 2:
+            continue
+        texts = [_octal(text(field[0])) for field in fields]
+        at = texts[1] if texts[1] == "/" else texts[1].rstrip("/")
+        kind = texts[2] if len(texts) > 2 else ""
+        options = tuple(texts[3].split(",")) if len(texts) > 3 else ()
+        start, stop = fields[0].span()
+        yield Entry(number, texts[0], at, kind, options, start, stop)
+
+
+def text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def raw(data: str) -> bytes:
+    return data.encode("utf-8", "surrogateescape")
+
+
+def _octal(field: str) -> str:
+    return _SPECIAL.sub(lambda m: chr(int(m[1], 8)), field)
+
+
+def edit_fstab(edits: Edits, names: Names) -> None:
+    """Names that the old hardware gave become UUIDs."""
+    path = "/etc/fstab"
+    data = edits.read(path)
+    if data is None:
+        return
+    lines = lines_of(data)
+    for entry in entries(data):
+        if hardware_name(entry.spec) is None:
+            continue
+        new = names.lasting(entry.spec, entry.kind)
+        if new is None:
+            edits.warn(
+                f"{path}: no volume is known to be {entry.spec} (mounted at {entry.at}): "
+                "the line stays as it is"
+            )
+            continue
+        line = lines[entry.number]
+        lines[entry.number] = line[: entry.start] + raw(new) + line[entry.stop :]
+    edits.replace(path, b"".join(lines), "names of the old hardware become UUIDs")
+
+
+def edit_crypttab(edits: Edits, names: Names) -> None:
+    """Its second field, likewise; of a partition that is encrypted anew at each boot, too."""
+    path = "/etc/crypttab"
+    data = edits.read(path)
+    if data is None:
+        return
+    lines = lines_of(data)
+    for number, line in enumerate(lines[:LINES_MAX]):
+        fields = fields_of(line)
+        if len(fields) < 2 or hardware_name(spec := text(fields[1][0])) is None:
+            continue
+        keyed = len(fields) < 3 or not text(fields[2][0]).startswith("/dev/")
+        new = names.lasting(spec, partition=not keyed)
+        if new is None:
+            edits.warn(f"{path}: no volume is known to be {spec}: the line stays as it is")
+            continue
+        if new.startswith("PARTUUID="):  # older crypttabs know UUID= alone
+            new = "/dev/disk/by-partuuid/" + new.removeprefix("PARTUUID=")
+        start, stop = fields[1].span()
+        lines[number] = line[:start] + raw(new) + line[stop:]
+    edits.replace(path, b"".join(lines), "names of the old hardware become UUIDs")
+
+
+def edit_resume(edits: Edits, names: Names) -> None:
+    """initramfs-tools' own note of the volume that the machine was suspended to."""
+    for path in edits.tree.glob("/etc/initramfs-tools/conf.d/*"):
+        lines = lines_of(edits.read(path) or b"")
+        for number, line in enumerate(lines[:LINES_MAX]):
+            found = re.match(rb"[ \t]*(?:export[ \t]+)?RESUME=[\"']?([^\s\"'#]+)", line)
+            if found is None or hardware_name(spec := text(found[1])) is None:
+                continue
+            new = names.lasting(spec, "swap")
+            if new is None:
+                edits.warn(f"{path}: no volume is known to be {spec}: the line stays as it is")
+                continue
+            start, stop = found.span(1)
+            lines[number] = line[:start] + raw(new) + line[stop:]
+        if lines:
+            edits.replace(path, b"".join(lines), "the resume device by its UUID")
