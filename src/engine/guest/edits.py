@@ -18,6 +18,7 @@ from ..access.tree import GuestTree
 from ..errors import GuestError, NotFoundError, PathError
 from .base import Change
 
+Tree = GuestTree  # as converters know it
 TEXT_BYTES_MAX = 2048  # of the lines before, and of those after
 CONFIGURATION_BYTES_MAX = 1 << 20  # more than any configuration file that is edited
 CHANGES_MAX = 10_000
