@@ -1,0 +1,80 @@
+"""The name of a Linux guest.
+
+Source: hostname(5), hosts(5).
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import UsageError
+from .network_text import Etc, Vars, split
+
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+FILES = ("/etc/hostname", "/etc/HOSTNAME")
+
+
+def check(name: str) -> str:
+    """The name, if it can be one ("" for none asked).
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if name and (len(name) > 253 or re.fullmatch(rf"{LABEL}(\.{LABEL})*", name) is None):
+        raise UsageError(
+            f"{name!r} is no name for a host", "letters, digits and hyphens, with dots between"
+        )
+    return name
+
+
+def set_name(etc: Etc, name: str, before: str) -> None:
+    """Call the guest so; what /etc/hosts has for its own addresses follows.
+
+    Args:
+        before: As the inspection found it; "" when it did not.
+    """
+    if not name:
+        return
+    there = [path for path in FILES if etc.text(path) is not None]
+    olds = {before} | {_first(etc.text(path) or "") for path in there}
+    redhat = "/etc/sysconfig/network"
+    stat = etc.tree.stat(redhat)
+    text = etc.text(redhat) if stat is not None and stat.kind == "file" else None
+    if text is not None and (old := (content := Vars(text)).items().get("HOSTNAME")) is not None:
+        olds.add(old)
+        content.set("HOSTNAME", name)
+        etc.put(redhat, content.text(), f"the host is called {name}")
+        there = there or [redhat]
+    for path in there or FILES[:1]:
+        if path != redhat and _first(etc.text(path) or "") != name:
+            etc.put(path, f"{name}\n", f"the host is called {name}")
+    olds |= {old.partition(".")[0] for old in olds}
+    _hosts(etc, name, olds - {"", "localhost", name, name.partition(".")[0]})
+
+
+def _first(text: str) -> str:
+    """The name in a file: its first line that is no comment."""
+    for line in split(text):
+        if line.strip() and not line.lstrip().startswith("#"):
+            return line.strip()
+    return ""
+
+
+def _hosts(etc: Etc, name: str, olds: set[str]) -> None:
+    """The old names on lines of the host's own addresses give way to the new one."""
+    text = etc.text("/etc/hosts")
+    if text is None or not olds:
+        return
+    lines = []
+    for line in split(text):
+        bare, hash_, comment = line.partition("#")
+        words = bare.split()
+        if len(words) > 1 and olds & set(words[1:]):
+            tail = bare[len(bare.rstrip()) :]
+            fresh = [name, name.partition(".")[0]]
+            at = next(i for i, word in enumerate(words) if i and word in olds)
+            left = [word for word in words[1:] if word not in olds and word not in fresh]
+            left[at - 1 : at - 1] = list(dict.fromkeys(fresh))
+            line = words[0] + "\t" + " ".join(left) + tail + hash_ + comment
+        lines.append(line)
+    etc.put("/etc/hosts", "".join(lines), f"the host is called {name}")
