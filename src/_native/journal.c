@@ -233,10 +233,6 @@ rp_journal_check_not_passed (struct rp_journal *journal,
   status = rp_journal_read_super (journal->file, &now, stale, fault);
   if (status != RP_OK)
     return status;
-  if (journal->is_view && now.ring.horizon_entry > shown)
-    return rp_fail (fault, RP_NOT_FOUND, 0, "%s: the restore point that was "
-                    "being read is gone: older points had to make room",
-                    rp_journal_name (journal));
   if (now.ring.number != journal->super.ring.number
       || now.ring.horizon_entry > shown)
     return rp_fail (fault, RP_STATE, 0, "%s: its oldest restore points have "

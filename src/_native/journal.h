@@ -151,10 +151,9 @@ void rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out);
  * point (its id, or RP_POINT_LATEST) and not the end of the log.  Nothing is
  * written, and a writer may go on beside it.  After each read and run it is
  * looked at the superblock, which tells what a destage has done meanwhile:
- *   RP_STATE      it has given back what is read here, maybe only in part: open
- *                 log and base again, the point is still there
- *   RP_NOT_FOUND  the point is gone
- * Any other use of the base than by destages of this log must be kept away.
+ * RP_STATE where that is in the way.  Open log and base again: the point may
+ * still be there.  Any other use of the base than by destages of this log must
+ * be kept away.
  * Returns RP_OK, RP_NOT_FOUND, RP_STATE, RP_BAD_ARGUMENT (it is open for
  * writing, or the point is none), RP_CORRUPT, RP_IO, ...
  */

@@ -439,8 +439,8 @@ int rp_journal_note_touched (struct rp_journal *journal, uint64_t first,
 
 /* With the lock held: wait for every read that has looked up its places. */
 void rp_journal_await_readers (struct rp_journal *journal);
-/* For a reader: has what it read been what it takes it for?  RP_STATE or
- * RP_NOT_FOUND where a writer has destaged it meanwhile. */
+/* For a reader: was what it read what it takes it for?  RP_STATE where a
+ * writer has destaged it meanwhile. */
 int rp_journal_check_not_passed (struct rp_journal *journal,
                                  struct rp_fault *fault);
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-from . import chains, control
+from . import chains, control, viewers
 from ._native import merge as native_merge
 from .digests import link_digest
 from .disk import OpenDisk, open_disk
@@ -224,8 +224,8 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
             _put_bases(replica, journals, {})
         if manifest.merging is None:
             index = _expired(manifest, now_ns)
-            if index is None:
-                return None
+            if index is None or viewers.present(replica.directory):
+                return None  # whoever looks may look at that point
             frozen = manifest.frozen[index]
             later = manifest.frozen[index + 1 :]
             manifest.merging = Merging(

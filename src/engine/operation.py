@@ -21,7 +21,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import failing_over, replication, undoing
+from . import failing_over, replication, undoing, viewers
 from .errors import StateError
 from .manifest import MachineSettings
 from .points import Point
@@ -161,7 +161,8 @@ def resume(
         if operation.kind == "undo":
             return undoing.run(replica, hypervisor, on_step, begun)
         if operation.kind == "permanent":
-            return _permanent(replica, hypervisor, on_step, begun)
+            with viewers.kept_out(replica.directory, "rewrite the bases in {}"):
+                return _permanent(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed":
             return undoing.finish_rolling_back(replica, hypervisor, begun)
         return failing_over.run(replica, hypervisor, on_step, begun)
@@ -199,6 +200,7 @@ def permanent(
     Raises:
         StateError: The replica is not failed over, or has a locked point and is not forced.
         UsageError: force_name is not its name.
+        LockedError: Somebody is looking at a restore point.
         Error: A step failed; before the merge the replica is in Failover still, and
             after it Failed: resume goes on, there is no way back.
     """
@@ -216,8 +218,9 @@ def permanent(
             retention.refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
         replica.journals().close()
         require_chains(replica)
-        begin(replica, "permanent", merging.STEPS, operation_id)
-        return _permanent(replica, hypervisor, on_step, begun, progress)
+        with viewers.kept_out(replica.directory, "rewrite the bases in {}"):
+            begin(replica, "permanent", merging.STEPS, operation_id)
+            return _permanent(replica, hypervisor, on_step, begun, progress)
 
 
 # ---- failover ----

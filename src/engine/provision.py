@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import chains, config, control, interim, retention, scrub, scrub_links, seed
+from . import chains, config, control, interim, retention, scrub, scrub_links, seed, viewers
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -34,7 +34,7 @@ from .units import SECTOR_BYTES
 BASE_TYPE = "monolithicFlat"
 GRAINS = (4096, 8192, 16384, 32768, 65536)
 # What a creation leaves when it is cut short before its manifest is there.
-_CUT_SHORT = (manifests.LOCK_NAME, f"{manifests.FILE_NAME}.new")
+_CUT_SHORT = (manifests.LOCK_NAME, viewers.FILE_NAME, f"{manifests.FILE_NAME}.new")
 SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = 64 << 10, 1 << 30
 
 

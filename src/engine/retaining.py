@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from . import below, frozen, retention
+from . import below, frozen, retention, viewers
 from .errors import (
     CancelledError,
     Error,
@@ -204,7 +204,7 @@ class _Session:
             self._give_back()
             self._expire()
             self._checkpoint()
-            self.ration.waits("")
+            self.ration.waits("somebody is looking at a restore point" if self._is_viewed() else "")
         except CancelledError:
             pass
         except LockedError as error:  # an operation goes on: in a later round
@@ -216,6 +216,8 @@ class _Session:
         self.ration.is_idle = True
 
     def _next(self, manifest: Manifest) -> Move | None:
+        if self._is_viewed():
+            return None
         now_ns = self._clock()
         return retention.next_move(
             self._points,
@@ -226,6 +228,10 @@ class _Session:
             manifest.horizon,
             max([self._kept_ns, *(parse_time(row.time) for row in manifest.frozen[-1:])]),
         )
+
+    def _is_viewed(self) -> bool:
+        """Whether the horizon stays for who looks at a point; short of room it does not."""
+        return not self.ration.use.excess_bytes and viewers.present(self._replica.directory)
 
     def _announce(self) -> Move | None:
         """Record where the horizon goes: from then on nobody can pin what lies before."""

@@ -274,16 +274,12 @@ view_read (struct world *world, struct view *view, uint64_t *seed)
   }
   free (got);
   checks++;
-  CHECK (status == RP_OK || status == RP_STATE || status == RP_NOT_FOUND);
+  CHECK (status == RP_OK || status == RP_STATE);
   if (status == RP_OK)
     return false;
-  if (status == RP_NOT_FOUND) {
-    CHECK (view->point < world->first);
-    gone++;
-  } else
-    stale++;
+  stale++;
   view_close (view);
-  return status == RP_STATE;
+  return true;
 }
 
 static void
@@ -308,11 +304,12 @@ view_step (struct world *world, struct view *view, uint64_t *seed)
     if (!view->journal) {
       int status;
 
-      if (view->point < world->first || random_below (seed, 4) == 0)
+      if (view->point == 0 || random_below (seed, 4) == 0)
         choose (world, view, seed);
       status = view_open (world, view);
       CHECK (status == RP_OK || status == RP_STATE || status == RP_NOT_FOUND);
       CHECK (status != RP_NOT_FOUND || view->point < world->first);
+      gone += status == RP_NOT_FOUND;
       if (status != RP_OK)
         continue;
     }

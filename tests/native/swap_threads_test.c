@@ -122,9 +122,56 @@ test_what_does_not_fit_is_refused (void)
   checks += 8;
 }
 
+static void *
+patient (void *context)
+{
+  struct rp_fault fault;
+  uint8_t byte = 0;
+
+  OK (rp_disk_pread (context, &byte, 1, 0, &fault));
+  CHECK (byte == 7);
+  return NULL;
+}
+
+/* Who reads a stale disk gets what the next one says, or is told in the end. */
+static void
+test_a_patient_one_waits_for_the_next_disk (void)
+{
+  struct memory_disk *memory = filled (), *next = filled ();
+  struct rp_disk *swap;
+  struct rp_fault fault;
+  struct rp_run run;
+  pthread_t thread;
+  uint8_t byte;
+
+  OK (rp_swap_create (&memory->disk, &swap, &fault));
+  CHECK (!rp_swap_await (swap, 60000));        /* nobody is patient */
+  memory->fail = RP_STATE;
+  CHECK (rp_disk_pread (swap, &byte, 1, 0, &fault) == RP_STATE);
+  rp_swap_be_patient (swap, 60000);
+  CHECK (!rp_swap_await (swap, 1));            /* and nobody waits */
+  CHECK (pthread_create (&thread, NULL, patient, swap) == 0);
+  while (!rp_swap_await (swap, 10000))
+    ;
+  OK (rp_swap_put (swap, &next->disk, &fault));
+  CHECK (!rp_swap_await (swap, 1));
+  CHECK (pthread_join (thread, NULL) == 0);
+  next->fail = RP_IO;                          /* that is no matter of time */
+  CHECK (rp_disk_pread (swap, &byte, 1, 0, &fault) == RP_IO);
+  next->fail = RP_STATE;
+  rp_swap_be_patient (swap, 1);
+  CHECK (rp_disk_pread (swap, &byte, 1, 0, &fault) == RP_STATE);
+  CHECK (rp_disk_run (swap, 0, SIZE, &run, &fault) == RP_STATE);
+  rp_disk_destroy (swap);
+  rp_disk_destroy (&memory->disk);
+  rp_disk_destroy (&next->disk);
+  checks += 8;
+}
+
 int
 main (void)
 {
+  test_a_patient_one_waits_for_the_next_disk ();
   test_an_exchange_leaves_nobody_in_the_old_disk ();
   test_what_does_not_fit_is_refused ();
   printf ("swap_threads_test: %llu checks\n", (unsigned long long) checks);
