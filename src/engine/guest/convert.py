@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import GuestError
-from . import linux
+from . import efi, linux, network
 from .base import Wanted
 from .edits import Edits
 from .inspect import Found
@@ -27,8 +27,10 @@ def convert(found: Found, wanted: Wanted) -> Edits:
         edits.warn(warning)
     _check_firmware(found, wanted, edits)
     _check_space(found)
+    network.convert(edits, found.guest, wanted)  # first: an initramfs may take the cards' names
     if found.guest.os == "linux":
         linux.convert(edits, found.guest, wanted, found.volumes)
+    efi.convert(edits, found.guest, wanted)
     found.tree.sync()
     return edits
 

@@ -14,7 +14,7 @@ from ..access.base import FileSystem
 from ..access.tree import GuestTree
 from ..errors import Error, GuestError
 from ..volumes.base import Volume
-from . import identity, kernels, loading, tables
+from . import identity, kernels, loading, network, tables
 from .base import BootMode, Guest
 from .edits import printable, read_configuration
 from .names import Names, hardware_name
@@ -231,6 +231,7 @@ def _linux(
     guest.mounts, guest.subvolumes, guest.others = mounts, subvolumes, others
     guest.kernels = kernels.find(system.tree, loading.load(system.tree))
     guest.boot = _boot_modes(system.tree, volumes, esp, mounts)
+    guest.networks = network.find_names(system.tree)
     return Found(guest, system.tree, tuple(volumes), tuple(warnings))
 
 
