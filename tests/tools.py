@@ -33,28 +33,39 @@ PACKAGES = {
     "gcc": "gcc",
     "objdump": "binutils",
     "addr2line": "binutils",
-    "sfdisk": "fdisk",
-    "sgdisk": "gdisk",
+    "apt-get": "apt",
     "blkid": "util-linux",
-    "mkswap": "util-linux",
+    "busybox": "busybox-static",
+    "cpio": "cpio",
+    "debootstrap": "debootstrap",
+    "depmod": "kmod",
+    "dracut": "dracut-core",
+    "grub-mkimage": "grub-common",
+    "lvm": "lvm2",
+    "mcopy": "mtools",
+    "mke2fs": "e2fsprogs",
+    "mkfs.btrfs": "btrfs-progs",
     "mkfs.ext2": "e2fsprogs",
     "mkfs.ext3": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
-    "mkfs.xfs": "xfsprogs",
-    "mkfs.btrfs": "btrfs-progs",
-    "mkntfs": "ntfs-3g",
     "mkfs.vfat": "dosfstools",
+    "mkfs.xfs": "xfsprogs",
+    "mkntfs": "ntfs-3g",
+    "mkswap": "util-linux",
     "pvcreate": "lvm2",
+    "sfdisk": "fdisk",
+    "sgdisk": "gdisk",
+    "zstd": "zstd",
     "clang-14": "clang-14 libclang-rt-14-dev",
 }
 
 
 def require_tool(name: str) -> str:
     """Path of a program. In CI a missing one fails the test, elsewhere it skips it."""
-    found = shutil.which(name)
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is not None:
         return found
-    _missing(f"{name} is missing: apt-get install --no-install-recommends {PACKAGES[name]}")
+    missing(f"{name} is missing: apt-get install --no-install-recommends {PACKAGES[name]}")
 
 
 def listens(path: Path) -> bool:
@@ -79,10 +90,11 @@ def libnbd() -> ModuleType:
     else:
         return sys.modules["nbd"]
     sys.modules.pop("libnbdmod", None)
-    _missing("libnbd's module for this Python is missing: apt-get install python3-libnbd")
+    missing("libnbd's module for this Python is missing: apt-get install python3-libnbd")
 
 
-def _missing(reason: str) -> NoReturn:
+def missing(reason: str) -> NoReturn:
+    """Something that a test needs is not there: see require_tool."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
