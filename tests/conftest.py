@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from guests.shelf import Shelf
 from native_build import NativeBuild
 from tools import ROOT, require_tool
 
@@ -23,12 +24,23 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> NativeBuild:
     """The C core and its test programs, compiled when they are first asked for."""
+    return NativeBuild(shared(tmp_path_factory, "native"))
+
+
+@pytest.fixture(scope="session")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """Disks of small guests, each made when it is first asked for."""
+    return Shelf(shared(tmp_path_factory, "guests"))
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all workers of this run share."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # which all workers share
-    folder /= "native"
+        folder = folder.parent
+    folder /= name
     folder.mkdir(exist_ok=True)
-    return NativeBuild(folder)
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

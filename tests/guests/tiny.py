@@ -23,6 +23,7 @@ READY = "TINY-READY"
 NO_ROOT = "TINY-NOROOT"
 ROOT_UUID = "11111111-2222-3333-4444-555555555555"
 BOOT_UUID = "66666666-7777-8888-9999-aaaaaaaaaaaa"
+BOOTS_BEFORE, BOOTS_REPLAYED = 10, 41  # as many digits
 EFI_ID = "ABCD1234"
 SOURCE_MODULES = ["virtio_pci", "virtio_blk", "ata_piix", "sd_mod"]
 # In the guest's /lib/modules, not in its initramfs: where the kernel has them.
@@ -31,8 +32,6 @@ OTHER_MODULES = [
     "vmxnet3", "virtio_net", "e1000", "e1000e",
 ]  # fmt: skip
 SCRIPTS = ROOT / "tests" / "guests"
-# E2FSPROGS_FAKE_TIME: the same bytes each time it is built.
-QUIET = os.environ | {"E2FSPROGS_FAKE_TIME": "1700000000", "SOURCE_DATE_EPOCH": "1700000000"}
 
 
 class Recipe(NamedTuple):
@@ -41,6 +40,8 @@ class Recipe(NamedTuple):
     Args:
         extra_modules: More for its initramfs: with those of the new hardware, it boots
             there as it is.
+        dirty: An ext4 root is as a power cut leaves it: with a transaction in its journal,
+            which counts the boots anew, from BOOTS_REPLAYED.
     """
 
     kernel: str = kernels.CLOUD
@@ -50,6 +51,7 @@ class Recipe(NamedTuple):
     initramfs: Literal["tools", "dracut"] = "tools"
     firmware: Literal["bios", "uefi"] = "bios"
     extra_modules: tuple[str, ...] = ()
+    dirty: bool = True
 
     @property
     def root_device(self) -> str:
@@ -98,7 +100,7 @@ def build(recipe: Recipe, disk: Path, cache: Path) -> None:
 def run(*words: object, cwd: Path | None = None, data: bytes | None = None) -> bytes:
     command = [str(word) for word in words]
     command[0] = require_tool(command[0])
-    done = subprocess.run(command, cwd=cwd, input=data, capture_output=True, env=QUIET)
+    done = subprocess.run(command, cwd=cwd, input=data, capture_output=True)
     assert done.returncode == 0, (command, done.stderr.decode(errors="replace")[-2000:])
     return done.stdout
 
@@ -155,7 +157,7 @@ def make_root(recipe: Recipe, kernel: kernels.Kernel, root: Path) -> None:
     put(root / "etc" / "initramfs-tools" / "modules", "# as the guest's owner wrote it\n")
     put(root / "etc" / "fstab", fstab(recipe))
     put(root / "etc" / "mtab", "")
-    (root / "var" / "log").mkdir(parents=True)
+    put(root / "var" / "log" / "counter", f"{BOOTS_BEFORE}\n")
     put(root / "boot" / "grub" / "grub.cfg", grub_cfg(recipe, kernel.version))
     put(root / "etc" / "default" / "grub", 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
 
@@ -211,7 +213,9 @@ def make_initrd(recipe: Recipe, kernel: kernels.Kernel, target: Path, work: Path
     run("depmod", "-b", tree, kernel.version)
     if recipe.lvm:
         copy_program(Path(require_tool("lvm")), tree, tree / "usr" / "sbin" / "lvm")
-        quiet = "activation {\n udev_sync = 0\n udev_rules = 0\n}\ndevices {\n use_devicesfile = 0\n}\n"
+        quiet = (
+            "activation {\n udev_sync = 0\n udev_rules = 0\n}\ndevices {\n use_devicesfile = 0\n}\n"
+        )
         put(tree / "etc" / "lvm" / "lvm.conf", quiet)
     names_of_files = sorted(str(path.relative_to(tree)) for path in tree.rglob("*"))
     archive = run(
@@ -279,6 +283,8 @@ def assemble(recipe: Recipe, root: Path, disk: Path, work: Path, cache: Path) ->
         insert(ext4(boot, boot_bytes, BOOT_UUID, work), disk, starts[-2])
     made = xfs if recipe.root == "xfs" else ext4
     image = made(root, root_bytes, ROOT_UUID, work)
+    if recipe.dirty and recipe.root == "ext4":
+        leave_a_transaction(image, work)
     if recipe.lvm:
         lvm_writer.write(disk, starts[-1], parts[-1][0], "tiny", "root", image)
     else:
@@ -299,10 +305,18 @@ def ext4(tree: Path, size: int, uuid: str, work: Path) -> Path:
     with open(image, "wb") as file:
         file.truncate(size)
     run(
-        "mke2fs", "-q", "-t", "ext4", "-U", uuid, "-L", tree.name, "-d", tree,
+        "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-U", uuid, "-L", tree.name, "-d", tree,
         "-E", f"root_owner=0:0,hash_seed={uuid}", image,
     )  # fmt: skip
     return image
+
+
+def leave_a_transaction(image: Path, work: Path) -> None:
+    """Write a block into the file system's journal alone, as a machine that lost its power."""
+    block = run("debugfs", "-R", "blocks /var/log/counter", image).decode().split()[0]
+    put(work / "block", f"{BOOTS_REPLAYED}\n".encode().ljust(4096, b"\0"))
+    put(work / "commands", f"journal_open\njournal_write -b {block} {work}/block\njournal_close\n")
+    run("debugfs", "-w", "-f", work / "commands", image)
 
 
 def xfs(tree: Path, size: int, uuid: str, work: Path) -> Path:
