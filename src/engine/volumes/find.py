@@ -7,8 +7,10 @@ converts. Reading alone; whatever is odd is a volume's problem or note, not an e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from .base import Piece, Readable, Volume
+from .lvm import Extent, find_logical
 from .probe import probe, probe_boot_sector
 from .seen import Seen
 from .table import Entry, Table, read_table
@@ -33,7 +35,7 @@ def find(disks: Mapping[str, Readable]) -> tuple[Volume, ...]:
 
     Returns:
         In order: for each disk its partitions, or itself where it has no partition table;
-        then the logical volumes, those last that cannot be used. Names are unique.
+        then the logical volumes. Names are unique.
 
     Raises:
         Error: A disk cannot be read. Nothing that stands on one raises.
@@ -41,7 +43,7 @@ def find(disks: Mapping[str, Readable]) -> tuple[Volume, ...]:
     found: list[Volume] = []
     for name, disk in disks.items():
         found += _of_disk(name, disk, disks)
-    return tuple(found)
+    return tuple(_with_logical(found, disks))
 
 
 def _of_disk(name: str, disk: Readable, disks: Mapping[str, Readable]) -> list[Volume]:
@@ -69,7 +71,7 @@ def _of_entry(name: str, entry: Entry, table: Table, disks: Mapping[str, Readabl
     if raw is not None and seen.kind in ("unknown", "empty"):
         seen = Seen("unknown", problem=f"it is {raw}")
     volume = _volume(title, pieces, entry.length, seen, table.note)
-    return Volume(**{**vars(volume), "partition": entry.partition})
+    return replace(volume, partition=entry.partition)
 
 
 def _volume(
@@ -79,3 +81,33 @@ def _volume(
     return Volume(
         name, pieces, size_bytes, seen.kind, seen.uuid, seen.label, None, seen.problem, notes
     )
+
+
+def _with_logical(found: list[Volume], disks: Mapping[str, Readable]) -> list[Volume]:
+    """The volumes, and those that LVM makes of the physical ones among them."""
+    physical = {v.name: v for v in found if v.kind == "lvm" and v.pieces}
+    if not physical:
+        return found
+    lvm = find_logical({name: Strung(disks, v.pieces) for name, v in physical.items()})
+    result = []
+    for volume in found:
+        problem = volume.problem or lvm.problems.get(volume.name, "")
+        notes = "; ".join(text for text in (volume.note, lvm.notes.get(volume.name)) if text)
+        result.append(replace(volume, problem=problem, note=notes))
+    for logical in lvm.logical:
+        pieces = _pieces(logical.extents, physical)
+        readable = pieces or _pieces(logical.readable, physical)
+        seen = probe(Strung(disks, readable)) if readable else Seen("unknown")
+        volume = _volume(logical.name, pieces, logical.size_bytes, seen, logical.note)
+        result.append(replace(volume, problem=logical.problem or seen.problem))
+    return result
+
+
+def _pieces(extents: tuple[Extent, ...], physical: Mapping[str, Volume]) -> tuple[Piece, ...]:
+    """Where stretches of physical volumes lie on the disks: each of those is one piece."""
+    found = []
+    for extent in extents:
+        (piece,) = physical[extent.physical].pieces
+        assert extent.offset + extent.length <= piece.length
+        found.append(Piece(piece.disk, piece.offset + extent.offset, extent.length))
+    return tuple(found)
