@@ -72,9 +72,14 @@ def _hosts(etc: Etc, name: str, olds: set[str]) -> None:
         if len(words) > 1 and olds & set(words[1:]):
             tail = bare[len(bare.rstrip()) :]
             fresh = [name, name.partition(".")[0]]
-            at = next(i for i, word in enumerate(words) if i and word in olds)
-            left = [word for word in words[1:] if word not in olds and word not in fresh]
+            at = next(i for i, word in enumerate(words) if i and _is_of(word, olds))
+            left = [w for w in words[1:] if not _is_of(w, olds) and w not in fresh]
             left[at - 1 : at - 1] = list(dict.fromkeys(fresh))
             line = words[0] + "\t" + " ".join(left) + tail + hash_ + comment
         lines.append(line)
     etc.put("/etc/hosts", "".join(lines), f"the host is called {name}")
+
+
+def _is_of(word: str, olds: set[str]) -> bool:
+    """Whether it is an old name, or one with its domain behind."""
+    return word in olds or word.partition(".")[0] in olds

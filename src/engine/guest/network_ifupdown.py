@@ -162,14 +162,18 @@ def _readdressed(
     aliases = {s.name for s in old if ":" in s.name}
     done: list[Stanza] = []
     put = False
-    for at, stanza in enumerate(stanzas):
+    for stanza in stanzas:
         if not any(stanza is other for other in old):
             done.append(_without(stanza, aliases))
             continue
         if not put:
-            blank = [] if at == len(stanzas) - 1 else _tail(stanza)
-            done.append(Stanza(["iface"], [(text, []), *blank]))
+            done.append(Stanza(["iface"], [(text, []), *_tail(stanza)]))
             put = True
+            continue
+        tail = _tail(stanza)
+        while tail and not tail[0][0].strip() and not done[-1].lines[-1][0].strip():
+            del tail[0]
+        done[-1].lines.extend(tail)
     if not put:
         last = done[-1].lines
         if last and not last[-1][0].endswith("\n"):

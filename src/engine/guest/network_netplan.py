@@ -78,8 +78,11 @@ def readdress(etc: Etc, card: Card) -> bool:
     ]
     for path, key in found:
         text = etc.text(path) or ""
-        node = parse(text).get("network", "ethernets", key)
-        if node is not None:
+        above = parse(text).get("network", "ethernets")
+        node = None if above is None else above.get(key)
+        if above is not None and above.indent < 0:
+            etc.warn(f"{path} has all on one line: give {key} {', '.join(card.addresses)} by hand")
+        elif node is not None:
             lines = _readdressed(split(text), key, node, card, path == found[-1][0])
             etc.put(path, "".join(lines), f"addresses of {card.name or card.mac}")
     return bool(found)
