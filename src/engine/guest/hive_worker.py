@@ -13,7 +13,7 @@ and as many bytes behind it as its "bytes" says. hives.py is the other side.
     {"op": "set", "path", "name", "type", "data"}  makes the keys that are missing
     {"op": "remove_value", "path", "name"}
     {"op": "remove_key", "path"}
-    {"op": "save"}                                 -> {"bytes": n}, the hive
+    {"op": "save"}                                 -> {"bytes": n}, the hive, opened anew
 Each answers {"missing": true} where there is no such key, {"error": "..."} where it failed.
 """
 
@@ -95,7 +95,11 @@ class Hive:
             file.write(data)
         path = f"/proc/self/fd/{self.file}".encode()
         self.path = path
-        self.handle = self.lib.hivex_open(path, _WRITE if writable else 0)
+        self.handle = 0
+        self.open(_WRITE if writable else 0)
+
+    def open(self, flags: int) -> None:
+        self.handle = self.lib.hivex_open(self.path, flags)
         if not self.handle:
             raise self.failed("open")
         self.root = self.lib.hivex_root(self.handle)
@@ -234,6 +238,8 @@ class Hive:
     def save(self) -> bytes:
         if self.lib.hivex_commit(self.handle, None, 0) != 0:
             raise self.failed("commit")
+        self.lib.hivex_close(self.handle)
+        self.open(0)
         with open(self.path, "rb") as file:
             return file.read()
 

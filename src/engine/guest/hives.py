@@ -224,7 +224,7 @@ class Hive:
         return True
 
     def save(self) -> bytes:
-        """The hive with its changes.
+        """The hive with its changes; from then on it can only be read.
 
         It is opened anew and every change is looked up in it before it is given out.
 
@@ -232,13 +232,12 @@ class Hive:
             GuestError: A change is not in it.
         """
         data = self._ask({"op": "save"})[1]
-        with Hive(data, self.name, seconds=self._seconds) as again:
-            for (path, name), value in self._wanted.items():
-                if again.value(path, name) != value:
-                    raise GuestError(
-                        f"{self.name}: {shown_key(path)}\\{name} is not as it was set",
-                        "libhivex wrote another hive than it should have: report this",
-                    )
+        for (path, name), value in self._wanted.items():
+            if self.value(path, name) != value:
+                raise GuestError(
+                    f"{self.name}: {shown_key(path)}\\{name} is not as it was set",
+                    "libhivex wrote another hive than it should have: report this",
+                )
         return data
 
     def _changed(self, request: dict[str, Any]) -> None:
