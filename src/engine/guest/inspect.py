@@ -205,7 +205,7 @@ def _linux(
         if entry.at == "/":
             names.learn(entry.spec, system.volume)
     for entry in sorted(table, key=lambda entry: entry.at.count("/")):
-        volume = names.volume(entry.spec, entry.kind)
+        volume = names.volume(entry.spec, entry.kind, mounts.values())
         if entry.at in mounts or not entry.at.startswith("/") or entry.kind == "swap":
             continue
         if volume is None:

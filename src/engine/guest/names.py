@@ -12,7 +12,7 @@ devices.txt.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from ..volumes.base import Volume
 
@@ -113,19 +113,20 @@ class Names:
         if number == device.part:
             self._seen.setdefault(device.disk, disk)
 
-    def volume(self, spec: str, kind: str = "") -> Volume | None:
+    def volume(self, spec: str, kind: str = "", taken: Collection[str] = ()) -> Volume | None:
         """The one that a name means; None when there is none, or no telling which.
 
         Args:
             spec: As in the first field of fstab, or as of root= on a kernel command line.
             kind: What must be on it, as fstab names it; "" and "auto" for anything.
+            taken: Names of volumes that a name of the old hardware does not mean.
         """
         tag, found, value = spec.partition("=")
         if found and not spec.startswith("/"):
             return _only(self._tagged(tag.upper(), value.strip("\"'")))
         device = hardware_name(spec)
         if device is not None:
-            return self._on_hardware(device, kind)
+            return self._on_hardware(device, kind, taken)
         if not spec.startswith("/dev/"):
             return None
         name = spec[len("/dev/") :]
@@ -152,26 +153,31 @@ class Names:
             return [v for v in self.volumes if v.partition and v.partition.name == value]
         return []
 
-    def _on_hardware(self, device: Device, kind: str) -> Volume | None:
+    def _on_hardware(self, device: Device, kind: str, taken: Collection[str]) -> Volume | None:
+        """Only what is certain: a wrong name in fstab is worse than an old one.
+
+        Nothing is concluded on several disks before one name is known for sure; a second
+        conversion, which finds no old name that the first one knew, so concludes no more.
+        """
         known = self._seen.get(device.disk)
+        one = len(self.disks) == 1
+        if known is None and (device.index or 0) >= len(self.disks):
+            return None  # of a disk that is not here
+        if known is None and not one and not self._seen:
+            return None
+        others = set(self._seen.values()) if device.index is not None and not one else set()
         same = [
             volume
             for volume in self.volumes
-            if disk_of(volume)
-            and "/" not in volume.name
+            if (disk := disk_of(volume))
             and (volume.partition.number if volume.partition else 0) == device.part
             and fits(volume, kind)
-            and (known is None or disk_of(volume) == known)
+            and (volume.name not in taken or volume.kind == "btrfs")
+            and (disk == known if known else disk not in others)
         ]
-        if known is None:  # another name has that disk already
-            same = [v for v in same if disk_of(v) not in self._seen.values()]
-        if len(same) <= 1:
-            return same[0] if same else None
-        # Several disks have such a partition. The order of the disks decides only where
-        # another name has shown that it is the order of the guest's own names.
-        if device.index is None or device.index >= len(self.disks) or not self._in_order():
-            return None
-        return _only([v for v in same if disk_of(v) == self.disks[device.index]])
+        if len(same) > 1 and device.index is not None and self._in_order():
+            same = [v for v in same if disk_of(v) == self.disks[device.index]]
+        return _only(same)
 
     def _in_order(self) -> bool:
         orders = []
@@ -190,8 +196,10 @@ class Names:
             UUID=... or PARTUUID=...; None when nobody knows which volume was meant.
         """
         volume = self.volume(spec, kind)
-        if volume is None:
-            return None
+        return None if volume is None else self.lasting_of(volume, partition=partition)
+
+    def lasting_of(self, volume: Volume, *, partition: bool = False) -> str | None:
+        """A volume's own name that lasts; None where it has none that no other has."""
         if volume.uuid and not partition and self._tagged("UUID", volume.uuid) == [volume]:
             return f"UUID={volume.uuid}"
         uuid = volume.partition.uuid if volume.partition else ""

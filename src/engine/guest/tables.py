@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..volumes.base import Volume
 from .edits import Edits
 from .names import Names, hardware_name
 
@@ -78,23 +79,37 @@ def _octal(field: str) -> str:
     return _SPECIAL.sub(lambda m: chr(int(m[1], 8)), field)
 
 
-def edit_fstab(edits: Edits, names: Names) -> None:
-    """Names that the old hardware gave become UUIDs."""
+def edit_fstab(edits: Edits, names: Names, root: str) -> None:
+    """Names that the old hardware gave become UUIDs.
+
+    Args:
+        root: Name of the root's volume, which is known.
+    """
     path = "/etc/fstab"
     data = edits.read(path)
     if data is None:
         return
     lines = lines_of(data)
-    for entry in entries(data):
+    table = list(entries(data))
+    taken = {root}
+    for entry in table:
+        if hardware_name(entry.spec) is None and (volume := names.volume(entry.spec)):
+            taken.add(volume.name)
+    meant: dict[str, Volume | None] = {}
+    for entry in sorted(table, key=lambda entry: entry.at != "/"):
         if hardware_name(entry.spec) is None:
             continue
-        new = names.lasting(entry.spec, entry.kind)
-        if new is None:
+        here = taken - {root} if entry.at == "/" else taken
+        volume = meant.setdefault(entry.spec, names.volume(entry.spec, entry.kind, here))
+        new = names.lasting_of(volume) if volume else None
+        if volume is None or new is None:
             edits.warn(
                 f"{path}: no volume is known to be {entry.spec} (mounted at {entry.at}): "
                 "the line stays as it is"
             )
             continue
+        taken.add(volume.name)
+        names.learn(entry.spec, volume)
         line = lines[entry.number]
         lines[entry.number] = line[: entry.start] + raw(new) + line[entry.stop :]
     edits.replace(path, b"".join(lines), "names of the old hardware become UUIDs")

@@ -1,0 +1,177 @@
+"""The drivers that a Linux guest's kernels need to find their root on new hardware.
+
+First it is worked out what each initramfs is to get, then room is asked for, then it is
+written. A default kernel without the driver is refused: that machine would not start.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..errors import GuestError
+from . import drivers, initramfs
+from .base import Controller, Guest, Kernel, Wanted
+from .edits import Edits
+from .tables import lines_of, text
+
+KERNELS_MAX = 16  # that get drivers: the default one and the newest
+SPARE_BYTES = 1 << 20
+TOOLS_MODULES = "/etc/initramfs-tools/modules"
+DRACUT_CONF = "/etc/dracut.conf.d/90-rollpoint.conf"
+
+
+class Plan(NamedTuple):
+    """What is put behind an initrd. early: the modules it loads first."""
+
+    kernel: Kernel
+    segment: bytes
+    early: tuple[str, ...]
+
+
+def plan(edits: Edits, guest: Guest, wanted: Wanted) -> list[Plan]:
+    """What each kernel's initramfs is to get. Nothing is written.
+
+    Raises:
+        GuestError: There is no kernel, or the default one has no driver for the controller.
+    """
+    if not guest.kernels:
+        raise _no_kernel(edits)
+    kernels = sorted(guest.kernels, key=lambda kernel: not kernel.default)  # else as they are
+    for kernel in kernels[KERNELS_MAX:]:
+        edits.warn(f"kernel {kernel.version} gets no drivers: more than {KERNELS_MAX} are there")
+    found = []
+    for kernel in kernels[:KERNELS_MAX]:
+        planned = _plan(edits, kernel, wanted)
+        if planned is not None:
+            found.append(planned)
+    return found
+
+
+def _plan(edits: Edits, kernel: Kernel, wanted: Wanted) -> Plan | None:
+    has = drivers.of(edits.tree, kernel)
+    label = kernel.version or kernel.image
+    if not has.known:
+        edits.warn(
+            f"kernel {label} has no index of modules: nothing tells whether it has a driver "
+            f"for {wanted.controller}"
+        )
+        return None
+    early, missing = has.choose(drivers.STORAGE[wanted.controller])
+    if missing:
+        said = f"kernel {label} has no driver {', '.join(missing)} for {wanted.controller}"
+        if kernel.default:
+            raise GuestError(f"{said}, and the boot loader starts it by default", _others(has))
+        edits.warn(f"{said}: it will not start")
+        return None
+    if early and not kernel.initrd:
+        said = f"kernel {label} has no initramfs, and {', '.join(early)} is not built into it"
+        if kernel.default:
+            raise GuestError(f"{said}: it cannot find its root", _others(has, built_in=True))
+        edits.warn(f"{said}: it will not start")
+        return None
+    network, missing = has.choose(drivers.NETWORK[wanted.nic])
+    if missing:
+        edits.warn(f"kernel {label} has no driver {', '.join(missing)} for {wanted.nic}")
+    if not kernel.initrd:
+        return None
+    segment = initramfs.segment(has, [*early, *network], early)
+    return Plan(kernel, segment, tuple(early)) if segment else None
+
+
+def _no_kernel(edits: Edits) -> GuestError:
+    places = ("/boot/efi", "/efi", "/boot")
+    unified = [path for at in places for path in edits.tree.glob(f"{at}/EFI/Linux/*.efi")]
+    if unified:
+        return GuestError(
+            f"the guest starts unified kernel images ({unified[0]}): no driver can be put "
+            "into one without its signature breaking",
+            "give the machine the hardware it had, or see that its images hold the drivers",
+        )
+    return GuestError(
+        "no kernel was found in the guest's /boot",
+        "see that all disks of the machine are in the replica",
+    )
+
+
+def _others(has: drivers.Drivers, built_in: bool = False) -> str:
+    """A hint: the controllers that such a kernel could start from."""
+    good: list[Controller] = []
+    for controller, needs in drivers.STORAGE.items():
+        early, missing = has.choose(needs)
+        if not missing and not (built_in and early):
+            good.append(controller)
+    if not good:
+        return "install a kernel with more drivers in the guest"
+    return f"rollpoint replica set chooses a controller; it has drivers for {', '.join(good)}"
+
+
+def check_space(edits: Edits, plans: list[Plan]) -> None:
+    """That all of it has room.
+
+    Raises:
+        GuestError: It has not; how much there is and how much is wanted.
+    """
+    tree = edits.tree
+    wanted: dict[str, int] = {}
+    for planned in plans:
+        initrd = planned.kernel.initrd
+        stat = tree.stat(initrd)
+        if stat is None or initramfs.has(tree, initrd, planned.segment):
+            continue
+        name = tree.resolve(initrd)[0].volume.name
+        size = initramfs.padding(stat.size_bytes) + len(planned.segment)
+        wanted[name] = wanted.get(name, SPARE_BYTES) + size
+        free = tree.space(initrd).bytes_free
+        if free < wanted[name]:
+            raise GuestError(
+                f"{initrd.rsplit('/', 1)[0]} in the guest ({name}) has {free} bytes free; the "
+                f"drivers of {len(plans)} kernels want {wanted[name]} or more",
+                "remove kernels that are not used from the guest, or enlarge it",
+            )
+
+
+def write(edits: Edits, plans: list[Plan], wanted: Wanted) -> None:
+    """Put the drivers behind each initrd, and into the lists that the next one is made from."""
+    for planned in plans:
+        initrd = planned.kernel.initrd
+        stat = edits.tree.stat(initrd)
+        if stat is None or initramfs.has(edits.tree, initrd, planned.segment):
+            continue
+        zeros = bytes(initramfs.padding(stat.size_bytes))
+        what = f"drivers for {wanted.controller} and {wanted.nic}: {', '.join(planned.early)}"
+        edits.append(initrd, zeros + planned.segment, what.rstrip(": "))
+    default = next((p.early for p in plans if p.kernel.default), ())
+    if default:
+        _list_for_tools(edits, default)
+        _list_for_dracut(edits, default)
+        _warn_of_blacklists(edits, default)
+
+
+def _list_for_tools(edits: Edits, names: tuple[str, ...]) -> None:
+    """initramfs-tools makes a new initramfs at the next update: it is to have them, too."""
+    if not edits.tree.is_directory("/etc/initramfs-tools"):
+        return
+    old = edits.read(TOOLS_MODULES) or b""
+    listed = {line.split()[0] for line in lines_of(old) if line.split()}
+    new = [name.encode() for name in names if name.encode() not in listed]
+    if new:
+        end = b"" if not old or old.endswith(b"\n") else b"\n"
+        data = old + end + b"".join(name + b"\n" for name in new)
+        edits.replace(TOOLS_MODULES, data, "drivers that the next initramfs is to have")
+
+
+def _list_for_dracut(edits: Edits, names: tuple[str, ...]) -> None:
+    if not (edits.tree.exists("/etc/dracut.conf") or edits.tree.is_directory("/usr/lib/dracut")):
+        return
+    data = f'add_drivers+=" {" ".join(names)} "\n'.encode()
+    edits.replace(DRACUT_CONF, data, "drivers that the next initramfs is to have")
+
+
+def _warn_of_blacklists(edits: Edits, names: tuple[str, ...]) -> None:
+    for path in edits.tree.glob("/etc/modprobe.d/*.conf")[:200]:
+        for line in lines_of(edits.read(path) or b""):
+            words = text(line).split()
+            if len(words) > 1 and words[0] in ("blacklist", "install"):
+                name = words[1].replace("-", "_")
+                if name in names:
+                    edits.warn(f"{path}: {words[0]} {name}: the driver may not be loaded")
