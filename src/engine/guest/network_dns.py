@@ -52,7 +52,7 @@ def set_servers(etc: Etc, servers: list[str]) -> None:
     for path in DHCLIENT:
         if (text := etc.text(path)) is not None:
             etc.put(path, _dhclient(text, servers), WHAT)
-    if not target and (stat is None or stat.kind == "file"):
+    if not target:
         etc.put(RESOLV, _resolv(etc.text(RESOLV) or "", servers), WHAT)
 
 

@@ -160,10 +160,11 @@ def _readdressed(
     ]:
         return stanzas
     aliases = {s.name for s in old if ":" in s.name}
+    gone = set(map(id, old))
     done: list[Stanza] = []
     put = False
     for stanza in stanzas:
-        if not any(stanza is other for other in old):
+        if id(stanza) not in gone:
             done.append(_without(stanza, aliases))
             continue
         if not put:

@@ -79,6 +79,7 @@ class Etc:
     def __init__(self, tree: Tree, edits: Edits | None = None) -> None:
         self.tree = tree
         self._edits = edits
+        self._left_alone: set[str] = set()
 
     @property
     def edits(self) -> Edits:
@@ -111,11 +112,14 @@ class Etc:
             return None
         except Error as error:
             self.warn(f"{path} is passed over: {error.message}")
+            self._left_alone.add(path)
             return None
         return data.decode("utf-8", "surrogateescape")
 
     def put(self, path: str, text: str, what: str, mode: int | None = None) -> bool:
-        """A file's new text. Returns whether that changed it."""
+        """A file's new text, unless it was passed over. Returns whether that changed it."""
+        if path in self._left_alone:
+            return False
         return self.edits.replace(path, text.encode("utf-8", "surrogateescape"), what, mode)
 
 
