@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rollpoint.guest.hive_log import checksum
 from rollpoint.guest.hives import Hive, Value
+from tools import require_library
 
 Keys = Mapping[str, Mapping[str, Value]]  # "A\\B" -> its values
 
@@ -59,7 +60,8 @@ def empty_hive(sequence: int = 7) -> bytes:
 
 
 def hive(keys: Keys) -> bytes:
-    """A hive with these keys and values."""
+    """A hive with these keys and values. Without libhivex the test is skipped, or fails in CI."""
+    require_library("libhivex.so.0", "libhivex0")
     with Hive(empty_hive(), "test", writable=True) as made:
         for path, values in keys.items():
             for name, value in values.items():

@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 from hive_files import hive
 from rollpoint.access.base import Space
+from rollpoint.access.local import LocalFileSystem
 from rollpoint.access.tree import GuestTree
 from rollpoint.errors import Error, GuestError
 from rollpoint.guest.base import Guest, Wanted
+from rollpoint.guest.convert import convert as convert_found
 from rollpoint.guest.edits import Edits
 from rollpoint.guest.hives import Hive, dword, string, strings
+from rollpoint.guest.inspect import inspect
 from rollpoint.guest.windows import convert, inspect_windows
 from rollpoint.guest.windows_storage import guest_path
+from rollpoint.volumes.base import Partition, Volume
 from test_hive_log import entry, log, with_numbers
 from windows_guests import (
     BUILDS,
@@ -97,6 +101,23 @@ def test_a_driver_of_windows_own_is_started_at_boot(
     starts = [c for c in edits.changes if c.after.endswith("\\Start = dword 0")]
     assert [c.before for c in starts] == [f"{CS}\\Services\\{n}\\Start = dword 3" for n in names]
     assert {change.file for change in edits.changes} == {f"/{CONFIG}/SYSTEM"}
+
+
+def test_a_windows_on_a_disk_is_found_and_converted(tmp_path: Path) -> None:
+    build(tmp_path)
+    partition = Partition("system", "mbr", 1, "07", active=True)
+    volume = Volume("system:1", (), 1 << 30, "ntfs", partition=partition)
+
+    def opener(volume: Volume, subvolume: str = "") -> LocalFileSystem:
+        return LocalFileSystem(tmp_path, volume=volume)
+
+    found = inspect([volume], opener)
+    assert (found.guest.os, found.guest.version) == ("windows", "10.0.20348")
+    assert (found.guest.root, found.guest.boot) == ("system:1", ["bios"])
+    edits = convert_found(found, AHCI)
+    assert edits.changes
+    assert convert_found(found, AHCI).changes == []
+    found.tree.close()
 
 
 def test_a_second_conversion_changes_nothing(tmp_path: Path) -> None:

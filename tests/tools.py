@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -70,6 +71,14 @@ def require_tool(name: str) -> str:
     if found is not None:
         return found
     missing(f"{name} is missing: apt-get install --no-install-recommends {PACKAGES[name]}")
+
+
+def require_library(file: str, package: str) -> None:
+    """That a shared library is here. In CI a missing one fails the test, elsewhere it skips it."""
+    try:
+        ctypes.CDLL(file)
+    except OSError:
+        missing(f"{file} is missing: apt-get install --no-install-recommends {package}")
 
 
 def listens(path: Path) -> bool:

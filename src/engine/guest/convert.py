@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import GuestError
-from . import efi, linux, network
+from . import efi, linux, network, windows
 from .base import Wanted
 from .edits import Edits
 from .inspect import Found
@@ -30,6 +30,8 @@ def convert(found: Found, wanted: Wanted) -> Edits:
     network.convert(edits, found.guest, wanted)  # first: an initramfs may take the cards' names
     if found.guest.os == "linux":
         linux.convert(edits, found.guest, wanted, found.volumes)
+    else:
+        windows.convert(edits, found.guest, wanted)
     efi.convert(edits, found.guest, wanted)
     found.tree.sync()
     return edits

@@ -18,6 +18,7 @@ from . import identity, kernels, loading, network, tables
 from .base import BootMode, Guest
 from .edits import printable, read_configuration
 from .names import Names, hardware_name
+from .windows import inspect_windows
 
 OPENED_MAX = 64
 NEEDED = ("/usr", "/boot", "/boot/efi", "/efi", "/var")  # beside "/", outer ones first
@@ -304,7 +305,9 @@ def _windows(
     esp = _esp(volumes)
     if esp is not None:
         warnings += _put_esp(system, esp, WINDOWS_ESP_AT, opener, mounts)
-    guest = Guest(os="windows", family="windows", distribution="windows", name="Windows")
+    guest = inspect_windows(system.tree)
+    if guest is None:
+        raise GuestError(f"{system.volume.name} holds Windows without a registry")
     guest.root = system.volume.name
     guest.mounts, guest.others = mounts, others
     guest.boot = ["uefi"] if esp is not None else ["bios"]
