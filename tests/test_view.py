@@ -234,7 +234,7 @@ def test_a_failed_over_replica_can_be_looked_at_but_not_while_it_is_made_permane
             raise StateError("no", "")
 
         monkeypatch.setattr(merging, "_merge", fail)
-        monkeypatch.setattr(viewers, "WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("rollpoint.view.LOCK_SECONDS", 0.01)
         with pytest.raises(StateError, match="no"):
             operation.permanent(replica)
         monkeypatch.undo()

@@ -138,6 +138,10 @@ class Swap(Disk):
 def slice_disk(pieces: Sequence[tuple[Disk, int, int]]) -> Disk:
     """Stretches (disk, offset, length) one after another; let go of it before a disk closes."""
 
+# --- scratch.h ---
+def scratch_disk(below: Disk, file: File) -> Disk:
+    """A writable disk above one that is only read; what is written goes to an empty file."""
+
 # --- image.h ---
 EXTENT_FLAT: Final[int]
 EXTENT_ZERO: Final[int]

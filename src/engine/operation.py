@@ -161,8 +161,8 @@ def resume(
         if operation.kind == "undo":
             return undoing.run(replica, hypervisor, on_step, begun)
         if operation.kind == "permanent":
-            with viewers.kept_out(replica.directory, "rewrite the bases in {}"):
-                return _permanent(replica, hypervisor, on_step, begun)
+            viewers.require_none(replica.directory, "rewrite the bases in {}")
+            return _permanent(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed":
             return undoing.finish_rolling_back(replica, hypervisor, begun)
         return failing_over.run(replica, hypervisor, on_step, begun)
@@ -218,9 +218,9 @@ def permanent(
             retention.refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
         replica.journals().close()
         require_chains(replica)
-        with viewers.kept_out(replica.directory, "rewrite the bases in {}"):
-            begin(replica, "permanent", merging.STEPS, operation_id)
-            return _permanent(replica, hypervisor, on_step, begun, progress)
+        viewers.require_none(replica.directory, "rewrite the bases in {}")
+        begin(replica, "permanent", merging.STEPS, operation_id)
+        return _permanent(replica, hypervisor, on_step, begun, progress)
 
 
 # ---- failover ----

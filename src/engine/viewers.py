@@ -8,74 +8,72 @@ The lock of a process that was killed goes with it.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, File
-from .errors import LockedError
+from .errors import LockedError, NotFoundError
 
 FILE_NAME = "views.lock"
-WAIT_SECONDS = 2.0  # whoever asks whether somebody looks has it for moments
+WAIT_SECONDS = 2.0
+_ASK_SECONDS = 0.05  # two may ask at one moment, and have the lock for that long
 _POLL_SECONDS = 0.01
 
 
 def register(directory: Dir) -> File:
     """Look at a replica from now on, until the file is closed.
 
+    What is looked at is opened inside the replica's lock, after this.
+
     Raises:
-        LockedError: What its points are read through is being rewritten.
         StorageError: The directory cannot be written.
     """
     file = directory.open(FILE_NAME, OPEN_WRITE | OPEN_CREATE, 0o600)
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            file.lock(exclusive=False)
-            return file
-        except LockedError:
-            if time.monotonic() >= deadline:
-                file.close()
-                raise LockedError(
-                    f"the base disks in {directory.path} are being rewritten",
-                    "see with rollpoint replica show what is being done, and wait for its end",
-                ) from None
-        except BaseException:
-            file.close()
-            raise
-        time.sleep(_POLL_SECONDS)
+    try:
+        _lock_within(file, False, WAIT_SECONDS)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def present(directory: Dir) -> bool:
     """Whether anybody looks at the replica. Ask inside its lock: then nobody begins either."""
-    if not directory.exists(FILE_NAME):
+    try:
+        file = directory.open(FILE_NAME, OPEN_WRITE)
+    except NotFoundError:
         return False
     try:
-        with kept_out(directory, ""):
-            return False
+        _lock_within(file, True, _ASK_SECONDS)
     except LockedError:
         return True
+    finally:
+        file.close()
+    return False
 
 
-@contextlib.contextmanager
-def kept_out(directory: Dir, doing: str) -> Iterator[None]:
-    """Nobody looks, and nobody begins to.
+def require_none(directory: Dir, doing: str) -> None:
+    """Refuse while anybody looks. Inside the replica's lock.
 
     Args:
-        doing: What that is for, with {} for the replica's directory.
+        doing: What is wanted, with {} for the replica's directory.
 
     Raises:
         LockedError: Somebody does.
     """
-    file = directory.open(FILE_NAME, OPEN_WRITE | OPEN_CREATE, 0o600)
-    try:
+    if present(directory):
+        raise LockedError(
+            f"cannot {doing.format(directory.path)}: somebody is looking at a restore point",
+            "end what browses, mounts or rehearses it, then try again",
+        )
+
+
+def _lock_within(file: File, exclusive: bool, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
         try:
-            file.lock()
+            file.lock(exclusive=exclusive)
+            return
         except LockedError:
-            raise LockedError(
-                f"cannot {doing.format(directory.path)}: somebody is looking at a restore point",
-                "end what browses, mounts or rehearses it, then try again",
-            ) from None
-        yield
-    finally:
-        file.close()
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
