@@ -36,7 +36,7 @@ ROWS = [
     {"scrub"},
     {"provision", "showing", "mending"},
     {"replica", "hypervisor"},
-    {"replication", "mount", "noting", "frozen", "view"},
+    {"replication", "mount", "noting", "frozen", "view", "throwaway"},
     {"rationing", "timeline", "nbd_client"},
     {"retaining"},
     {"intake", "groups", "resync"},
