@@ -232,6 +232,7 @@ def test_a_serial_console_only_when_asked(tmp_path: Path) -> None:
 
 def test_a_rocky_gets_drivers_for_dracut(tmp_path: Path) -> None:
     roots = rocky(tmp_path)
+    write(roots["system:1"], {"EFI/BOOT/BOOTX64.EFI": b"MZ" + bytes(100)})
     write(
         roots["rl/root"],
         {

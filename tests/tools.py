@@ -19,7 +19,6 @@ DEBIAN_PYTHON = Path("/usr/lib/python3/dist-packages")
 
 # Debian package of each program that tests call.
 PACKAGES = {
-    "cpio": "cpio",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",

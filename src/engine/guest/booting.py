@@ -6,26 +6,39 @@ written. A default kernel without the driver is refused: that machine would not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import GuestError
 from . import drivers, initramfs
 from .base import Controller, Guest, Kernel, Wanted
+from .drivers import Drivers
 from .edits import Edits
 from .tables import lines_of, text
 
 KERNELS_MAX = 16  # that get drivers: the default one and the newest
 SPARE_BYTES = 1 << 20
+FILES_MAX = 50
+NAMES_OF_CARDS = (
+    "/etc/systemd/network/10-rollpoint-*.link",
+    "/etc/udev/rules.d/*-rollpoint-*.rules",
+)
 TOOLS_MODULES = "/etc/initramfs-tools/modules"
 DRACUT_CONF = "/etc/dracut.conf.d/90-rollpoint.conf"
 
 
 class Plan(NamedTuple):
-    """What is put behind an initrd. early: the modules it loads first."""
+    """What is put behind an initrd.
+
+    Attributes:
+        early: The modules it loads first, whatever asks for them.
+        names: All that it gets, but for those that they need.
+    """
 
     kernel: Kernel
-    segment: bytes
+    has: Drivers
     early: tuple[str, ...]
+    names: tuple[str, ...]
 
 
 def plan(edits: Edits, guest: Guest, wanted: Wanted) -> list[Plan]:
@@ -74,8 +87,8 @@ def _plan(edits: Edits, kernel: Kernel, wanted: Wanted) -> Plan | None:
         edits.warn(f"kernel {label} has no driver {', '.join(missing)} for {wanted.nic}")
     if not kernel.initrd:
         return None
-    segment = initramfs.segment(has, [*early, *network], early)
-    return Plan(kernel, segment, tuple(early)) if segment else None
+    names = (*early, *network)
+    return Plan(kernel, has, tuple(early), names) if has.files(names) else None
 
 
 def _no_kernel(edits: Edits) -> GuestError:
@@ -93,7 +106,7 @@ def _no_kernel(edits: Edits) -> GuestError:
     )
 
 
-def _others(has: drivers.Drivers, built_in: bool = False) -> str:
+def _others(has: Drivers, built_in: bool = False) -> str:
     """A hint: the controllers that such a kernel could start from."""
     good: list[Controller] = []
     for controller, needs in drivers.STORAGE.items():
@@ -105,7 +118,7 @@ def _others(has: drivers.Drivers, built_in: bool = False) -> str:
     return f"rollpoint replica set chooses a controller; it has drivers for {', '.join(good)}"
 
 
-def check_space(edits: Edits, plans: list[Plan]) -> None:
+def check_space(edits: Edits, plans: Sequence[Plan]) -> None:
     """That all of it has room.
 
     Raises:
@@ -116,11 +129,11 @@ def check_space(edits: Edits, plans: list[Plan]) -> None:
     for planned in plans:
         initrd = planned.kernel.initrd
         stat = tree.stat(initrd)
-        if stat is None or initramfs.has(tree, initrd, planned.segment):
-            continue
+        if stat is None or initramfs.has_one(tree, initrd):
+            continue  # a second conversion, most probably with nothing to add
+        size = initramfs.size_of(planned.has, planned.names)
         name = tree.resolve(initrd)[0].volume.name
-        size = initramfs.padding(stat.size_bytes) + len(planned.segment)
-        wanted[name] = wanted.get(name, SPARE_BYTES) + size
+        wanted[name] = wanted.get(name, SPARE_BYTES) + initramfs.padding(stat.size_bytes) + size
         free = tree.space(initrd).bytes_free
         if free < wanted[name]:
             raise GuestError(
@@ -130,21 +143,32 @@ def check_space(edits: Edits, plans: list[Plan]) -> None:
             )
 
 
-def write(edits: Edits, plans: list[Plan], wanted: Wanted) -> None:
+def write(edits: Edits, plans: Sequence[Plan], wanted: Wanted) -> None:
     """Put the drivers behind each initrd, and into the lists that the next one is made from."""
+    others = dict(found for pattern in NAMES_OF_CARDS for found in _files(edits, pattern))
     for planned in plans:
         initrd = planned.kernel.initrd
+        segment = initramfs.segment(planned.has, planned.names, planned.early, others)
         stat = edits.tree.stat(initrd)
-        if stat is None or initramfs.has(edits.tree, initrd, planned.segment):
+        if stat is None or initramfs.has(edits.tree, initrd, segment):
             continue
         zeros = bytes(initramfs.padding(stat.size_bytes))
-        what = f"drivers for {wanted.controller} and {wanted.nic}: {', '.join(planned.early)}"
-        edits.append(initrd, zeros + planned.segment, what.rstrip(": "))
+        edits.append(initrd, zeros + segment, f"drivers: {', '.join(planned.names)}")
     default = next((p.early for p in plans if p.kernel.default), ())
     if default:
         _list_for_tools(edits, default)
         _list_for_dracut(edits, default)
         _warn_of_blacklists(edits, default)
+
+
+def _files(edits: Edits, pattern: str) -> list[tuple[str, bytes]]:
+    """Our own rules for the names of cards: a card may get its name in the initramfs already."""
+    found = []
+    for path in edits.tree.glob(pattern)[:FILES_MAX]:
+        data = edits.read(path)
+        if data is not None:
+            found.append((path.lstrip("/"), data))
+    return found
 
 
 def _list_for_tools(edits: Edits, names: tuple[str, ...]) -> None:

@@ -27,10 +27,12 @@ def convert(found: Found, wanted: Wanted) -> Edits:
         edits.warn(warning)
     _check_firmware(found, wanted, edits)
     _check_space(found)
-    network.convert(edits, found.guest, wanted)  # first: an initramfs may take the cards' names
     if found.guest.os == "linux":
-        linux.convert(edits, found.guest, wanted, found.volumes)
+        plans = linux.plan(edits, found.guest, wanted)
+        network.convert(edits, found.guest, wanted)  # first: the initramfs gets the cards' names
+        linux.convert(edits, found.guest, wanted, found.volumes, plans)
     else:
+        network.convert(edits, found.guest, wanted)
         windows.convert(edits, found.guest, wanted)
     efi.convert(edits, found.guest, wanted)
     found.tree.sync()

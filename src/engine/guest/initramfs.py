@@ -25,7 +25,7 @@ initramfs-tools' init; dracut's parse-kernel.sh.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import xxhash
 
@@ -91,12 +91,18 @@ class Archive:
             )
 
 
-def segment(drivers: Drivers, names: Iterable[str], early: Iterable[str]) -> bytes:
+def segment(
+    drivers: Drivers,
+    names: Iterable[str],
+    early: Iterable[str],
+    others: Mapping[str, bytes],
+) -> bytes:
     """The bytes to put behind an initramfs, tail included; b"" where there is nothing to add.
 
     Args:
         names: The modules that it is to hold; all that they need comes with them.
         early: Those of them that are loaded whether anything asks for them or not.
+        others: Further files, by their paths.
     """
     archive = Archive()
     top = drivers.directory.lstrip("/")
@@ -113,6 +119,8 @@ def segment(drivers: Drivers, names: Iterable[str], early: Iterable[str]) -> byt
         lines = " ".join(loaded)
         archive.add(INITRAMFS_TOOLS, f"printf '%s\\n' {lines} >>/conf/modules\n".encode())
         archive.add(DRACUT, f"rd.driver.pre={','.join(loaded)}\n".encode())
+    for path, data in others.items():
+        archive.add(path, data)
     body = archive.end()
     return body + tail(body)
 
@@ -132,10 +140,27 @@ def padding(size_bytes: int) -> int:
     return -size_bytes % BLOCK_BYTES + BLOCK_BYTES
 
 
+def size_of(drivers: Drivers, names: Iterable[str]) -> int:
+    """About how long the segment of these modules is; rather more than less."""
+    total = 1 << 16  # small files
+    for path in (*drivers.files(names), *INDEX):
+        stat = drivers.tree.stat(f"{drivers.directory}/{path}")
+        total += 512 + (stat.size_bytes if stat is not None else 0)
+    return total
+
+
 def has(tree: GuestTree, initrd: str, wanted: bytes) -> bool:
     """Whether that segment is the last thing in an initrd already."""
+    return _last_block(tree, initrd) == wanted[-BLOCK_BYTES:]
+
+
+def has_one(tree: GuestTree, initrd: str) -> bool:
+    """Whether a segment of ours is the last thing in an initrd, of whatever modules."""
+    return b"\0rollpoint 1 " in _last_block(tree, initrd)
+
+
+def _last_block(tree: GuestTree, initrd: str) -> bytes:
     stat = tree.stat(initrd)
-    if stat is None or stat.size_bytes < len(wanted):
-        return False
-    last = tree.read_part(initrd, stat.size_bytes - BLOCK_BYTES, BLOCK_BYTES)
-    return last == wanted[-BLOCK_BYTES:]
+    if stat is None or stat.size_bytes < BLOCK_BYTES:
+        return b""
+    return tree.read_part(initrd, stat.size_bytes - BLOCK_BYTES, BLOCK_BYTES)

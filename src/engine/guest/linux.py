@@ -13,14 +13,25 @@ from .names import Names
 LVM_DEVICES = "/etc/lvm/devices/system.devices"
 
 
-def convert(edits: Edits, guest: Guest, wanted: Wanted, volumes: Sequence[Volume]) -> None:
-    """What the new hardware asks of it; its network and its EFI loader are done elsewhere.
+def plan(edits: Edits, guest: Guest, wanted: Wanted) -> list[booting.Plan]:
+    """What its kernels need, before anything is written.
 
     Raises:
-        GuestError: It has no driver for the controller, or no room. Nothing was written.
+        GuestError: It has no driver for the controller, or no room (with numbers).
     """
     plans = booting.plan(edits, guest, wanted)
     booting.check_space(edits, plans)
+    return plans
+
+
+def convert(
+    edits: Edits,
+    guest: Guest,
+    wanted: Wanted,
+    volumes: Sequence[Volume],
+    plans: Sequence[booting.Plan],
+) -> None:
+    """What the new hardware asks of it; its network and its EFI loader are done elsewhere."""
     booting.write(edits, plans, wanted)
     names = known_names(edits, guest, volumes)
     tables.edit_fstab(edits, names, guest.root)
