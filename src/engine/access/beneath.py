@@ -38,6 +38,7 @@ _PATH_ERRNOS = {
     errno.EINVAL: "the file system takes no such name",
     errno.ENXIO: "it is no file",
 }
+_WINDOWS_RIGHTS = "system.ntfs_acl"  # ntfs-3g's, and in no list of attributes
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
 
@@ -242,7 +243,11 @@ class Beneath:
     def _dress(
         self, path: bytes, new: int, old: Facts | None, folder: os.stat_result, mode: int | None
     ) -> None:
-        """Owner, attributes and mode of what was there; the mode last, chown takes bits away."""
+        """Owner, attributes and mode of what was there; the mode late, chown takes bits away.
+
+        On NTFS the rights as well; a new file gets its directory's, or everybody could
+        write to what the guest's system runs.
+        """
         owner = (old.uid, old.gid) if old else (folder.st_uid, folder.st_gid)
         facts = os.stat(new)
         if owner != (facts.st_uid, facts.st_gid):
@@ -253,6 +258,8 @@ class Beneath:
         wanted = mode if mode is not None else old.mode if old else 0o644
         if stat.S_IMODE(os.stat(new).st_mode) != wanted:
             os.chmod(new, wanted)
+        with self._opened(path if old else path.rpartition(b"/")[0], os.O_RDONLY) as model:
+            _copy_rights(model, new)
 
     def remove(self, path: bytes) -> None:
         """A file, a link, a device node, or an empty directory."""
@@ -280,6 +287,9 @@ class Beneath:
                     os.chown(new, above.st_uid, above.st_gid)
                 if stat.S_IMODE(facts.st_mode) != mode:
                     os.chmod(new, mode)
+                folder_path = path.rpartition(b"/")[0]
+                with self._opened(folder_path, os.O_RDONLY | os.O_DIRECTORY) as model:
+                    _copy_rights(model, new)
 
     def make_link(self, path: bytes, target: bytes) -> None:
         """A symbolic link, in place of a file or link that is there."""
@@ -384,3 +394,12 @@ def _copy_attributes(path: bytes, source: int, target: int) -> None:
                 said = f"its attribute {shown(os.fsencode(name))} cannot be kept"
                 reason = os.strerror(error.errno or 0)
                 raise Refused("guest", f"{shown(path)}: {said}: {reason}") from None
+
+
+def _copy_rights(source: int, target: int) -> None:
+    """Windows' security descriptor, where the file system has them."""
+    try:
+        rights = os.getxattr(source, _WINDOWS_RIGHTS)
+    except OSError:
+        return
+    os.setxattr(target, _WINDOWS_RIGHTS, rights)
