@@ -221,6 +221,47 @@ def test_after_kill_9_nothing_is_left(chain: Path, temporary: Path, moment: str)
     assert list(temporary.iterdir()) == []
 
 
+DYING = """
+import os, sys
+from rollpoint import mount
+
+def die(*_, **__):
+    os.kill(os.getpid(), 9)
+
+setattr(*{
+    "locking": (mount, "_locked", die),
+    "opening": (mount, "open_disk", die),
+    "looking": (mount, "find", die),
+    "serving": (mount, "listen", die),
+    "checking": (mount, "read_export", die),
+    "ending": (mount.Mount, "_clients_left", die),
+    "closing": (mount, "side_by_side", die),
+}[sys.argv[2]])
+one = mount.Mount({"system": sys.argv[1]})
+one.check()
+one.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["locking", "opening", "looking", "serving", "checking", "ending", "closing"]
+)
+def test_after_kill_9_at_any_step_nothing_is_left(
+    chain: Path, temporary: Path, moment: str
+) -> None:
+    before = [path.read_bytes() for path in sorted(chain.parent.glob("*.vmdk"))]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", DYING, chain, moment]
+    victim = subprocess.run(command, env=environment, cwd=ROOT)
+    assert victim.returncode == -signal.SIGKILL
+    assert [path.read_bytes() for path in sorted(chain.parent.glob("*.vmdk"))] == before
+    assert len(list(temporary.iterdir())) == 1
+    with Mount({"system": str(chain)}) as mount:
+        mount.check()
+        assert len(list(temporary.iterdir())) == 1
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_mount_that_lives_is_not_swept_away(chain: Path, tmp_path: Path) -> None:
     with Mount({"system": str(chain)}, read_only=True) as one:
         with Mount({"system": str(chain)}, read_only=True) as two:

@@ -56,6 +56,7 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mkntfs": "ntfs-3g",
     "mkswap": "util-linux",
+    "cryptsetup": "cryptsetup-bin",
     "pvcreate": "lvm2",
     "sfdisk": "fdisk",
     "sgdisk": "gdisk",

@@ -97,15 +97,25 @@ def lvm_id(data: bytes) -> str:
 
 def _luks(window: Window) -> Seen | None:
     """LUKS1 and LUKS2 on-disk format specifications, "phdr" and "binary header"."""
-    places = [(0, b"LUKS\xba\xbe"), *((1 << shift, b"SKUL\xba\xbe") for shift in range(14, 23))]
-    for at, magic in places:
-        version = window.number(at + 6, ">H")
-        if window.has(at, magic) and version in (1, 2):
-            label = text(window.at(at + 24, 48)) if version == 2 else ""
-            uuid = text(window.at(at + 168, 40))
-            said = f"it is encrypted with LUKS{version}, and its key is the guest's"
-            return Seen("luks", uuid, label, said)
+    return _luks_header(window, 0) if window.has(0, b"LUKS\xba\xbe") else None
+
+
+def _luks_copy(window: Window) -> Seen | None:
+    """A LUKS2 whose first header is gone. Looked for last: file systems leave it behind."""
+    for shift in range(14, 23):
+        at = 1 << shift
+        if window.has(at, b"SKUL\xba\xbe") and window.number(at + 256, ">Q") == at:
+            return _luks_header(window, at)
     return None
+
+
+def _luks_header(window: Window, at: int) -> Seen | None:
+    version = window.number(at + 6, ">H")
+    if version not in (1, 2):
+        return None
+    label = text(window.at(at + 24, 48)) if version == 2 else ""
+    said = f"it is encrypted with LUKS{version}, and its key is the guest's"
+    return Seen("luks", text(window.at(at + 168, 40)), label, said)
 
 
 def _bitlocker(window: Window) -> Seen | None:
@@ -130,6 +140,8 @@ def _md(window: Window) -> Seen | None:
     for order in "<>":
         if window.number(at, order + "I") != _MD_MAGIC:
             continue
+        if window.number(at + 32, order + "I") << 10 > at:
+            continue  # of another device: no room for its data before it
         words = [window.number(at + place, order + "I") for place in (20, 52, 56, 60)]
         if -1 not in words:
             uuid = hyphened(struct.pack(">4I", *words))
@@ -279,22 +291,24 @@ class _Named(NamedTuple):
     what: str
 
 
+# What a file system's maker leaves of another one decides about the order.
 _LOOKS: tuple[Callable[[Window], Seen | None], ...] = (
     _md,
     _lvm,
     _luks,
     _bitlocker,
     _bcache,
-    _zfs,
-    _btrfs,
     probe_ntfs,
     probe_exfat,
-    _xfs,
     _ext,
+    _xfs,
+    _btrfs,  # its maker wipes all others; others leave it
     _swap,
+    _zfs,  # the same
     _squashfs,
     _iso9660,
     probe_vfat,
+    _luks_copy,
 )
 _NAMED = (
     _Named(3, b"ReFS\0\0\0\0", "a ReFS file system"),
