@@ -39,6 +39,7 @@ PACKAGES = {
     "apt-get": "apt",
     "blkid": "util-linux",
     "busybox": "busybox-static",
+    "chroot": "coreutils",
     "cpio": "cpio",
     "debootstrap": "debootstrap",
     "debugfs": "e2fsprogs",
