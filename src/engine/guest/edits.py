@@ -77,7 +77,7 @@ class Edits:
         if stat is None:
             raise GuestError(f"{printable(path)} is not there: nothing can be put behind its end")
         self.tree.append(path, data)
-        self._note(path, what, f"{stat.size_bytes} bytes", f"and {digest(data)}")
+        self._note(path, what, f"{stat.size_bytes} bytes", f"behind them {digest(data)}")
         return True
 
     def remove(self, path: str, what: str) -> bool:
