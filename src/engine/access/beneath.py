@@ -38,7 +38,7 @@ _PATH_ERRNOS = {
     errno.EINVAL: "the file system takes no such name",
     errno.ENXIO: "it is no file",
 }
-_WINDOWS_RIGHTS = "system.ntfs_acl"  # ntfs-3g's, and in no list of attributes
+_WINDOWS_RIGHTS = ("system.ntfs_acl", "system.ntfs_security")  # ntfs-3g's, ntfs3's; never listed
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
 
@@ -398,8 +398,9 @@ def _copy_attributes(path: bytes, source: int, target: int) -> None:
 
 def _copy_rights(source: int, target: int) -> None:
     """Windows' security descriptor, where the file system has them."""
-    try:
-        rights = os.getxattr(source, _WINDOWS_RIGHTS)
-    except OSError:
-        return
-    os.setxattr(target, _WINDOWS_RIGHTS, rights)
+    for name in _WINDOWS_RIGHTS:
+        try:
+            rights = os.getxattr(source, name)
+        except OSError:
+            continue
+        os.setxattr(target, name, rights)
