@@ -66,6 +66,11 @@ PACKAGES = {
     "sfdisk": "fdisk",
     "sgdisk": "gdisk",
     "zstd": "zstd",
+    "bwrap": "bubblewrap",
+    "nbdfuse": "libnbd-bin",
+    "fuse2fs": "fuse2fs",
+    "ntfs-3g": "ntfs-3g",
+    "losetup": "util-linux",
     "clang-14": "clang-14 libclang-rt-14-dev",
 }
 

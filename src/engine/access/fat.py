@@ -1,0 +1,402 @@
+"""FAT inside the cage: read by us, changed by mtools.
+
+Standard library alone, as worker.py says. Names are found whatever their case, as FAT
+has it. Owner and mode are made up: root, 0755.
+
+Source: Microsoft "FAT32 File System Specification" 1.03: boot sector, FAT entries,
+directory entries with long names; FAT type by the count of clusters.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import secrets
+import struct
+from calendar import timegm
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .beneath import LIST_MAX, READ_BYTES_MAX, Facts, Refused, shown
+
+_DIRECTORY_BYTES_MAX = 4 << 20
+_FAT_BYTES_MAX = 256 << 20
+_WINDOW_BYTES = 1 << 16
+_ATTRIBUTE_LONG, _ATTRIBUTE_LABEL, _ATTRIBUTE_DIRECTORY = 0x0F, 0x08, 0x10
+_NAME_CHARACTERS_REFUSED = b'*?[]"\\:<>|'
+_MTOOLS_ENVIRONMENT = {"MTOOLS_SKIP_CHECK": "1", "MTOOLS_LOWER_CASE": "0", "MTOOLSRC": "/dev/null"}
+for _encoding in ("cp437", "utf-16-le"):
+    codecs.lookup(_encoding)  # now: its module may be out of reach for the driver's user
+_Command = list[str]
+
+
+class _Entry(NamedTuple):
+    name: bytes
+    short: bytes
+    directory: bool
+    first: int
+    size_bytes: int
+    modified_ns: int
+
+
+_Entries = list[_Entry]
+_Chain = list[int]
+
+
+class _Shape(NamedTuple):
+    bits: int  # 12, 16, 32
+    fat_at: int
+    fat_bytes: int
+    root_at: int  # FAT12, FAT16
+    root_bytes: int
+    root_cluster: int  # FAT32
+    data_at: int
+    cluster_bytes: int
+    clusters: int
+
+
+def _shape(boot: bytes) -> _Shape:
+    sector, per_cluster, reserved, fats, roots, total16 = struct.unpack_from("<HBHBHH", boot, 11)
+    fat16, (total32, fat32), root_cluster = (
+        struct.unpack_from("<H", boot, 22)[0],
+        struct.unpack_from("<II", boot, 32),
+        struct.unpack_from("<I", boot, 44)[0],
+    )
+    if sector not in (512, 1024, 2048, 4096) or per_cluster not in (1, 2, 4, 8, 16, 32, 64, 128):
+        raise Refused("guest", "its boot sector is damaged: no FAT file system has such clusters")
+    fat_sectors, total = fat16 or fat32, total16 or total32
+    root_sectors = -(-roots * 32 // sector)
+    first = reserved + fats * fat_sectors + root_sectors
+    clusters = (total - first) // per_cluster
+    if not 1 <= fats <= 4 or reserved < 1 or clusters < 1:
+        raise Refused("guest", "its boot sector is damaged: no room for data is left")
+    bits = 12 if clusters < 4085 else 16 if clusters < 65525 else 32
+    fat_bytes = min(fat_sectors * sector, (clusters + 2) * bits // 8 + 2)
+    if fat_bytes > _FAT_BYTES_MAX:
+        raise Refused("guest", f"its allocation table has {fat_bytes} bytes: too many")
+    return _Shape(
+        bits,
+        reserved * sector,
+        fat_bytes,
+        (reserved + fats * fat_sectors) * sector,
+        roots * 32,
+        root_cluster,
+        first * sector,
+        sector * per_cluster,
+        clusters,
+    )
+
+
+class Fat:
+    """A FAT volume's files; beneath.Beneath says what each call does.
+
+    Args:
+        volume: Path of the file that shows it.
+        run: Runs a program; its exit code and output. words: The output for a message.
+    """
+
+    def __init__(
+        self,
+        volume: str,
+        run: Callable[[_Command], tuple[int, bytes]],
+        words: Callable[[bytes], str],
+    ) -> None:
+        self._volume = volume
+        self._run = run
+        self._words = words
+        os.environ.update(_MTOOLS_ENVIRONMENT)
+        self._file = os.open(volume, os.O_RDONLY | os.O_CLOEXEC)
+        boot = os.pread(self._file, 512, 0)
+        if len(boot) < 512 or boot[510:512] != b"\x55\xaa":
+            raise Refused("guest", "it has no boot sector of a FAT file system")
+        self._shape = _shape(boot)
+        self._windows: dict[int, bytes] = {}
+
+    def lstat(self, path: bytes) -> Facts | None:
+        """What is there, whatever the case of its name."""
+        try:
+            found = self._find(path)
+        except NotADirectoryError:
+            return None
+        return None if found is None else _facts(found)
+
+    def list(self, path: bytes) -> dict[bytes, Facts]:
+        """What a directory holds."""
+        return {entry.name: _facts(entry) for entry in self._entries(self._directory(path))}
+
+    def read(self, path: bytes, offset: int, length: int | None) -> bytes:
+        """Bytes of a file."""
+        entry = self._wanted(path)
+        if entry.directory:
+            raise Refused("path", f"{shown(path)}: a directory, not a file")
+        left = max(0, entry.size_bytes - offset)
+        wanted = left if length is None else min(left, length)
+        if wanted > READ_BYTES_MAX:
+            raise Refused("guest", f"{shown(path)}: {wanted} bytes are more than is read")
+        if not wanted:
+            return b""
+        size = self._shape.cluster_bytes
+        chain = self._chain(entry.first, -(-(offset + wanted) // size), path)
+        if len(chain) * size < offset + wanted:
+            raise Refused("guest", f"{shown(path)}: its chain of clusters ends early: damaged")
+        pieces = [self._cluster(cluster) for cluster in chain[offset // size :]]
+        start = offset % size
+        return b"".join(pieces)[start : start + wanted]
+
+    def write(self, path: bytes, data: bytes, offset: int) -> None:
+        """FAT files are written anew: there is nothing in place about it."""
+        old = self.read(path, 0, None)
+        old = old.ljust(offset, b"\0")
+        self.replace(path, old[:offset] + data + old[offset + len(data) :], None)
+
+    def replace(self, path: bytes, data: bytes, mode: int | None) -> None:
+        """Written beside it, then renamed: FAT knows no way that is atomic."""
+        del mode
+        old = self._find(path)
+        if old is not None and old.directory:
+            raise Refused("path", f"{shown(path)}: a directory, not a file")
+        folder, _, name = path.rpartition(b"/")
+        self._directory(folder)
+        _check_name(path, name)
+        spare = (folder + b"/" if folder else b"") + b"rp" + secrets.token_hex(3).encode()
+        with open("/tmp/content", "wb") as file:
+            file.write(data)
+        try:
+            self._change("mcopy", "-o", "/tmp/content", _place(spare))
+        finally:
+            os.unlink("/tmp/content")
+        if old is not None:
+            self._change("mdel", _place((folder + b"/" if folder else b"") + old.name))
+            name = old.name
+        self._change("mren", _place(spare), os.fsdecode(name))
+
+    def remove(self, path: bytes) -> None:
+        """A file, or an empty directory."""
+        entry = self._wanted(path)
+        _check_name(path, path.rpartition(b"/")[2])
+        if entry.directory:
+            if self._entries(self._first_of(entry)):
+                raise Refused("path", f"{shown(path)}: the directory is not empty")
+            self._change("mrd", _place(path))
+        else:
+            self._change("mdel", _place(path))
+
+    def make_directory(self, path: bytes, mode: int) -> None:
+        """It may be there already."""
+        del mode
+        entry = self._find(path)
+        if entry is None:
+            folder, _, name = path.rpartition(b"/")
+            self._directory(folder)
+            _check_name(path, name)
+            self._change("mmd", _place(path))
+        elif not entry.directory:
+            raise Refused("path", f"{shown(path)}: something is there already")
+
+    def make_link(self, path: bytes, target: bytes) -> None:
+        """There are none."""
+        raise Refused("path", f"{shown(path)}: FAT has no symbolic links")
+
+    def space(self) -> tuple[int, int, int | None]:
+        """Free bytes, all bytes; FAT counts no inodes."""
+        shape = self._shape
+        table = os.pread(self._file, shape.fat_bytes, shape.fat_at)
+        if shape.bits == 12:
+            self._windows = {}
+            numbers = range(2, shape.clusters + 2)
+            free = sum(1 for number in numbers if self._next(number) == 0)
+        else:
+            width = shape.bits // 8
+            usable = table[: len(table) // width * width]
+            entries = memoryview(usable).cast("H" if width == 2 else "I")
+            mask = 0x0FFFFFFF if width == 4 else 0xFFFF
+            free = sum(1 for entry in entries[2 : shape.clusters + 2] if not entry & mask)
+        return free * shape.cluster_bytes, shape.clusters * shape.cluster_bytes, None
+
+    def sync(self) -> None:
+        """Down to the overlay."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Let go of the volume."""
+        os.close(self._file)
+
+    def _change(self, *command: str) -> None:
+        code, said = self._run([command[0], "-i", self._volume, *command[1:]])
+        self._windows = {}
+        if code != 0:
+            raise Refused("guest", f"{command[0]}: {self._words(said)}")
+
+    def _wanted(self, path: bytes) -> _Entry:
+        try:
+            found = self._find(path)
+        except NotADirectoryError:
+            found = None
+        if found is None:
+            raise Refused("missing", f"there is no {shown(path)}")
+        return found
+
+    def _find(self, path: bytes) -> _Entry | None:
+        """NotADirectoryError: a part on the way is a file."""
+        found = _Entry(b"", b"", True, 0, 0, 0)
+        if path.startswith(b"/") or b"\0" in path:
+            raise Refused("path", f"{shown(path)}: no path beneath a file system's root")
+        for part in path.split(b"/") if path else []:
+            if part in (b"", b".", b".."):
+                raise Refused("path", f"{shown(path)}: an empty, . or .. part")
+            if not found.directory:
+                raise NotADirectoryError
+            folded = _folded(part)
+            for entry in self._entries(self._first_of(found)):
+                if folded in (_folded(entry.name), _folded(entry.short)):
+                    found = entry
+                    break
+            else:
+                return None
+        return found
+
+    def _directory(self, path: bytes) -> int:
+        """First cluster of a directory; 0 is the root."""
+        entry = self._wanted(path)
+        if not entry.directory:
+            raise Refused("path", f"{shown(path)}: a directory is wanted there")
+        return self._first_of(entry)
+
+    def _first_of(self, entry: _Entry) -> int:
+        return entry.first if entry.name else 0
+
+    def _entries(self, first: int) -> _Entries:
+        shape = self._shape
+        if first == 0 and shape.bits != 32:
+            data = os.pread(self._file, shape.root_bytes, shape.root_at)
+        else:
+            most = _DIRECTORY_BYTES_MAX // shape.cluster_bytes + 1
+            chain = self._chain(first or shape.root_cluster, most, b"")
+            data = b"".join(self._cluster(cluster) for cluster in chain)
+        return _parse(data[:_DIRECTORY_BYTES_MAX])
+
+    def _chain(self, first: int, most: int, path: bytes) -> _Chain:
+        end = {12: 0xFF8, 16: 0xFFF8, 32: 0x0FFFFFF8}[self._shape.bits]
+        chain: _Chain = []
+        while first < end and len(chain) < most:
+            if not 2 <= first < self._shape.clusters + 2:
+                where = shown(path) if path else "a directory"
+                raise Refused("guest", f"{where}: cluster {first} is outside the volume: damaged")
+            chain.append(first)
+            first = self._next(first)
+        return chain
+
+    def _next(self, cluster: int) -> int:
+        bits = self._shape.bits
+        at = cluster * bits // 8
+        data = self._table(at, 4 if bits == 32 else 2)
+        if bits == 12:
+            value: int = struct.unpack("<H", data)[0]
+            return value >> 4 if cluster & 1 else value & 0xFFF
+        if bits == 16:
+            return int(struct.unpack("<H", data)[0])
+        return int(struct.unpack("<I", data)[0]) & 0x0FFFFFFF
+
+    def _table(self, at: int, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            window, start = divmod(at + len(data), _WINDOW_BYTES)
+            if window not in self._windows:
+                place = self._shape.fat_at + window * _WINDOW_BYTES
+                self._windows[window] = os.pread(self._file, _WINDOW_BYTES, place)
+            piece = self._windows[window][start : start + length - len(data)]
+            if not piece:
+                raise Refused("guest", "its allocation table ends early: damaged")
+            data += piece
+        return data
+
+    def _cluster(self, cluster: int) -> bytes:
+        size = self._shape.cluster_bytes
+        data = os.pread(self._file, size, self._shape.data_at + (cluster - 2) * size)
+        if len(data) < size:
+            raise Refused("guest", f"cluster {cluster} is past the end of the volume: damaged")
+        return data
+
+
+def _parse(data: bytes) -> list[_Entry]:
+    found: list[_Entry] = []
+    long: dict[int, bytes] = {}
+    checksum = -1
+    for at in range(0, len(data) - 31, 32):
+        entry = data[at : at + 32]
+        if entry[0] == 0 or len(found) >= LIST_MAX:
+            break
+        if entry[0] == 0xE5:
+            long = {}
+            continue
+        if entry[11] & 0x3F == _ATTRIBUTE_LONG:
+            if entry[0] & 0x40 or entry[13] != checksum:
+                long, checksum = {}, entry[13]
+            long[entry[0] & 0x1F] = entry[1:11] + entry[14:26] + entry[28:32]
+            continue
+        parts, long = long, {}
+        if entry[11] & _ATTRIBUTE_LABEL:
+            continue
+        short = _short_name(entry)
+        name = short
+        if (
+            parts
+            and checksum == _checksum(entry[:11])
+            and set(parts) == set(range(1, len(parts) + 1))
+        ):
+            name = _long_name(b"".join(parts[number] for number in sorted(parts)))
+        if short in (b".", b"..") or not name or b"/" in name or b"\0" in name:
+            continue
+        high, clock, day, low, size = struct.unpack_from("<HHHHI", entry, 20)
+        directory = bool(entry[11] & _ATTRIBUTE_DIRECTORY)
+        modified = _modified_ns(day, clock)
+        found.append(_Entry(name, short, directory, high << 16 | low, size, modified))
+    return found
+
+
+def _short_name(entry: bytes) -> bytes:
+    base = (b"\xe5" + entry[1:8] if entry[0] == 5 else entry[:8]).rstrip(b" ").decode("cp437")
+    extension = entry[8:11].rstrip(b" ").decode("cp437")
+    base = base.lower() if entry[12] & 0x08 else base
+    extension = extension.lower() if entry[12] & 0x10 else extension
+    return (f"{base}.{extension}" if extension else base).encode()
+
+
+def _long_name(units: bytes) -> bytes:
+    for at in range(0, len(units), 2):
+        if units[at : at + 2] == b"\0\0":
+            units = units[:at]
+            break
+    return units.decode("utf-16-le", "replace").encode()
+
+
+def _checksum(short: bytes) -> int:
+    total = 0
+    for byte in short:
+        total = ((total & 1) << 7) + (total >> 1) + byte & 0xFF
+    return total
+
+
+def _modified_ns(day: int, clock: int) -> int:
+    """DOS times are the clock on the wall: UTC is taken for it."""
+    date = (1980 + (day >> 9), max(1, min(12, day >> 5 & 15)), max(1, day & 31))
+    return timegm((*date, clock >> 11, clock >> 5 & 63, (clock & 31) * 2)) * 10**9
+
+
+def _facts(entry: _Entry) -> Facts:
+    kind = "directory" if entry.directory else "file"
+    return Facts(kind, 0o755, 0, 0, entry.size_bytes, entry.modified_ns, 1, b"")
+
+
+def _folded(name: bytes) -> str:
+    return name.decode("utf-8", "replace").casefold()
+
+
+def _place(path: bytes) -> str:
+    return "::/" + os.fsdecode(path)
+
+
+def _check_name(path: bytes, name: bytes) -> None:
+    odd = any(byte < 32 or byte in _NAME_CHARACTERS_REFUSED for byte in path)
+    if not name or odd or len(name) > 255 or name.endswith((b".", b" ")):
+        raise Refused("path", f"{shown(path)}: FAT takes no such name")
