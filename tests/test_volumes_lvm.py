@@ -150,6 +150,38 @@ def test_what_is_not_linear_is_left_to_an_appliance() -> None:
         assert "not linear" in found[name].note
 
 
+STRIPED = logical("fast", "10 pv0 40").replace(
+    'stripe_count = 1\nstripes = [\n"pv0", 40\n]',
+    'stripe_count = 2\nstripe_size = 128\nstripes = [\n"pv0", 40,\n"pv1", 30\n]',
+)
+
+
+def test_what_a_volume_that_is_not_linear_holds_is_seen_all_the_same() -> None:
+    mirror = logical("safe", "10 x 0").replace('"striped"', '"raid1"')
+    mirror = mirror.replace('stripes = [\n"x", 0\n]', 'raids = ["m0", "safe_0", "m1", "safe_1"]')
+    cached = logical("quick", "10 x 0").replace('"striped"', '"cache"')
+    cached = cached.replace('stripes = [\n"x", 0\n]', 'origin = "safe_1"')
+    lost = logical("lost", "10 x 0").replace('"striped"', '"cache"')
+    parts = logical("safe_0", "10 pv0 0", "") + logical("safe_1", "10 pv1 0", "")
+    data = text(STRIPED + mirror + cached + lost + parts, 2)
+    disks = {n: physical(i, data) for i, n in enumerate(("a", "b"))}
+    disks["a"].put(MIB + 40 * EXTENT + 1024 + 56, b"\x53\xef")
+    disks["b"].put(MIB + 30 * EXTENT + 64, b"_BHRfS_M")  # btrfs's place, in the second stripe
+    disks["a"].put(MIB, b"XFSB" + (4096).to_bytes(4, "big"))
+    disks["b"].put(MIB, b"hsqs" + bytes(24) + b"\4\0")
+    found = by_name(find(disks))
+    kinds = {name: volume.kind for name, volume in found.items() if "/" in name}
+    assert kinds == {
+        "vg0/fast": "ext2",
+        "vg0/safe": "xfs",
+        "vg0/quick": "squashfs",
+        "vg0/lost": "unknown",
+    }
+    disks["a"].put(MIB + 40 * EXTENT + 1024 + 56, b"\0")
+    assert by_name(find(disks))["vg0/fast"].kind == "btrfs"
+    assert all(not v.pieces and not v.problem for n, v in found.items() if "/" in n)
+
+
 HOSTILE = {
     "overlap": (logical("a", "10 pv0 0") + logical("b", "2 pv0 9"), "on extent 9"),
     "overlap itself": (logical("a", "10 pv0 0; 10 pv0 9"), "on extent 9"),
@@ -269,13 +301,17 @@ def test_endless_metadata_is_not_read() -> None:
 def test_mutated_metadata_never_breaks_the_reader(seed: int) -> None:
     """Bytes of the text change and its checksum is right again, or anything else changes."""
     rng = random.Random(seed)
-    volumes = logical("root", "10 pv0 0; 5 pv1 7") + logical("home", "20 pv0 10") + SNAPSHOT
-    data = bytearray(text(volumes, 2))
+    volumes = logical("root", "10 pv0 0; 5 pv1 7") + logical("home", "20 pv0 10")
+    data = bytearray(text(volumes + SNAPSHOT + STRIPED, 2))
     if seed % 3:
         for _ in range(rng.randint(1, 4)):
             at = rng.randrange(len(data))
-            put = rng.choice([b"{", b"}", b'"', b"[", b"9", b"-", b"=", b"segment1", b"\n", b"pv0"])
+            put = rng.choice([b"{", b"}", b'"', b"[", b"9", b"-", b"=", b"segment1", b"pv0"])
             data[at : at + rng.randint(0, 12)] = put
+        numbers = list(re.finditer(rb"= (\d+)", data))
+        places = [match.span(1) for match in rng.sample(numbers, rng.randint(0, 3))]
+        for start, stop in sorted(places, reverse=True):
+            data[start:stop] = str(rng.choice([0, 1, 7, 127, 4096, 1 << 20, 1 << 39])).encode()
     disks = {n: physical(i, bytes(data)) for i, n in enumerate(("a", "b"))}
     if not seed % 3:
         for _ in range(rng.randint(1, 3)):

@@ -98,6 +98,8 @@ def _with_logical(found: list[Volume], disks: Mapping[str, Readable]) -> list[Vo
         pieces = _pieces(logical.extents, physical)
         readable = pieces or _pieces(logical.readable, physical)
         seen = probe(Strung(disks, readable)) if readable else Seen("unknown")
+        if not pieces and seen.kind in ("unknown", "empty"):
+            seen = Seen("unknown")  # not all of it was seen
         volume = _volume(logical.name, pieces, logical.size_bytes, seen, logical.note)
         result.append(replace(volume, problem=logical.problem or seen.problem))
     return result

@@ -20,11 +20,14 @@ from ..errors import FormatError
 from ..units import SECTOR_BYTES
 from .base import Readable
 from .lvm_disk import Physical, Text, Texts, read_areas, read_label
-from .lvm_text import Section, Value
+from .lvm_text import Section, sections, shown, whole, words
 from .window import Window
 
 LOGICAL_MAX = 1024
 _SEGMENTS_MAX = 65536
+_GLIMPSE_BYTES = 4 << 20
+_STRIPE_BYTES_MIN = 4096
+_NESTED_MAX = 4
 _NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}")
 _POOLS = ("thin-pool", "cache-pool", "vdo-pool")
 
@@ -42,8 +45,8 @@ class Logical:
     """A logical volume; fields as in base.Volume.
 
     Attributes:
-        readable: Where its bytes can be read, though nobody may write there:
-            it has snapshots.
+        readable: Without extents: where its first bytes can be read, to see what it
+            holds. Nobody may write there.
     """
 
     name: str
@@ -121,15 +124,15 @@ def _of_group(copies: list[Text], labels: list[Physical]) -> list[Logical]:
         said = f"its group's metadata number {newest.seqno} has two copies that differ"
     try:
         group = _group(newest, labels)
-        volumes = _sections(group.section, "logical_volumes")
+        volumes = sections(group.section, "logical_volumes")
         used = _used(group, volumes, labels)
     except FormatError as error:
         name = newest.group if _NAME.fullmatch(newest.group) else "?"
         return [Logical(f"{name}/?", (), 0, error.message)]
     snapshots = _snapshots(volumes)
     found = []
-    for name, section in list(volumes.items())[:LOGICAL_MAX]:
-        logical = _logical(group, name, section, snapshots)
+    for name in list(volumes)[:LOGICAL_MAX]:
+        logical = _logical(group, name, volumes, snapshots)
         if logical is None:
             continue
         problem = logical.problem or said or used
@@ -141,13 +144,13 @@ def _of_group(copies: list[Text], labels: list[Physical]) -> list[Logical]:
 
 def _group(text: Text, labels: list[Physical]) -> _Group:
     section = text.section
-    sectors = _whole(section, "extent_size", 1, 1 << 40)
+    sectors = whole(section, "extent_size", 1, 1 << 40)
     if section.get("format", "lvm2") != "lvm2":
-        raise FormatError(f"its group's metadata is of format {_shown(section['format'])}")
+        raise FormatError(f"its group's metadata is of format {shown(section['format'])}")
     if _NAME.fullmatch(text.group) is None:
         raise FormatError("its group has a name that LVM does not allow")
     group = _Group(text.group, str(section["id"]), section, sectors * SECTOR_BYTES)
-    for name, values in _sections(section, "physical_volumes").items():
+    for name, values in sections(section, "physical_volumes").items():
         uuid = values.get("id")
         uuid = uuid.replace("-", "") if isinstance(uuid, str) else ""
         here = [
@@ -160,37 +163,11 @@ def _group(text: Text, labels: list[Physical]) -> _Group:
             raise FormatError(f"{both} are the same physical volume, copied: attach one of them")
         group.physical[name] = _Placed(
             here[0].name if here else "",
-            _shown(values.get("id")),
-            _whole(values, "pe_start", 0, 1 << 50) * SECTOR_BYTES,
-            _whole(values, "pe_count", 0, 1 << 40),
+            shown(values.get("id")),
+            whole(values, "pe_start", 0, 1 << 50) * SECTOR_BYTES,
+            whole(values, "pe_count", 0, 1 << 40),
         )
     return group
-
-
-def _shown(value: object) -> str:
-    """What the guest wrote, for a message."""
-    return ascii(str(value)[:127])[1:-1]
-
-
-def _sections(section: Section, name: str) -> dict[str, Section]:
-    """The sections inside one; {} where it is not there."""
-    inside = section.get(name, {})
-    if not isinstance(inside, dict):
-        raise FormatError(f"the metadata of LVM has no section {name}")
-    return {key: value for key, value in inside.items() if isinstance(value, dict)}
-
-
-def _whole(section: Section, name: str, least: int, most: int) -> int:
-    value = section.get(name)
-    if not isinstance(value, int) or not least <= value <= most:
-        raise FormatError(f"the metadata of LVM has no usable {name}")
-    return value
-
-
-def _words(section: Section, name: str) -> list[str]:
-    value = section.get(name, [])
-    listed: list[Value] = value if isinstance(value, list) else [value]
-    return [word for word in listed if isinstance(word, str)]
 
 
 def _segments(section: Section) -> list[Section]:
@@ -199,12 +176,12 @@ def _segments(section: Section) -> list[Section]:
     segments = [value for value in found if isinstance(value, dict)]
     if not segments or len(segments) > _SEGMENTS_MAX:
         raise FormatError(f"it has {len(segments)} segments")
-    segments.sort(key=lambda segment: _whole(segment, "start_extent", 0, 1 << 40))
+    segments.sort(key=lambda segment: whole(segment, "start_extent", 0, 1 << 40))
     at = 0
     for segment in segments:
         if segment["start_extent"] != at:
             raise FormatError(f"its extents from {at} on are in no segment, or in two")
-        at += _whole(segment, "extent_count", 1, 1 << 40)
+        at += whole(segment, "extent_count", 1, 1 << 40)
     return segments
 
 
@@ -231,35 +208,37 @@ def _snapshots(volumes: dict[str, Section]) -> dict[str, list[str]]:
             origin, store = segment.get("origin"), segment.get("cow_store")
             store = store or segment.get("merging_store")
             if isinstance(origin, str) and isinstance(store, str):
-                found.setdefault(origin, []).append(f"it has the snapshot {_shown(store)}")
-                found.setdefault(store, []).append(f"it is a snapshot of {_shown(origin)}")
+                found.setdefault(origin, []).append(f"it has the snapshot {shown(store)}")
+                found.setdefault(store, []).append(f"it is a snapshot of {shown(origin)}")
     return found
 
 
 def _logical(
-    group: _Group, name: str, section: Section, snapshots: dict[str, list[str]]
+    group: _Group, name: str, volumes: dict[str, Section], snapshots: dict[str, list[str]]
 ) -> Logical | None:
     """A volume as the guest's administrator sees it; None for what LVM keeps to itself."""
-    if "VISIBLE" not in _words(section, "status"):
+    section = volumes[name]
+    if "VISIBLE" not in words(section, "status"):
         return None
     size_bytes, title = 0, f"{group.name}/{name}"
     if _NAME.fullmatch(name) is None or name in (".", ".."):
         return Logical(f"{group.name}/?", (), 0, "it has a name that LVM does not allow")
     try:
         segments = _segments(section)
-        kinds = {_shown(segment.get("type")) for segment in segments}
+        kinds = {shown(segment.get("type")) for segment in segments}
         if "snapshot" in kinds or kinds & set(_POOLS):
             return None
-        count = sum(_whole(segment, "extent_count", 1, 1 << 40) for segment in segments)
+        count = sum(whole(segment, "extent_count", 1, 1 << 40) for segment in segments)
         size_bytes = count * group.extent_bytes
         extents = _linear(group, segments, kinds)
     except FormatError as error:
         return Logical(title, (), size_bytes, error.message)
-    exported = "EXPORTED" in _words(group.section, "status")
+    exported = "EXPORTED" in words(group.section, "status")
     notes = ["its volume group is exported"] if exported else []
     if extents is None:
         notes.append(f"it is not linear: {', '.join(sorted(kinds))}")
-        return Logical(title, (), size_bytes, note="; ".join(notes))
+        seen = _glimpse(group, volumes, name)
+        return Logical(title, (), size_bytes, note="; ".join(notes), readable=seen)
     told = snapshots.get(name)
     if told is not None:
         origin = any(text.startswith("it has") for text in told)
@@ -283,7 +262,7 @@ def _linear(
         place = group.physical[stripes[0][0]]
         if not place.where:
             raise FormatError(f"its physical volume {place.id} is not on these disks")
-        count = _whole(segment, "extent_count", 1, 1 << 40)
+        count = whole(segment, "extent_count", 1, 1 << 40)
         offset = place.start + stripes[0][1] * group.extent_bytes
         length = count * group.extent_bytes
         if found and found[-1].physical == place.where:
@@ -292,6 +271,47 @@ def _linear(
                 found[-1] = last._replace(length=last.length + length)
                 continue
         found.append(Extent(place.where, offset, length))
+    return tuple(found)
+
+
+def _glimpse(group: _Group, volumes: dict[str, Section], name: str) -> tuple[Extent, ...]:
+    """Where a volume that is not linear begins, if that can be told; () if not.
+
+    A mirror's or a cache's data lie in another volume, which LVM keeps to itself.
+    """
+    for _ in range(_NESTED_MAX):
+        try:
+            segment = _segments(volumes[name])[0]
+            if segment.get("type") in ("striped", "linear"):
+                return _first_stripes(group, segment)
+        except (FormatError, KeyError):
+            return ()
+        raids, mirrors = words(segment, "raids"), words(segment, "mirrors")
+        if segment.get("type") == "raid1" and len(raids) > 1:
+            name = raids[1]  # each pair: metadata, data
+        elif segment.get("type") == "mirror" and mirrors:
+            name = mirrors[0]
+        else:
+            name = str(segment.get("origin"))
+    return ()
+
+
+def _first_stripes(group: _Group, segment: Section) -> tuple[Extent, ...]:
+    stripes, found = _stripes(segment), []
+    places = [(group.physical[name], start) for name, start in stripes]
+    if not places or not all(place.where for place, _ in places):
+        return ()
+    length = whole(segment, "extent_count", 1, 1 << 40) * group.extent_bytes
+    chunk = length
+    if len(places) > 1:
+        chunk = whole(segment, "stripe_size", 1, 1 << 30) * SECTOR_BYTES
+        if chunk < _STRIPE_BYTES_MIN or group.extent_bytes % chunk:
+            return ()
+    for number in range(-(-min(_GLIMPSE_BYTES, length) // chunk)):
+        row, column = divmod(number, len(places))
+        place, start = places[column]
+        offset = place.start + start * group.extent_bytes + row * chunk
+        found.append(Extent(place.where, offset, chunk))
     return tuple(found)
 
 
@@ -311,7 +331,7 @@ def _used(group: _Group, volumes: dict[str, Section], labels: list[Physical]) ->
                 return f"its group has more than {_SEGMENTS_MAX} segments"
             stripes = _stripes(segment)
             if stripes:
-                count = -(-_whole(segment, "extent_count", 1, 1 << 40) // len(stripes))
+                count = -(-whole(segment, "extent_count", 1, 1 << 40) // len(stripes))
                 for name, start in stripes:
                     taken.setdefault(name, []).append((start, start + count))
     sizes = {label.name: label for label in labels}

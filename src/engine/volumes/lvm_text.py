@@ -38,6 +38,32 @@ def parse_text(data: bytes) -> Section:
     return parser.section(0, "")
 
 
+def shown(value: object) -> str:
+    """What the guest wrote, for a message."""
+    return ascii(str(value)[:127])[1:-1]
+
+
+def sections(section: Section, name: str) -> dict[str, Section]:
+    """The sections inside one; {} where it is not there."""
+    inside = section.get(name, {})
+    if not isinstance(inside, dict):
+        raise FormatError(f"the metadata of LVM has no section {name}")
+    return {key: value for key, value in inside.items() if isinstance(value, dict)}
+
+
+def whole(section: Section, name: str, least: int, most: int) -> int:
+    value = section.get(name)
+    if not isinstance(value, int) or not least <= value <= most:
+        raise FormatError(f"the metadata of LVM has no usable {name}")
+    return value
+
+
+def words(section: Section, name: str) -> list[str]:
+    value = section.get(name, [])
+    listed: list[Value] = value if isinstance(value, list) else [value]
+    return [word for word in listed if isinstance(word, str)]
+
+
 class _Parser:
     """One token is looked ahead; the end is the token ("end", "")."""
 
