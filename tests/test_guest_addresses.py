@@ -321,6 +321,33 @@ Gateway=10.0.0.2
     )
 
 
+@pytest.mark.parametrize(
+    ("files", "path"),
+    [
+        (
+            {NETPLAN: "network:\n  ethernets:\n    all:\n      match: {name: en*}\n"},
+            "/etc/netplan/90-rollpoint-525400000001.yaml",
+        ),
+        (
+            {"/usr/sbin/NetworkManager": b"\x7fELF"},
+            "/etc/NetworkManager/system-connections/rollpoint-525400000001.nmconnection",
+        ),
+        (
+            {NETWORKD: "[Match]\nName=en*\n[Network]\nDHCP=yes\n"},
+            "/etc/systemd/network/05-rollpoint-525400000001.network",
+        ),
+    ],
+)
+def test_a_card_that_only_a_pattern_configures_is_configured_by_its_mac(
+    tmp_path: Path, files: Files, path: str
+) -> None:
+    small, edits = converted(tmp_path, dict(files) | SYSTEMD, Wanted(networks=[BOTH]))
+    assert [change.file for change in edits.changes] == [path]
+    assert edits.warnings == []
+    for wanted in (NEW, "192.0.2.7/24", "2001:db8::1"):
+        assert wanted in small.text(path)
+
+
 def test_a_card_that_nothing_configures_is_warned_of(tmp_path: Path) -> None:
     _, edits = converted(tmp_path, SYSTEMD, Wanted(networks=[V4]))
     assert "192.0.2.7/24" in edits.warnings[0]

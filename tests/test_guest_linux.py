@@ -183,9 +183,7 @@ def test_fstab_keeps_all_but_the_names(tmp_path: Path) -> None:
     root = debian(tmp_path, etc__fstab=fstab)
     edits = converted(root)
     new = fstab.replace("/dev/sda1", f"UUID={ROOT_UUID}").replace("/dev/sda5", f"UUID={SWAP_UUID}")
-    new = new.replace(
-        "/dev/disk/by-path/pci-0000:00:10.0-scsi-0:0:0:0-part6", f"UUID={BOOT_UUID}"
-    )
+    new = new.replace("/dev/disk/by-path/pci-0000:00:10.0-scsi-0:0:0:0-part6", f"UUID={BOOT_UUID}")
     assert (root / "etc/fstab").read_bytes().decode() == new
     assert any("/dev/sdb1 (mounted at /old)" in text for text in edits.warnings)
     change = next(c for c in edits.changes if c.file == "/etc/fstab")

@@ -255,6 +255,25 @@ def test_rules_stay_when_nothing_is_known_of_the_cards(tmp_path: Path) -> None:
     assert small.text(RULES_PATH) == RULES
 
 
+def test_an_only_eth0_does_not_become_eth1_when_its_mac_is_another(tmp_path: Path) -> None:
+    """The old udev gives a card of an unknown MAC the next free name."""
+    rule = RULES[: RULES.index("# PCI device 0x8086")]
+    network_ = {"/etc/sysconfig/network-scripts/ifcfg-eth0": "DEVICE=eth0\n"}
+    files = {RULES_PATH: rule, "/sbin/udevd": ""} | network_
+    small, _ = converted(tmp_path, files, Wanted())
+    assert not small.exists(RULES_PATH)
+
+
+def test_an_only_card_with_a_rule_keeps_its_name_when_its_mac_is_another(tmp_path: Path) -> None:
+    rule = RULES[: RULES.index("# PCI device 0x8086")]
+    network_ = {"/etc/network/interfaces": "iface eth0 inet dhcp\n"}
+    small, _ = converted(tmp_path, {RULES_PATH: rule} | network_ | SYSTEMD, Wanted())
+    assert small.text(RULES_PATH) == rule
+    assert "Driver=virtio_net\n\n[Link]\nName=eth0\n" in small.text(
+        "/etc/systemd/network/10-rollpoint-eth0.link"
+    )
+
+
 def test_a_rule_no_longer_asks_for_the_old_place_or_driver(tmp_path: Path) -> None:
     rule = (
         f'ACTION=="add", SUBSYSTEM=="net", KERNELS=="0000:03:00.0", DRIVERS=="vmxnet3", '

@@ -102,3 +102,17 @@ def test_netplan_reads_the_new_addresses_and_nothing_of_the_old(tmp_path: Path, 
     ]
     assert not any(line.startswith("DHCP=") for line in lines)
     assert OLD not in generated[0].read_text()
+
+
+def test_netplan_takes_the_file_for_one_card_before_the_pattern(tmp_path: Path) -> None:
+    netplan = require_tool("netplan")
+    text = "network:\n  ethernets:\n    all:\n      match: {name: en*}\n      dhcp4: true\n"
+    small = SmallGuest(tmp_path / "guest", {"/etc/netplan/50-cloud-init.yaml": text} | SYSTEMD)
+    network.convert(small.edits(), GUEST, Wanted(networks=[CARD]))
+    done = subprocess.run(
+        [netplan, "generate", "--root-dir", small.root], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    generated = sorted((small.root / "run/systemd/network").glob("*.network"))
+    assert f"MACAddress={NEW}\n" in generated[0].read_text()  # the first that matches counts
+    assert "Address=192.0.2.7/24\n" in generated[0].read_text()

@@ -35,6 +35,7 @@ FORMATS: tuple[ModuleType, ...] = (
     network_ifcfg,
     network_networkd,
 )
+FRESH = (network_netplan, network_keyfile, network_networkd)  # can configure a card by its MAC
 
 
 class Port(NamedTuple):
@@ -185,7 +186,8 @@ def _move(etc: Etc, ports: list[Port], cards: list[Card], olds: dict[str, str]) 
 
 
 def _readdress(etc: Etc, card: Card) -> None:
-    if not any([room.readdress(etc, card) for room in FORMATS]):  # each of them, not the first
+    found = [room.readdress(etc, card) for room in FORMATS]  # each of them, not the first alone
+    if not any(found) and not any(room.add(etc, card) for room in FRESH):
         etc.warn(
             f"no configuration here is known to be of {card.name or card.mac}: "
             f"it is not given {', '.join(card.addresses)}"
@@ -230,13 +232,16 @@ def _match(
 
 def _keep(etc: Etc, ports: list[Port], wanted: Wanted) -> None:
     """Nothing is known of the cards: their MACs are taken for the old ones."""
-    for port in ports:
-        if port.name and port.mac and not port.pinned and port.configured:
+    ruled = {interface.name for interface in network_names.find(etc)}
+    configured = [port for port in ports if port.configured and port.name]
+    if len(configured) == 1 and (not configured[0].mac or configured[0].name in ruled):
+        network_names.pin_only(etc, configured[0].name, wanted)
+        return
+    for port in configured:
+        if port.mac and not port.pinned:
             network_names.pin(etc, port.name, port.mac)
-    free = [port.name for port in ports if port.configured and not port.mac]
-    if len(free) == 1 and not any(port.mac for port in ports):
-        network_names.pin_only(etc, free[0], wanted)
-    elif free:
+    free = [port.name for port in configured if not port.mac]
+    if free:
         etc.warn(
             f"the cards {', '.join(free)} may have other names on the new hardware: "
             "say their MACs in [[guest.network]]"

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from .network_text import Card, Etc, Ini, Interface, canonical, move, pair
 
-FILES = "/etc/NetworkManager/system-connections/*"
+DIRECTORY = "/etc/NetworkManager/system-connections"
+FILES = f"{DIRECTORY}/*"
+PROGRAM = "/usr/sbin/NetworkManager"
 ETHERNET = ("ethernet", "802-3-ethernet")
 
 
@@ -62,20 +64,38 @@ def readdress(etc: Etc, card: Card) -> bool:
         name = content.value("connection", "interface-name")
         if not (name == card.name if name else _mac(content) == card.mac):
             continue
-        for family, addresses, gateway in (
-            ("ipv4", card.v4, card.gateway),
-            ("ipv6", card.v6, card.gateway6),
-        ):
-            if not addresses:
-                continue
+        _give(content, card)
+        etc.put(path, content.text(), f"addresses of {card.name or card.mac}", 0o600)
+        done = True
+    return done
+
+
+def add(etc: Etc, card: Card) -> bool:
+    """Configure a card of which no file speaks: NetworkManager gives it DHCP by itself."""
+    if not etc.tree.exists(PROGRAM):
+        return False
+    name = f"rollpoint-{card.mac.replace(':', '')}"
+    content = Ini(
+        f"[connection]\nid={name}\ntype=ethernet\nautoconnect-priority=100\n\n"
+        f"[ethernet]\nmac-address={card.mac}\n"
+    )
+    _give(content, card)
+    path = f"{DIRECTORY}/{name}.nmconnection"
+    etc.put(path, content.text(), f"addresses of {card.mac}", 0o600)
+    return True
+
+
+def _give(content: Ini, card: Card) -> None:
+    for family, addresses, gateway in (
+        ("ipv4", card.v4, card.gateway),
+        ("ipv6", card.v6, card.gateway6),
+    ):
+        if addresses:
             fresh = [("method", "manual")]
             for number, address in enumerate(addresses, 1):
                 via = f",{gateway}" if gateway and number == 1 else ""
                 fresh.append((f"address{number}", f"{address}{via}"))
             _set(content, family, fresh)
-        etc.put(path, content.text(), f"addresses of {card.name or card.mac}", 0o600)
-        done = True
-    return done
 
 
 def _set(content: Ini, family: str, fresh: list[tuple[str, str]]) -> None:

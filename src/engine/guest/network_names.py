@@ -141,8 +141,12 @@ def clean(etc: Etc, moves: dict[str, str], kept: set[str] | None) -> None:
 
     Args:
         kept: MACs on the new hardware; None when they are not known: then only what is
-            bound to a place and to no MAC is stale.
+            bound to a place and to no MAC is stale, and the rule for an only eth0, which
+            the kernel calls so anyway and which would make a card of another MAC eth1.
     """
+    rules = [rule for _, lines in _rules_files(etc) for rule in map(Rule, lines) if rule.of_card]
+    if kept is None and len(rules) == 1 and rules[0].name == "eth0" and udev(etc) == "udev":
+        kept = set()
     for path, lines in _rules_files(etc):
         left: list[str] = []
         for line in lines:

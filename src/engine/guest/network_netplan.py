@@ -152,3 +152,19 @@ def _settings(entries: dict[str, Node], card: Card, put: bool) -> dict[str, str 
 
 def _is_default(route: Node, card: Card) -> bool:
     return route.scalar("to") in EVERYWHERE and card.replaces(route.scalar("via"))
+
+
+def add(etc: Etc, card: Card) -> bool:
+    """Configure a card of which no file speaks, or only one that goes by a pattern."""
+    if not etc.files(FILES):
+        return False
+    settings = {k: v for k, v in _settings({}, card, put=True).items() if v is not None}
+    key = f"00-rollpoint-{card.mac.replace(':', '')}"  # goes before what goes by a pattern
+    lines = [
+        "network:\n  version: 2\n  ethernets:\n",
+        f"    {key}:\n      match: {{macaddress: {plain(card.mac)}}}\n",
+        *(f"      {name}: {value}\n" for name, value in settings.items()),
+    ]
+    path = f"/etc/netplan/90-rollpoint-{card.mac.replace(':', '')}.yaml"
+    etc.put(path, "".join(lines), f"addresses of {card.mac}", 0o600)
+    return True

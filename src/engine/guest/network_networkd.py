@@ -84,6 +84,17 @@ def readdress(etc: Etc, card: Card) -> bool:
     return done
 
 
+def add(etc: Etc, card: Card) -> bool:
+    """Configure a card that a file has only by a pattern: this one goes before it."""
+    if not etc.files(f"{DIRECTORY}/*.network"):
+        return False
+    content = Ini(f"[Match]\nMACAddress={card.mac}\n")
+    _set(content, card)
+    path = f"{DIRECTORY}/05-rollpoint-{card.mac.replace(':', '')}.network"
+    etc.put(path, content.text(), f"addresses of {card.mac}")
+    return True
+
+
 def _set(content: Ini, card: Card) -> None:
     dhcp = content.value("Network", "DHCP").lower()
     either = {"yes": "yes", "true": "yes", "1": "yes", "on": "yes", "both": "yes"}.get(dhcp, dhcp)
