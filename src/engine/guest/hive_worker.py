@@ -1,19 +1,19 @@
 """The child process that has a registry hive: libhivex on bytes that a guest controls.
 
-Run by path, with the standard library alone. It gets the hive's bytes, and nothing else of
-the guest or of this host: a hive that breaks libhivex breaks this process.
+Run in a cage (access/sandbox.py), with the standard library alone. It gets the hive's bytes,
+and nothing else of the guest or of this host: a hive that breaks libhivex breaks this process.
 
-On standard input and output, in turn: 4 bytes with the length of a JSON object, the object,
-and as many bytes behind it as its "bytes" says. hives.py is the other side.
+Messages as the cage has them: two lengths (header, data), the header in JSON, the data.
+hives.py is the other side.
 
-    {"op": "open", "writable": bool, "bytes": n}   the hive
+    {"op": "open", "writable": bool}, the hive
     {"op": "keys", "path": [...]}                  -> {"keys": [...]}
     {"op": "values", "path": [...]}                -> {"values": [[name, type, hex], ...]}
     {"op": "value", "path", "name"}                -> {"values": [...]}, one or none
     {"op": "set", "path", "name", "type", "data"}  makes the keys that are missing
     {"op": "remove_value", "path", "name"}
     {"op": "remove_key", "path"}
-    {"op": "save"}                                 -> {"bytes": n}, the hive, opened anew
+    {"op": "save"}                                 -> {}, the hive, opened anew
 Each answers {"missing": true} where there is no such key, {"error": "..."} where it failed.
 """
 
@@ -22,7 +22,6 @@ import errno
 import json
 import os
 import resource
-import signal
 import struct
 import sys
 from typing import Any, BinaryIO
@@ -32,7 +31,8 @@ HIVE_BYTES_MAX = 512 << 20
 VALUE_BYTES_MAX = 1 << 20
 ANSWER_BYTES_MAX = 64 << 20
 ITEMS_MAX = 200_000
-_WRITE, _PR_SET_PDEATHSIG = 4, 1  # of hivex.h and prctl.h
+_WRITE = 4  # HIVEX_OPEN_WRITE
+_PR_SET_NO_NEW_PRIVS, _CAPABILITY_VERSION = 38, 0x20080522  # of prctl.h and capability.h
 
 
 Reply = dict[str, Any]
@@ -281,13 +281,10 @@ def read_exactly(file: BinaryIO, length: int) -> bytes:
 def serve(source: BinaryIO, target: BinaryIO) -> None:
     hive: Hive | None = None
     while True:
-        (length,) = struct.unpack("<I", read_exactly(source, 4))
-        if length > REQUEST_BYTES_MAX:
+        length, more = struct.unpack("<II", read_exactly(source, 8))
+        if length > REQUEST_BYTES_MAX or more > HIVE_BYTES_MAX:
             raise EOFError
         request = json.loads(read_exactly(source, length))
-        more = request.get("bytes", 0)
-        if not 0 <= more <= HIVE_BYTES_MAX:
-            raise EOFError
         body = read_exactly(source, more)
         reply: Reply = {}
         out = b""
@@ -298,7 +295,6 @@ def serve(source: BinaryIO, target: BinaryIO) -> None:
                 raise Failed("no hive is open")
             elif request["op"] == "save":
                 out = hive.save()
-                reply = {"bytes": len(out)}
             else:
                 reply = answer(hive, request)
         except Missing:
@@ -310,17 +306,33 @@ def serve(source: BinaryIO, target: BinaryIO) -> None:
         text = json.dumps(reply).encode()
         if len(text) > ANSWER_BYTES_MAX:
             text = json.dumps({"error": "the answer is too long"}).encode()
-        target.write(struct.pack("<I", len(text)) + text + out)
+        target.write(struct.pack("<II", len(text), len(out)) + text + out)
         target.flush()
 
 
+class CapabilitySet(ctypes.Structure):
+    """The kernel's __user_cap_data_struct, twice: version 3."""
+
+    _fields_ = [("words", ctypes.c_uint32 * 6)]
+
+
+def give_up_rights() -> None:
+    """No capability, and no way to a new one: what is read next may take this process over."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    none = CapabilitySet()
+    if libc.capset(ctypes.byref(header), ctypes.byref(none)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
     resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
     resource.setrlimit(resource.RLIMIT_FSIZE, (HIVE_BYTES_MAX, HIVE_BYTES_MAX))
+    give_up_rights()
     try:
         serve(sys.stdin.buffer, sys.stdout.buffer)
     except (EOFError, BrokenPipeError):

@@ -1,4 +1,4 @@
-"""A registry hive, read and edited in a child process that has nothing but its bytes.
+"""A registry hive, read and edited in a cage by a child process that has nothing but its bytes.
 
 Keys are paths of names from the hive's root, upper and lower case alike. A value that is set
 to what it is changes nothing, and a hive in which nothing changed is never written: Windows
@@ -9,24 +9,17 @@ Tests: tests/test_hives.py
 
 from __future__ import annotations
 
-import contextlib
-import os
-import struct
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from ..access.sandbox import CALL_SECONDS, Cage
 from ..errors import GuestError, ToolMissingError
-from .hive_log import HIVE_BYTES_MAX
 
-SECONDS_MAX = 120.0
-_ANSWER_BYTES_MAX = 64 << 20
+_WORKER = "/run/hive_worker.py"  # in the cage
 _SHOWN_MAX = 120  # characters of a value that a record shows
 
 REG_SZ, REG_EXPAND_SZ, REG_BINARY, REG_DWORD, REG_MULTI_SZ = 1, 2, 3, 4, 7
@@ -101,7 +94,6 @@ class _Reply(msgspec.Struct):
 
     keys: list[str] = []
     values: list[tuple[str, int, str]] = []
-    bytes: int = 0
     missing: bool = False
     library: bool = False
     error: str = ""
@@ -114,27 +106,27 @@ class Hive:
         data: The whole hive, recovered (hive_log.recover).
         name: For messages, as in SYSTEM.
         writable: Whether it may be changed.
-        seconds: In all of its life; a child that hangs is killed after that.
+        seconds: For each answer; a child that takes longer is killed.
 
     Raises, here and in every call:
         GuestError: libhivex refused the hive, or its child died or hung over it.
-        ToolMissingError: libhivex is not installed.
+        ToolMissingError: libhivex, or what makes the cage, is not installed.
     """
 
     def __init__(
-        self, data: bytes, name: str, *, writable: bool = False, seconds: float = SECONDS_MAX
+        self, data: bytes, name: str, *, writable: bool = False, seconds: float = CALL_SECONDS
     ) -> None:
         self.name = name
         self.records: list[Record] = []
         self._wanted: dict[tuple[tuple[str, ...], str], Value | None] = {}
         self._seconds = seconds
-        self._late = False
-        self._child = _start()
-        self._timer = threading.Timer(seconds, self._end_late)
-        self._timer.daemon = True
-        self._timer.start()
+        self._cage = Cage(
+            ["{python}", "-I", "-S", _WORKER],
+            readable={_WORKER: str(Path(__file__).with_name("hive_worker.py"))},
+            what=f"the registry hive {name}",
+        )
         try:
-            self._ask({"op": "open", "writable": writable, "bytes": len(data)}, data)
+            self._ask({"op": "open", "writable": writable}, data)
         except BaseException:
             self.close()
             raise
@@ -152,13 +144,7 @@ class Hive:
 
     def close(self) -> None:
         """End the child. May be called twice."""
-        self._timer.cancel()
-        self._child.kill()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._cage.kill()
 
     def keys(self, path: Key) -> list[str]:
         """Names of the keys below a key; none where there is no such key."""
@@ -258,67 +244,25 @@ class Hive:
 
     def _ask(self, request: dict[str, Any], body: bytes = b"") -> tuple[_Reply, bytes]:
         """One question, one answer."""
-        text = msgspec.json.encode(request)
-        source, target = self._child.stdout, self._child.stdin
-        assert source is not None
-        assert target is not None
         try:
-            target.write(struct.pack("<I", len(text)) + text)
-            target.write(body)
-            target.flush()
-            (length,) = struct.unpack("<I", _exactly(source, 4))
-            if length > _ANSWER_BYTES_MAX:
-                raise self._broken("its child answers without end")
-            reply = msgspec.json.decode(_exactly(source, length), type=_Reply)
-            if not 0 <= reply.bytes <= 2 * HIVE_BYTES_MAX:
-                raise self._broken("its child answers without end")
-            out = _exactly(source, reply.bytes)
-        except (OSError, EOFError, ValueError, msgspec.MsgspecError) as error:
-            raise self._broken("the process that read it died") from error
+            header, out = self._cage.call(msgspec.json.encode(request), body, self._seconds)
+            reply = msgspec.json.decode(header, type=_Reply)
+        except msgspec.MsgspecError as error:
+            raise self._broken("its child answers nonsense") from error
         if reply.library:
             raise ToolMissingError(
                 f"libhivex cannot be used here: {reply.error}",
                 "apt-get install --no-install-recommends libhivex0",
             )
         if reply.error:
-            raise GuestError(
-                f"the registry hive {self.name} cannot be worked on: {reply.error}",
-                "it may be damaged: take an earlier point",
-            )
+            raise self._broken(reply.error)
         return reply, out
 
     def _broken(self, why: str) -> GuestError:
-        if self._late:
-            why = f"{self._seconds:g} s were not enough to read it"
         return GuestError(
             f"the registry hive {self.name} cannot be worked on: {why}",
             "it may be damaged: take an earlier point",
         )
-
-    def _end_late(self) -> None:
-        self._late = True
-        self._child.kill()
-
-
-def _start() -> subprocess.Popen[bytes]:
-    """The child, with no descriptor and no variable of ours."""
-    worker = Path(__file__).with_name("hive_worker.py")
-    return subprocess.Popen(
-        [os.path.realpath(sys.executable), "-I", "-S", str(worker)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env={},
-        start_new_session=True,
-    )
-
-
-def _exactly(pipe: IO[bytes], length: int) -> bytes:
-    data = pipe.read(length)
-    if len(data) != length:
-        raise EOFError
-    return data
 
 
 def shown_key(path: Key) -> str:
