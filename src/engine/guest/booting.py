@@ -24,6 +24,17 @@ NAMES_OF_CARDS = (
     "/etc/udev/rules.d/*-rollpoint-*.rules",
 )
 TOOLS_MODULES = "/etc/initramfs-tools/modules"
+TOOLS_RESUME = "/etc/initramfs-tools/conf.d/resume"
+MAKERS = (  # whose initramfs loads what the hardware asks for
+    "/etc/initramfs-tools",
+    "/usr/share/initramfs-tools",
+    "/etc/dracut.conf",
+    "/usr/lib/dracut",
+    "/usr/share/dracut",
+    "/etc/mkinitcpio.conf",
+    "/etc/booster.yaml",
+    "/usr/share/mkinitfs",
+)
 DRACUT_CONF = "/etc/dracut.conf.d/90-rollpoint.conf"
 
 
@@ -143,9 +154,17 @@ def check_space(edits: Edits, plans: Sequence[Plan]) -> None:
             )
 
 
-def write(edits: Edits, plans: Sequence[Plan], wanted: Wanted) -> None:
+def write(edits: Edits, plans: Sequence[Plan]) -> None:
     """Put the drivers behind each initrd, and into the lists that the next one is made from."""
     others = dict(found for pattern in NAMES_OF_CARDS for found in _files(edits, pattern))
+    resume = edits.read(TOOLS_RESUME)
+    if resume is not None:  # the old one in the initramfs may name the old hardware
+        others["conf/conf.d/resume"] = resume
+    if plans and not any(edits.tree.exists(path) for path in MAKERS):
+        edits.warn(
+            "the guest's initramfs is made by a tool that is not known: "
+            "it may not load the drivers that are put into it"
+        )
     for planned in plans:
         initrd = planned.kernel.initrd
         segment = initramfs.segment(planned.has, planned.names, planned.early, others)

@@ -28,6 +28,7 @@ _ESP_TYPES = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
 _BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
 _ROOT_KINDS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "ntfs")
 _SUBVOLUMES = ("@", "root", "@rootfs", "rootfs")  # openSUSE's is the default one
+_SUBVOLUMES_MAX = 16
 _HIVE = "/Windows/System32/config/SYSTEM"
 
 
@@ -140,17 +141,28 @@ def _system(volume: Volume, fs: FileSystem, opener: Opener) -> _System | None:
         elif identity.is_linux_root(tree):
             return _System("linux", volume, "", tree)
         elif volume.kind == "btrfs":
-            below = [name for name in _SUBVOLUMES if tree.is_directory(f"/{name}/etc")]
+            below = _subvolumes(tree)
     except BaseException:
         tree.close()
         raise
     tree.close()  # first: nobody mounts one volume twice
     for subvolume in below:
-        tree = GuestTree({"/": opener(volume, subvolume)})
+        try:
+            tree = GuestTree({"/": opener(volume, subvolume)})
+        except Error:  # a directory, and no subvolume
+            continue
         if identity.is_linux_root(tree):
             return _System("linux", volume, subvolume, tree)
         tree.close()
     return None
+
+
+def _subvolumes(tree: GuestTree) -> list[str]:
+    """Directories at a btrfs volume's top that may hold a root, the usual names first."""
+    listed = [name for name, stat in tree.list("/").items() if stat.kind == "directory"]
+    ordered = [name for name in _SUBVOLUMES if name in listed] + sorted(listed)
+    holding = [n for n in dict.fromkeys(ordered) if tree.is_directory(f"/{n}/etc")]
+    return holding[:_SUBVOLUMES_MAX]
 
 
 def _fstab(tree: GuestTree) -> list[tables.Entry]:
@@ -230,7 +242,15 @@ def _linux(
     guest = identity.linux(system.tree)
     guest.root = system.volume.name
     guest.mounts, guest.subvolumes, guest.others = mounts, subvolumes, others
-    guest.kernels = kernels.find(system.tree, loading.load(system.tree))
+    loaded = loading.load(system.tree)
+    guest.kernels = kernels.find(system.tree, loaded)
+    if loaded and not loaded[0].image and guest.kernels:
+        warnings.append(
+            printable(
+                f"{loaded[0].file}: its default entry starts no kernel that is there; "
+                f"{guest.kernels[0].version} is taken for it"
+            )
+        )
     guest.boot = _boot_modes(system.tree, volumes, esp, mounts)
     guest.networks = network.find_names(system.tree)
     return Found(guest, system.tree, tuple(volumes), tuple(warnings))
@@ -292,7 +312,7 @@ def _boot_modes(
         found.append("bios")
     if esp is not None:
         places = [at for at, name in mounts.items() if name == esp.name]
-        if any(tree.any_case(f"{at}/EFI") for at in places):
+        if not places or any(tree.any_case(f"{at}/EFI") for at in places):
             found.append("uefi")
     return found
 

@@ -32,13 +32,14 @@ def convert(
     plans: Sequence[booting.Plan],
 ) -> None:
     """What the new hardware asks of it; its network and its EFI loader are done elsewhere."""
-    booting.write(edits, plans, wanted)
     names = known_names(edits, guest, volumes)
     tables.edit_fstab(edits, names, guest.root)
     tables.edit_crypttab(edits, names)
     tables.edit_resume(edits, names)
+    booting.write(edits, plans)  # a changed file may have to be in the initramfs, too
     loaders.convert(edits, guest, wanted, names)
     _edit_lvm(edits)
+    tables.warn_of_units(edits)
 
 
 def known_names(edits: Edits, guest: Guest, volumes: Sequence[Volume]) -> Names:

@@ -17,6 +17,7 @@ from .edits import Edits
 from .names import Names, hardware_name
 
 LINES_MAX = 20_000
+UNITS_MAX = 200
 _FIELD = re.compile(rb"[^ \t\r\n]+")
 _SPECIAL = re.compile(r"\\(040|011|012|134)")
 
@@ -37,7 +38,7 @@ class Entry(NamedTuple):
 
 
 def lines_of(data: bytes) -> list[bytes]:
-    """With their ends; a file of too many is cut off there, as its rest is left alone."""
+    """With their ends."""
     return data.splitlines(keepends=True)
 
 
@@ -154,3 +155,13 @@ def edit_resume(edits: Edits, names: Names) -> None:
             lines[number] = line[:start] + raw(new) + line[stop:]
         if lines:
             edits.replace(path, b"".join(lines), "the resume device by its UUID")
+
+
+def warn_of_units(edits: Edits) -> None:
+    """Units of systemd that mount what the old hardware named: their own names hold it, too."""
+    for pattern in ("/etc/systemd/system/*.mount", "/etc/systemd/system/*.swap"):
+        for path in edits.tree.glob(pattern)[:UNITS_MAX]:
+            for line in lines_of(edits.read(path, 1 << 16) or b""):
+                key, _, value = text(line).partition("=")
+                if key.strip() == "What" and hardware_name(value.strip()) is not None:
+                    edits.warn(f"{path}: {value.strip()} has another name on the new hardware")
