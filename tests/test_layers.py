@@ -21,7 +21,7 @@ ROWS = [
     {"retention", "kept"},
     {"dialects", "ova", "rpo", "volumes"},
     {"access"},
-    {"guest"},
+    {"guest", "copy_out"},
     {"config"},
     {"link"},
     {"extents"},
