@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import interim, replication, rollback, undoing
+from . import config, conversion, interim, replication, rollback, undoing
 from .errors import ExistsError
 from .manifest import DiskEntry, Recovered, Running
 from .mount import Mount
@@ -64,6 +64,7 @@ class _Failover:
         self._replica = replica
         self._runner = runner
         self._hypervisor = hypervisor
+        self._config = config.load(replica.directory)
         self._point: Point | None = None
         self._mount: Mount | None = None
 
@@ -77,7 +78,7 @@ class _Failover:
         again = operation.step("close").state != "done"
         runner.run("interim", self._interim, again=again, record=False)
         runner.run("export", self._export, again=again, record=False)
-        runner.run("convert", lambda: "left as it is", again=again, record=False)
+        runner.run("convert", self._convert, again=again, record=False)
         runner.run("close", self._close, record=False)
         if operation.power_on:
             self._announce_machine()
@@ -160,6 +161,17 @@ class _Failover:
         self._mount.check()
         return "read at both ends"
 
+    def _convert(self) -> str:
+        operation, settings = self._runner.operation, self._replica.manifest.machine
+        if not operation.convert or self._config.guest.convert == "never":
+            return "left as it is"
+        assert self._mount is not None
+        wanted = conversion.wanted_on(settings, self._config)
+        done = conversion.convert(self._mount, self._config, wanted)
+        done.operation, done.point = operation.id, operation.point
+        conversion.store(self._replica.directory, done)
+        return done.tell()
+
     def _close(self) -> str:
         assert self._mount is not None
         mount, self._mount = self._mount, None
@@ -179,19 +191,15 @@ class _Failover:
         )
 
     def _power_on(self) -> str:
-        from .hypervisor.base import Drive, Machine
+        from .hypervisor.base import Drive
+        from .machines import machine
 
         manifest, settings = self._replica.manifest, self._replica.manifest.machine
         hypervisor = self._hypervisor
         assert hypervisor is not None
+        drives = [Drive(path) for path in self._interim_paths().values()]
         hypervisor.start(
-            Machine(
-                id=manifest.id,
-                name=manifest.name,
-                drives=tuple(Drive(path) for path in self._interim_paths().values()),
-                memory_bytes=settings.memory_bytes,
-                accelerator="kvm" if settings.accelerator == "kvm" else "tcg",
-            )
+            machine(settings, self._config, drives, id=manifest.id, name=manifest.name)
         )
         if settings.marker is None:
             return "running"

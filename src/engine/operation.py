@@ -6,7 +6,7 @@
   interim    an empty overlay for every disk, above its journal, or above the link that
              shows the long-term point
   export     the overlays are mounted: served to this host, read at both ends
-  convert    the guest gets what its new hypervisor needs (left as it is, for now)
+  convert    the guest gets what its new hardware needs; without one nothing is changed
   close      the exports end; nobody has the disks open any more
   power on   the machine starts from the overlays; every later write lands there
 
@@ -21,7 +21,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import failing_over, replication, undoing, viewers
+from . import config, conversion, failing_over, replication, undoing, viewers
 from .errors import StateError
 from .manifest import MachineSettings
 from .points import Point
@@ -50,6 +50,7 @@ def failover(
     *,
     hypervisor: Hypervisor | None = None,
     power_on: bool = True,
+    convert: bool = True,
     settings: MachineSettings | None = None,
     operation_id: str | None = None,
     on_step: OnStep | None = None,
@@ -60,7 +61,8 @@ def failover(
         to: A point, its id, "latest", or a moment: the newest point not after it.
         hypervisor: Where to power it on; by default QEMU on this host.
         power_on: False leaves the disks ready and starts nothing.
-        settings: Of the machine; by default those of the manifest.
+        convert: False leaves the guest on the disks as it is.
+        settings: Of the machine; by default those of replica.toml, then of the manifest.
         operation_id: Asked again with the same id, the same outcome is returned and
             nothing is done; after a crash it goes on where it stopped.
         on_step: Called when a step begins and when it has been done.
@@ -85,8 +87,10 @@ def failover(
         point = _choose(replica, to)  # again after the hold, which may mark a last one
         require_chains(replica)
         failing_over.require_room(replica)
-        if settings is not None:
-            replica.manifest.machine = settings
+        said = config.load(replica.directory)  # with a mistake in it nothing begins
+        machine = settings or config.machine_of(said, replica.manifest.machine)
+        conversion.wanted_on(machine, said)
+        replica.manifest.machine = machine
         if power_on and hypervisor is None:
             hypervisor = undoing.local_hypervisor(replica)
         begin(
@@ -96,6 +100,7 @@ def failover(
             operation_id,
             point=None if point is None else point.id,
             power_on=power_on,
+            convert=convert,
         )
         return failing_over.run(replica, hypervisor, on_step, begun)
 

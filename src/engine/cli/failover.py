@@ -43,6 +43,9 @@ def failover(
     no_power_on: Annotated[
         bool, typer.Option("--no-power-on", help="Leave the disks ready; start nothing.")
     ] = False,
+    no_convert: Annotated[
+        bool, typer.Option("--no-convert", help="Start the guest as it is on the disks.")
+    ] = False,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of the machine, as in 256M.")
     ] = None,
@@ -66,6 +69,7 @@ def failover(
             replica,
             to,
             power_on=not no_power_on,
+            convert=not no_convert,
             settings=_settings(replica, memory, accel, marker, timeout),
             operation_id=operation_id,
             on_step=_teller(as_json),
@@ -80,10 +84,10 @@ def _settings(
     marker: str | None,
     timeout: str | None,
 ) -> MachineSettings:
-    """The manifest's machine settings with what the command line says instead."""
-    from msgspec.structs import replace
+    """The machine's settings with what the command line says instead."""
+    from .. import config
 
-    settings = replace(replica.manifest.machine)
+    settings = config.machine_of(config.load(replica.directory), replica.manifest.machine)
     if memory is not None:
         settings.memory_bytes = parse_size(memory)
         if not 1 << 20 <= settings.memory_bytes <= 4 << 40:

@@ -1,0 +1,189 @@
+"""The guest's conversion, from exported disks to a record of what was changed.
+
+The disks are overlays: whatever happens here, what was replicated stays as it is. Used by
+a failover (failing_over.py) and by a rehearsal (rehearsal.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import msgspec
+
+from .errors import DamagedError, Error, GuestError, NotFoundError, UsageError
+from .guest.base import BootMode, Change, Controller, Guest, Nic, Wanted
+from .manifest import CONVERSION_NAME
+from .points import now_text
+from .volumes.base import Volume
+
+if TYPE_CHECKING:
+    from ._native import Dir
+    from .access.base import FileSystem
+    from .config import Config
+    from .manifest import MachineSettings
+    from .mount import Mount
+
+Result = TypeVar("Result")
+
+LIMIT_BYTES = 64 << 20
+NOTHING_KNOWN = frozenset({"empty", "unknown"})
+NO_CONVERT_HINT = "to start the machine as it is: rollpoint failover --no-convert"
+
+
+class Conversion(msgspec.Struct, kw_only=True):
+    """What a conversion found and did.
+
+    Attributes:
+        outcome: changed; nothing (it was as wanted); no guest (nothing known is on the disks).
+        mode: Which ways into the file systems were used, as in "files".
+        seconds: By part: launch (of an appliance, 0.0 without), inspect, convert; total is
+            all of it but the launch.
+    """
+
+    outcome: Literal["changed", "nothing", "no guest"]
+    time: str
+    wanted: Wanted
+    guest: Guest | None = None
+    mode: str = ""
+    changes: list[Change] = []
+    warnings: list[str] = []
+    seconds: dict[str, float] = {}
+    operation: str = ""
+    point: int | None = None
+
+    def tell(self) -> str:
+        """One line for people."""
+        if self.guest is None:
+            return "nothing known is on the disks: left as they are"
+        files = len({change.file for change in self.changes})
+        done = f"{len(self.changes)} changes in {files} files" if self.changes else "nothing to do"
+        more = f", {len(self.warnings)} warnings" if self.warnings else ""
+        launch = self.seconds.get("launch", 0.0)
+        apart = f" (and {launch:.1f} s for the appliance)" if launch else ""
+        name = "".join(c if c.isprintable() else "?" for c in self.guest.name)[:80]
+        return (
+            f"{name or self.guest.os}: {done}{more}; {self.mode} mode, "
+            f"{self.seconds['total']:.2f} s{apart}"
+        )
+
+
+def wanted_on(settings: MachineSettings, config: Config) -> Wanted:
+    """What a guest is to become for that machine, with what the operator asks for.
+
+    Raises:
+        UsageError: The machine's settings are none that anybody knows.
+    """
+    try:
+        return config.wanted(
+            msgspec.convert(settings.controller, Controller),
+            msgspec.convert(settings.nic or "virtio-net", Nic),
+            msgspec.convert(settings.firmware, BootMode),
+        )
+    except msgspec.ValidationError as error:
+        raise UsageError(f"the machine's settings: {error}", "mend replica.toml") from None
+
+
+def convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
+    """Make the guest on these exports bootable as wanted.
+
+    Raises:
+        GuestError: There is no system that is known, or it cannot be converted.
+        UnsupportedError: It is encrypted, or of a kind that is refused: what was seen.
+        ToolMissingError: What is needed to reach its files is not installed.
+        StorageError: The overlay is full, or its disk failed.
+    """
+    volumes = mount.volumes
+    if all(volume.kind in NOTHING_KNOWN for volume in volumes):
+        if config.guest.convert == "always":
+            raise GuestError(
+                f"nothing that is known is on the disks: {_seen(volumes)}", NO_CONVERT_HINT
+            )
+        return Conversion(outcome="no guest", time=now_text(), wanted=wanted)
+    try:
+        return _convert(mount, config, wanted)
+    except Error as error:
+        if error.hint is None:
+            error.hint = NO_CONVERT_HINT
+        raise
+
+
+def _convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
+    from .access.choose import Ways  # a failover of a machine without a guest does without
+    from .guest.convert import convert as convert_guest
+    from .guest.inspect import inspect
+
+    def opener(volume: Volume, subvolume: str = "") -> FileSystem:
+        return ways.open(volume, writable=True, subvolume=subvolume)
+
+    clock = _Clock()
+    ways = Ways(
+        mount.socket_path,
+        mount.volumes,
+        mount.disks,
+        mode=config.mount.mode,
+        trust_guest=config.mount.trust_guest,
+    )
+    try:
+        found = clock.time("inspect", lambda: inspect(mount.volumes, opener))
+        edits = clock.time("convert", lambda: convert_guest(found, wanted))
+        clock.time("close", found.tree.close)
+        mode = ways.mode_used
+        launch = ways.launch_seconds
+    finally:
+        ways.close()
+    return Conversion(
+        outcome="changed" if edits.changes else "nothing",
+        time=now_text(),
+        wanted=wanted,
+        guest=found.guest,
+        mode=mode,
+        changes=edits.changes,
+        warnings=edits.warnings,
+        seconds={**clock.seconds, "launch": launch, "total": clock.total() - launch},
+    )
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun = time.perf_counter()
+
+    def time(self, name: str, action: Callable[[], Result]) -> Result:
+        begun = time.perf_counter()
+        try:
+            return action()
+        finally:
+            self.seconds[name] = time.perf_counter() - begun
+
+    def total(self) -> float:
+        return time.perf_counter() - self._begun
+
+
+def _seen(volumes: tuple[Volume, ...]) -> str:
+    return ", ".join(f"{volume.name}: {volume.kind}" for volume in volumes) or "no disk"
+
+
+# ---- kept beside the replica's manifest ----
+
+
+def store(directory: Dir, done: Conversion, name: str = CONVERSION_NAME) -> None:
+    """Keep it with the replica: conversion.json."""
+    directory.replace(name, msgspec.json.format(msgspec.json.encode(done), indent=2) + b"\n")
+
+
+def load(directory: Dir, name: str = CONVERSION_NAME) -> Conversion | None:
+    """The last one that was kept; None: there was none.
+
+    Raises:
+        DamagedError: The file is not what was written.
+    """
+    try:
+        data = directory.read(name, LIMIT_BYTES)
+    except NotFoundError:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Conversion)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{directory.path}/{name}: {error}", "remove it") from None
