@@ -104,7 +104,7 @@ def convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
     try:
         return _convert(mount, config, wanted)
     except Error as error:
-        if error.hint is None:
+        if not error.hint:
             error.hint = NO_CONVERT_HINT
         raise
 
