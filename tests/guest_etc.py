@@ -22,7 +22,7 @@ class SmallGuest:
 
     def __init__(self, root: Path, files: Mapping[str, str | bytes | tuple[str, str]]) -> None:
         self.root = root
-        root.mkdir(exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             path = root / name.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,7 @@ def test_a_bound_mac_that_stays_gives_the_name(tmp_path: Path) -> None:
 
 
 def test_several_cards_of_unknown_macs_are_warned_of_and_left(tmp_path: Path) -> None:
-    files = {"/etc/network/interfaces": "auto ens192 ens224\niface ens192 inet dhcp\n"}
+    files = {"/etc/network/interfaces": "iface ens192 inet dhcp\niface ens224 inet dhcp\n"}
     small, edits = converted(tmp_path, files | SYSTEMD, Wanted())
     assert edits.changes == []
     assert "ens192, ens224" in edits.warnings[0]
@@ -172,6 +172,20 @@ def test_cards_that_only_their_order_tells_apart_are_warned_of(tmp_path: Path) -
     assert f"MACAddress={NEW}\n" in small.text(LINK.replace("192", "36"))
     assert f"MACAddress={NEW2}\n" in small.text(LINK.replace("192", "224"))
     assert f"ens36 is {NEW}, ens224 is {NEW2}" in edits.warnings[0]
+
+
+def test_interfaces_that_stay_down_are_no_match_for_an_only_card(tmp_path: Path) -> None:
+    files = {
+        "/etc/sysconfig/network-scripts/ifcfg-ens192": "DEVICE=ens192\nONBOOT=yes\n",
+        "/etc/sysconfig/network-scripts/ifcfg-ens224": "DEVICE=ens224\nONBOOT=no\n",
+        "/etc/sysconfig/network-scripts/ifcfg-Wired_1": "TYPE=Ethernet\nBOOTPROTO=dhcp\n",
+    }
+    small, edits = converted(tmp_path / "macs", files | SYSTEMD, ONE)
+    assert [change.file for change in edits.changes] == [LINK]
+    assert f"MACAddress={NEW}\n" in small.text(LINK)
+    small, edits = converted(tmp_path / "none", files | SYSTEMD, Wanted())
+    assert [change.file for change in edits.changes] == [LINK]
+    assert "Driver=virtio_net\n" in small.text(LINK)
 
 
 def test_more_interfaces_than_cards_are_not_guessed_at(tmp_path: Path) -> None:
@@ -289,6 +303,13 @@ def test_a_rule_for_a_place_alone_goes(tmp_path: Path) -> None:
     rule = 'ACTION=="add", SUBSYSTEM=="net", KERNELS=="0000:03:00.0", NAME="lan0"\n'
     small, _ = converted(tmp_path, {RULES_PATH: rule}, Wanted())
     assert not small.exists(RULES_PATH)
+
+
+def test_a_rule_for_a_disk_at_a_place_stays(tmp_path: Path) -> None:
+    """Old udevs gave device nodes names too."""
+    rule = 'SUBSYSTEM=="block", KERNELS=="2:0:0:0", NAME="data%n"\nBUS=="scsi", NAME="tape"\n'
+    small, _ = converted(tmp_path, {"/etc/udev/rules.d/55-disks.rules": rule}, ONE)
+    assert small.text("/etc/udev/rules.d/55-disks.rules") == rule
 
 
 def test_a_rule_that_names_no_card_stays(tmp_path: Path) -> None:

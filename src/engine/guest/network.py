@@ -45,6 +45,7 @@ class Port(NamedTuple):
     mac: str
     pinned: bool
     configured: bool
+    active: bool
 
 
 def find_names(tree: Tree) -> list[str]:
@@ -142,17 +143,21 @@ def _ports(interfaces: Iterable[Interface]) -> list[Port]:
         if not is_name(name) or name in virtual or VIRTUAL.match(name):
             continue
         apart = "." in i.name  # a VLAN's: what it says is not of the card
-        old = named.get(name, Port(name, "", False, False))
+        old = named.get(name, Port(name, "", False, False, False))
         named[name] = Port(
             name,
             old.mac or ("" if apart else i.mac),
             old.pinned or i.pinned,
             old.configured or i.configured,
+            old.active or (i.configured and i.active),
         )
     ports = sorted(named.values(), key=lambda port: _natural(port.name))
     bound = {port.mac for port in ports}
-    macs = {i.mac: i.configured for i in every if not i.name and i.mac and i.mac not in bound}
-    return ports + [Port("", mac, False, configured) for mac, configured in sorted(macs.items())]
+    macs = {i.mac: i for i in every if not i.name and i.mac and i.mac not in bound}
+    return ports + [
+        Port("", mac, False, i.configured, i.configured and i.active)
+        for mac, i in sorted(macs.items())
+    ]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -212,7 +217,8 @@ def _match(
     taken = {port for port, _ in matched}
     bound = [port for port in ports if port not in taken and port.configured]
     free = [port for port in bound if not port.mac]
-    pool = bound if len(bound) == len(left) else free
+    pools = [bound, free, *([port for port in pool if port.active] for pool in (bound, free))]
+    pool = next((pool for pool in pools if len(pool) == len(left)), free)
     if pool and len(pool) <= len(left):
         matched += zip(pool, left, strict=False)
         if len(left) > 1:
@@ -234,8 +240,10 @@ def _keep(etc: Etc, ports: list[Port], wanted: Wanted) -> None:
     """Nothing is known of the cards: their MACs are taken for the old ones."""
     ruled = {interface.name for interface in network_names.find(etc)}
     configured = [port for port in ports if port.configured and port.name]
-    if len(configured) == 1 and (not configured[0].mac or configured[0].name in ruled):
-        network_names.pin_only(etc, configured[0].name, wanted)
+    active = [port for port in configured if port.active]
+    only = (active if len(active) == 1 else configured)[:2]
+    if len(only) == 1 and (not only[0].mac or only[0].name in ruled):
+        network_names.pin_only(etc, only[0].name, wanted)
         return
     for port in configured:
         if port.mac and not port.pinned:

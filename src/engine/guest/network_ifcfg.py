@@ -15,6 +15,7 @@ SUSE = "/etc/sysconfig/network"
 BOTH = (REDHAT, SUSE)
 OF_V4 = re.compile(r"(IPADDR|NETMASK|PREFIX|GATEWAY)[0-9]*|NETWORK|BROADCAST")
 OF_V6 = re.compile(r"IPV6ADDR(_SECONDARIES)?|IPV6_DEFAULTGW|DHCPV6C(_OPTIONS)?|IPV6_AUTOCONF")
+OF_CARD = re.compile(r"(eth|en|em|ib|p\d+p)[a-z0-9]*\d")  # a profile's name is none
 OF_SUSE = re.compile(r"(IPADDR|NETMASK|PREFIXLEN|BROADCAST|NETWORK)(_\w+)?")
 NO_CARD = {"bond", "bridge", "vlan", "team", "infiniband", "wireless", "tunnel", "ipip", "gre",
            "ovsbridge", "ovsport", "ovsbond", "wireguard", "dummy"}  # fmt: skip
@@ -33,7 +34,8 @@ def _device(directory: str, suffix: str, items: dict[str, str]) -> str:
     """The interface's name: SUSE has it in the file's, Red Hat in DEVICE or nowhere."""
     if directory == SUSE:
         return suffix
-    return items.get("DEVICE") or ("" if items.get("HWADDR") else suffix)
+    device = items.get("DEVICE", "")
+    return device if device or items.get("HWADDR") or not OF_CARD.match(suffix) else suffix
 
 
 def find(etc: Etc) -> Iterator[Interface]:
@@ -50,7 +52,9 @@ def find(etc: Etc) -> Iterator[Interface]:
             or any(key in items for key in ("ETHERDEVICE", "BONDING_OPTS", "TUNNEL"))
         )
         mac = "" if directory == SUSE else canonical(items.get("HWADDR", ""))
-        yield Interface(name, "" if alias else mac, virtual)
+        starts = items.get("STARTMODE" if directory == SUSE else "ONBOOT", "yes").lower()
+        active = starts not in ("no", "off", "manual", "false")
+        yield Interface(name, "" if alias else mac, virtual, active=active)
 
 
 def move_macs(etc: Etc, moves: dict[str, str]) -> None:

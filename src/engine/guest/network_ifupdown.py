@@ -103,7 +103,7 @@ def find(etc: Etc) -> Iterator[Interface]:
             elif stanza.head and re.fullmatch(r"auto|allow-\S+", stanza.head[0]):
                 for word in stanza.head[1:]:
                     if is_name(word):
-                        yield Interface(word)
+                        yield Interface(word, configured=False)
             for words in options:
                 if words[0] in PORTS:
                     yield from (

@@ -35,7 +35,8 @@ def find(etc: Etc) -> Iterator[Interface]:
             if content.value("match", "driver") or content.value("match", "path"):
                 etc.warn(f"{path} chooses its card by driver or place, which are others now")
             if name or mac:
-                yield Interface(name, mac)
+                starts = content.value("connection", "autoconnect").lower()
+                yield Interface(name, mac, active=starts not in ("false", "no", "0"))
         elif name:
             yield Interface(name, "", virtual=True)
 

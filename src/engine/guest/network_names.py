@@ -102,6 +102,7 @@ class Rule:
         self.name = next((v for k, op, v in self.keys if k == "NAME" and op != "=="), "")
         address = said.get("ATTR{address}", said.get("SYSFS{address}", ""))
         self.mac = canonical(address)
+        self.of_net = said.get("SUBSYSTEM", said.get("SUBSYSTEMS", "")) == "net"
         self.placed = any(
             key in ("KERNELS", "ID", "BUS", "DEVPATH", "DRIVERS", "DRIVER") and value.strip("?*")
             for key, _, value in self.keys
@@ -109,7 +110,11 @@ class Rule:
 
     @property
     def of_card(self) -> bool:
-        return bool(self.name) and (bool(self.mac) or self.placed) and "%" not in self.name
+        return (
+            bool(self.name)
+            and (bool(self.mac) or (self.placed and self.of_net))
+            and "%" not in self.name
+        )
 
     def unplaced(self) -> str:
         """The rule by its MAC alone: the card has another place and driver now."""
@@ -121,7 +126,7 @@ class Rule:
 
 
 def _rules_files(etc: Etc) -> Iterator[tuple[str, list[str]]]:
-    for path in etc.files(f"{RULES}/*net*.rules"):
+    for path in etc.files(f"{RULES}/*.rules"):
         if path != OWN_RULES and (text := etc.text(path)) is not None:
             yield path, split(text)
 

@@ -35,6 +35,7 @@ class Interface(NamedTuple):
         virtual: A bridge, bond, VLAN or the like: no card.
         pinned: The place itself gives the card with that MAC this name.
         configured: It says more of the interface than its name.
+        active: It is brought up when the guest starts.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Interface(NamedTuple):
     virtual: bool = False
     pinned: bool = False
     configured: bool = True
+    active: bool = True
 
 
 class Card(NamedTuple):
