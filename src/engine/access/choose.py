@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ..errors import ToolMissingError, UnsupportedError
+from ..errors import GuestError, ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
 from .base import Backend, FileSystem, Mode
 
 Wish = Literal["auto", "files", "appliance", "host"]
-ORDER: tuple[Mode, ...] = ("files", "appliance")  # the quickest first
+ORDER: tuple[Mode, ...] = ("files", "appliance", "host")  # the host's kernel when nothing else is
 
 
 class Ways:
     """All ways into the volumes of a mount. A backend of backends.
 
+    Nothing is launched before it is needed.
+
     Args:
         socket_path: Of the mount's exports.
         volumes: All that were found.
         disks: Names of the exports that are whole disks, in the machine's order.
-        mode: One way for everything; auto takes for each volume the first that serves it.
+        mode: One way for everything; auto takes for each volume the first that serves it:
+            one whose driver refuses it (a feature it does not know) is tried by the next.
         trust_guest: Allows this host's kernel to mount what the guest wrote.
         warm: Socket of an appliance that was launched ahead; None without one.
+
+    Raises:
+        UnsupportedError: mode is host, without trust_guest.
     """
 
     def __init__(
@@ -63,21 +69,28 @@ class Ways:
 
         Raises:
             UnsupportedError, ToolMissingError: No way serves it; each one's reason.
-            GuestError: The file system's driver refused it.
+            GuestError: The file system's drivers refused it.
         """
-        reasons = []
+        reasons, lacking, refused = [], False, False
+        hint = ""
         for way in self._allowed:
             backend = self._backend(way)
             reason = backend.refusal(volume)
-            if not reason:
-                opened = backend.open(volume, writable=writable, subvolume=subvolume)
-                self._used.append(way)
-                return opened
+            if reason:
+                lacking = lacking or "missing" in reason
+            else:
+                try:
+                    opened = backend.open(volume, writable=writable, subvolume=subvolume)
+                except GuestError as error:
+                    reason, hint, refused = error.message, error.hint, True
+                else:
+                    self._used.append(way)
+                    return opened
             reasons.append(f"{way}: {reason}")
-        lacking = any("missing" in reason for reason in reasons)
-        raise (ToolMissingError if lacking else UnsupportedError)(
+        kind = GuestError if refused else ToolMissingError if lacking else UnsupportedError
+        raise kind(
             f"volume {volume.name} ({volume.kind}) cannot be opened. " + "; ".join(reasons),
-            "install what is named" if lacking else "",
+            "install what is named" if lacking else hint,
         )
 
     def _backend(self, way: Mode) -> Backend:
@@ -91,6 +104,10 @@ class Ways:
             from .files import Files
 
             return Files(socket_path)
+        if way == "host":
+            from .host import Host
+
+            return Host(socket_path, trust_guest=True)
         from .appliance import Appliance
 
         return Appliance(socket_path, volumes, disks, warm)

@@ -5,8 +5,6 @@ Standard library alone, as worker.py says.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import subprocess
 import time
@@ -15,6 +13,7 @@ from typing import Any, Protocol
 
 from .beneath import Beneath, Facts, Refused
 from .fat import Fat
+from .kernel import mount_volume, unmount, wait_cleared
 
 DISK = "/run/disk"  # nbdfuse's mount point in the cage
 VOLUME = f"{DISK}/volume"
@@ -23,8 +22,6 @@ WORDS_MAX = 1500
 _READY_SECONDS = 30.0
 _END_SECONDS = 60.0
 _POLL_SECONDS = 0.002
-_MNT_DETACH = 2
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _EXT = ("ext2", "ext3", "ext4")
 
 
@@ -103,28 +100,6 @@ def run(command: list[str]) -> tuple[int, bytes]:
     return done.returncode, done.stdout
 
 
-def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
-    """mount(2); raises OSError."""
-    done = _LIBC.mount(
-        source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()
-    )
-    if done != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
-def unmount(target: str, lazily: bool = False) -> None:
-    """umount2(2); what is not mounted is no error. A busy one goes when it can."""
-    place = target.encode()
-    for _ in range(100):
-        if _LIBC.umount2(place, _MNT_DETACH if lazily else 0) == 0:
-            return
-        if ctypes.get_errno() != errno.EBUSY:
-            return
-        time.sleep(_POLL_SECONDS)
-    _LIBC.umount2(place, _MNT_DETACH)
-
-
 def _mounted(target: str, before: int) -> bool:
     try:
         return os.stat(target).st_dev != before
@@ -197,9 +172,25 @@ def _open_fat() -> tuple[Files, Finish]:
     return files, finish
 
 
+def _open_kernel(kind: str, writable: bool, subvolume: str) -> tuple[Files, Finish]:
+    loop = mount_volume(VOLUME, ROOT, kind, writable, subvolume)
+    files = Beneath(os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def finish() -> None:
+        files.sync()
+        files.close()
+        unmount(ROOT)
+        wait_cleared(loop)
+        _flush_volume()
+
+    return files, finish
+
+
 def open_files(config: dict[str, Any]) -> tuple[Files, Finish]:
     """The files of the volume, and what ends them in order."""
     kind, writable = config["kind"], config["writable"]
+    if config["mode"] == "host":
+        return _open_kernel(kind, writable, config["subvolume"])
     if kind in _EXT:
         return _open_ext(writable)
     if kind == "ntfs":

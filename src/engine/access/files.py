@@ -11,7 +11,7 @@ import os
 from ..errors import ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
 from .base import FileSystem, Mode
-from .remote import RemoteFileSystem
+from .remote import RemoteFileSystem, close_all
 from .sandbox import missing_tools
 
 TOOLS = {
@@ -70,15 +70,3 @@ class Files:
         """Close what is open."""
         opened, self._open = self._open, []
         close_all(opened)
-
-
-def close_all(opened: list[RemoteFileSystem]) -> None:
-    """Close every one; the first error is raised when all are closed."""
-    failed: Exception | None = None
-    for fs in opened:
-        try:
-            fs.close()
-        except Exception as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed

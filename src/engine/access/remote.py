@@ -37,7 +37,11 @@ class RemoteFileSystem:
 
     Args:
         socket_path: Of the server that exports it under its name.
-        privileged: As Cage says: "host" mounts with the kernel.
+        mode: "files" for drivers in user space, "host" for the kernel's.
+        subvolume: Of btrfs, for "host".
+
+    Raises:
+        GuestError: It cannot be opened, with the driver's words.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class RemoteFileSystem:
                 f"{INSIDE}/inside": os.path.dirname(os.path.realpath(__file__)),
             },
             devices=["/dev/fuse"] if mode == "files" else (),
-            privileged=mode == "host",
+            devices_all=mode == "host",
             what=self._what,
         )
         try:
@@ -183,6 +187,18 @@ class RemoteFileSystem:
         if answer.error:
             raise_refused(answer.error, f"{self._what}: {answer.message}")
         return answer, data
+
+
+def close_all(opened: list[RemoteFileSystem]) -> None:
+    """Close every one; the first error is raised when all are closed."""
+    failed: Exception | None = None
+    for fs in opened:
+        try:
+            fs.close()
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 def _quoted(name: str) -> str:

@@ -38,6 +38,17 @@ PACKAGES = {
     "ntfs-3g": "ntfs-3g",
     "mcopy": "mtools",
 }
+# To mount, to write a user namespace's maps, and to edit what a guest's users own.
+CAPABILITIES = (
+    "CAP_SYS_ADMIN",
+    "CAP_SETUID",
+    "CAP_SETGID",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+)
 _SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/tmp"}
 _GONE_SECONDS = 10.0
@@ -66,9 +77,7 @@ class Cage:
         readable: Place inside and path on this host, read-only (a socket there can be
             connected to).
         devices: Device nodes it may use.
-        privileged: Keep the capabilities of root (a kernel mount wants them). Otherwise a
-            user who is not root gets a user namespace of his own, and the program of root
-            makes one (worker.py does).
+        devices_all: All of the host's device nodes (a kernel mount wants its loop device).
         what: For messages.
 
     Raises:
@@ -81,7 +90,7 @@ class Cage:
         *,
         readable: Mapping[str, str],
         devices: Sequence[str] = (),
-        privileged: bool = False,
+        devices_all: bool = False,
         what: str,
     ) -> None:
         lacking = missing_tools(["bwrap", "prlimit"])
@@ -90,7 +99,7 @@ class Cage:
         self._what = what
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [*_limits(), *_walls(readable, devices, privileged), "--", *_command(command)],
+            [*_limits(), *_walls(readable, devices, devices_all), "--", *_command(command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -226,11 +235,14 @@ def _limits() -> list[str]:
     return ["prlimit", "--core=0", f"--as={MEMORY_BYTES}", "--nofile=1024"]
 
 
-def _walls(readable: Mapping[str, str], devices: Sequence[str], privileged: bool) -> list[str]:
+def _walls(readable: Mapping[str, str], devices: Sequence[str], devices_all: bool) -> list[str]:
     arguments = ["bwrap", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-pid"]
     arguments += ["--unshare-cgroup-try", "--hostname", "cage", "--as-pid-1", "--new-session"]
     if os.geteuid() != 0:
-        arguments += ["--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "CAP_SYS_ADMIN"]
+        arguments += ["--unshare-user", "--uid", "0", "--gid", "0"]
+    arguments += ["--cap-drop", "ALL"]
+    for capability in CAPABILITIES:
+        arguments += ["--cap-add", capability]
     arguments += ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib64"):
         if os.path.islink(f"/{name}"):
@@ -240,7 +252,7 @@ def _walls(readable: Mapping[str, str], devices: Sequence[str], privileged: bool
     prefix = interpreter()[1]
     if not prefix.startswith("/usr/") and prefix != "/usr":
         arguments += ["--ro-bind", prefix, prefix]
-    arguments += ["--dev-bind", "/dev", "/dev"] if privileged else ["--dev", "/dev"]
+    arguments += ["--dev-bind", "/dev", "/dev"] if devices_all else ["--dev", "/dev"]
     arguments += ["--proc", "/proc"]
     for place in ("/run", "/tmp"):
         arguments += ["--size", str(RUN_BYTES), "--tmpfs", place]

@@ -23,7 +23,8 @@ import sys
 from typing import Any
 
 from .beneath import Facts, Refused
-from .drivers import Files, open_files, show_volume, unmount
+from .drivers import DISK, Files, open_files, show_volume
+from .kernel import unmount
 
 FIRST_ID = 1 << 31  # ids of this host that nobody has: 2^31 of them
 IDS = (1 << 31) - 2
@@ -188,5 +189,5 @@ def main() -> None:
     waiting.register(0, 0)  # POLLHUP alone
     waiting.register(ended, 0)
     if not any(fd == 0 for fd, _ in waiting.poll()):
-        unmount("/run/disk")  # nbdfuse says good-bye to the server
+        unmount(DISK)  # nbdfuse says good-bye to the server
     os._exit(0)
