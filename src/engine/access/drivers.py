@@ -157,9 +157,30 @@ def _open_ext(writable: bool) -> tuple[Files, Finish]:
 
 def _open_ntfs(writable: bool) -> tuple[Files, Finish]:
     options = "no_detach,allow_other,streams_interface=none,show_sys_files"
-    if not writable:
+    if writable:
+        _replay_ntfs()
+    else:
         options += ",ro,norecover"
     return _served(["ntfs-3g", "-o", options, VOLUME, ROOT])
+
+
+def _replay_ntfs() -> None:
+    """Redo what Windows had logged: ntfs-3g throws away the log of a volume that was in use.
+
+    Where that cannot be done, Windows checks the volume on its next start.
+    """
+    code, said = run(["ntfsrecover", VOLUME])
+    if code == 0 or b"has been wiped out" in said:  # as ntfs-3g itself leaves it
+        return
+    if b"ast restart mode" in said:
+        raise Refused(
+            "guest",
+            "Windows was shut down with fast startup, or hibernates, and keeps a part of what "
+            "this volume holds in a file: take a point from while it was running",
+        )
+    code, said = run(["ntfsfix", VOLUME])
+    if code != 0:
+        raise Refused("guest", f"its log cannot be replayed: ntfsfix: {words(said)}")
 
 
 def _open_fat() -> tuple[Files, Finish]:

@@ -34,6 +34,7 @@ _DRIVER_BYTES_MAX = 64 << 20
 _CLASSES_MAX = 2000
 _SAN_ONLINE_ALL = 1
 _KERNEL_DRIVER, _NORMAL = 1, 1
+_IN_BOX = ("ide", "ahci", "nvme")
 _LABEL = "rollpoint-{service}.inf"
 _CONFIGURATION = "rollpoint"
 
@@ -185,11 +186,12 @@ def _supplied(driver: Driver, package: Package) -> Driver | None:
 def _no_driver(controller: Controller, driver: Driver, directory: str, name: str) -> GuestError:
     file = driver.file or "a driver"
     seen = f", and {directory} has none for {driver.ids[0]}" if directory and driver.ids else ""
+    others = "" if controller in _IN_BOX else ", or choose ahci or nvme, which need none"
     return GuestError(
         f"{printable(name)} has no driver for the {controller} controller: {file} is not in "
         f"System32\\drivers nor in its driver store{seen}",
-        "give a directory with the driver's .inf and .sys ([guest] drivers in replica.toml), or "
-        "choose another controller: ahci and nvme need none",
+        "give a directory with the driver's .inf and .sys ([guest] drivers in replica.toml)"
+        + others,
     )
 
 
