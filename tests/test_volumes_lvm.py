@@ -15,6 +15,7 @@ from lvm_maker import AREA_AT, AREA_BYTES, logical, physical, physical_id, text
 from rollpoint.errors import FormatError
 from rollpoint.volumes.base import Piece, Volume
 from rollpoint.volumes.find import find
+from rollpoint.volumes.lvm import LOGICAL_MAX
 from rollpoint.volumes.lvm_text import parse_text
 from rollpoint.volumes.window import Strung
 from tools import require_tool
@@ -297,7 +298,12 @@ def test_endless_metadata_is_not_read() -> None:
     assert "that differ" in problems[-1]
 
 
-@pytest.mark.parametrize("seed", range(200))
+def test_of_endless_volumes_the_first_thousand_are_shown() -> None:
+    data = text("".join(logical(f"v{i}", "1 pv9 0") for i in range(3000)))
+    assert len(find({"a": physical(0, data)})) == 1 + LOGICAL_MAX
+
+
+@pytest.mark.parametrize("seed", range(100))
 def test_mutated_metadata_never_breaks_the_reader(seed: int) -> None:
     """Bytes of the text change and its checksum is right again, or anything else changes."""
     rng = random.Random(seed)

@@ -13,7 +13,7 @@ from .seen import Seen
 from .window import Window
 
 _CHAIN_MAX = 256  # clusters of a directory that are looked through for a label
-_ROOT_BYTES_MAX = 1 << 20
+_ROOT_BYTES_MAX = 1 << 20  # all of them together
 _SECTORS = (512, 1024, 2048, 4096)
 
 
@@ -71,7 +71,7 @@ def _chain(
     clusters: int,
 ) -> Iterator[bytes]:
     """The clusters of FAT32's root directory; a chain in a circle ends."""
-    for _ in range(_CHAIN_MAX):
+    for _ in range(min(_CHAIN_MAX, _ROOT_BYTES_MAX // (per_cluster * sector))):
         if not 2 <= cluster < clusters + 2:
             return
         found = window.at((data + (cluster - 2) * per_cluster) * sector, per_cluster * sector)
@@ -106,11 +106,12 @@ def probe_exfat(window: Window) -> Seen | None:
         return None
     low, high = struct.unpack("<HH", window.at(100, 4))
     label, cluster = "", root
-    for _ in range(_CHAIN_MAX):
+    cluster_bytes = 1 << (sector_shift + cluster_shift)
+    length = min(cluster_bytes, _ROOT_BYTES_MAX)
+    for _ in range(min(_CHAIN_MAX, _ROOT_BYTES_MAX // length)):
         if not 2 <= cluster < clusters + 2:
             break
-        place = (heap << sector_shift) + ((cluster - 2) << (sector_shift + cluster_shift))
-        length = min(1 << (sector_shift + cluster_shift), _ROOT_BYTES_MAX)
+        place = (heap << sector_shift) + (cluster - 2) * cluster_bytes
         found = _exfat_label(window.at(place, length))
         if found is not None:
             label = found

@@ -58,7 +58,7 @@ class Logical:
 
 
 class Found(NamedTuple):
-    """Logical volumes in the order of their groups; what is wrong with physical ones."""
+    """Logical volumes, at most LOGICAL_MAX; what is wrong with physical ones."""
 
     logical: tuple[Logical, ...]
     problems: dict[str, str]
@@ -73,6 +73,7 @@ class _Group:
     id: str
     section: Section
     extent_bytes: int
+    volumes: dict[str, Section]
     physical: dict[str, _Placed] = field(default_factory=dict)  # by the name in the text
 
 
@@ -112,52 +113,48 @@ def find_logical(disks: Mapping[str, Readable]) -> Found:
         elif wrong:
             notes[name] = wrong[0]
     logical: list[Logical] = []
+    by_id: dict[str, list[Physical]] = {}
+    for label in labels:
+        by_id.setdefault(label.id, []).append(label)
     for copies in texts.groups.values():
-        logical += _of_group(copies, labels)
-    return Found(_unique(logical), problems, notes)
+        if len(logical) < LOGICAL_MAX:
+            logical += _of_group(copies, by_id)
+    return Found(_unique(logical[:LOGICAL_MAX]), problems, notes)
 
 
-def _of_group(copies: list[Text], labels: list[Physical]) -> list[Logical]:
+def _of_group(copies: list[Text], labels: dict[str, list[Physical]]) -> list[Logical]:
     newest = max(copies, key=lambda copy: copy.seqno)
-    said = ""
-    if any(c.seqno == newest.seqno and c.section != newest.section for c in copies):
-        said = f"its group's metadata number {newest.seqno} has two copies that differ"
     try:
         group = _group(newest, labels)
-        volumes = sections(group.section, "logical_volumes")
-        used = _used(group, volumes, labels)
+        problem = _used(group, labels)
     except FormatError as error:
         name = newest.group if _NAME.fullmatch(newest.group) else "?"
         return [Logical(f"{name}/?", (), 0, error.message)]
-    snapshots = _snapshots(volumes)
-    found = []
-    for name in list(volumes)[:LOGICAL_MAX]:
-        logical = _logical(group, name, volumes, snapshots)
-        if logical is None:
-            continue
-        problem = logical.problem or said or used
-        if problem:
-            logical = Logical(logical.name, (), logical.size_bytes, problem, logical.note)
-        found.append(logical)
-    return found
+    if any(c.seqno == newest.seqno and c.section != newest.section for c in copies):
+        problem = f"its group's metadata number {newest.seqno} has two copies that differ"
+    names, snapshots = list(group.volumes)[:LOGICAL_MAX], _snapshots(group.volumes)
+    found = [_logical(group, name, snapshots, problem) for name in names]
+    return [logical for logical in found if logical is not None]
 
 
-def _group(text: Text, labels: list[Physical]) -> _Group:
+def _group(text: Text, labels: dict[str, list[Physical]]) -> _Group:
     section = text.section
     sectors = whole(section, "extent_size", 1, 1 << 40)
     if section.get("format", "lvm2") != "lvm2":
         raise FormatError(f"its group's metadata is of format {shown(section['format'])}")
     if _NAME.fullmatch(text.group) is None:
         raise FormatError("its group has a name that LVM does not allow")
-    group = _Group(text.group, str(section["id"]), section, sectors * SECTOR_BYTES)
+    group = _Group(
+        text.group,
+        str(section["id"]),
+        section,
+        sectors * SECTOR_BYTES,
+        sections(section, "logical_volumes"),
+    )
     for name, values in sections(section, "physical_volumes").items():
         uuid = values.get("id")
         uuid = uuid.replace("-", "") if isinstance(uuid, str) else ""
-        here = [
-            label
-            for label in labels
-            if label.id == uuid and label.group_id in ("", group.id)
-        ]
+        here = [label for label in labels.get(uuid, ()) if label.group_id in ("", group.id)]
         if len(here) > 1:
             both = f"{here[0].name} and {here[1].name}"
             raise FormatError(f"{both} are the same physical volume, copied: attach one of them")
@@ -214,10 +211,13 @@ def _snapshots(volumes: dict[str, Section]) -> dict[str, list[str]]:
 
 
 def _logical(
-    group: _Group, name: str, volumes: dict[str, Section], snapshots: dict[str, list[str]]
+    group: _Group, name: str, snapshots: dict[str, list[str]], problem: str
 ) -> Logical | None:
-    """A volume as the guest's administrator sees it; None for what LVM keeps to itself."""
-    section = volumes[name]
+    """A volume as the guest's administrator sees it; None for what LVM keeps to itself.
+
+    problem: What is wrong with the group as a whole; "" for nothing.
+    """
+    section = group.volumes[name]
     if "VISIBLE" not in words(section, "status"):
         return None
     size_bytes, title = 0, f"{group.name}/{name}"
@@ -230,6 +230,8 @@ def _logical(
             return None
         count = sum(whole(segment, "extent_count", 1, 1 << 40) for segment in segments)
         size_bytes = count * group.extent_bytes
+        if problem:
+            raise FormatError(problem)
         extents = _linear(group, segments, kinds)
     except FormatError as error:
         return Logical(title, (), size_bytes, error.message)
@@ -237,7 +239,7 @@ def _logical(
     notes = ["its volume group is exported"] if exported else []
     if extents is None:
         notes.append(f"it is not linear: {', '.join(sorted(kinds))}")
-        seen = _glimpse(group, volumes, name)
+        seen = _glimpse(group, name)
         return Logical(title, (), size_bytes, note="; ".join(notes), readable=seen)
     told = snapshots.get(name)
     if told is not None:
@@ -274,14 +276,14 @@ def _linear(
     return tuple(found)
 
 
-def _glimpse(group: _Group, volumes: dict[str, Section], name: str) -> tuple[Extent, ...]:
+def _glimpse(group: _Group, name: str) -> tuple[Extent, ...]:
     """Where a volume that is not linear begins, if that can be told; () if not.
 
     A mirror's or a cache's data lie in another volume, which LVM keeps to itself.
     """
     for _ in range(_NESTED_MAX):
         try:
-            segment = _segments(volumes[name])[0]
+            segment = _first_segment(group.volumes[name])
             if segment.get("type") in ("striped", "linear"):
                 return _first_stripes(group, segment)
         except (FormatError, KeyError):
@@ -294,6 +296,13 @@ def _glimpse(group: _Group, volumes: dict[str, Section], name: str) -> tuple[Ext
         else:
             name = str(segment.get("origin"))
     return ()
+
+
+def _first_segment(section: Section) -> Section:
+    for key, value in section.items():
+        if key.startswith("segment") and isinstance(value, dict) and value.get("start_extent") == 0:
+            return value
+    raise FormatError("it has no first segment")
 
 
 def _first_stripes(group: _Group, segment: Section) -> tuple[Extent, ...]:
@@ -315,14 +324,14 @@ def _first_stripes(group: _Group, segment: Section) -> tuple[Extent, ...]:
     return tuple(found)
 
 
-def _used(group: _Group, volumes: dict[str, Section], labels: list[Physical]) -> str:
+def _used(group: _Group, labels: dict[str, list[Physical]]) -> str:
     """What is wrong with the places of a group's volumes as a whole: "" for nothing.
 
     One look at all segments of all volumes, those that LVM keeps to itself included.
     """
     taken: dict[str, list[tuple[int, int]]] = {}
     segments = 0
-    for section in volumes.values():
+    for section in group.volumes.values():
         for segment in section.values():
             if not isinstance(segment, dict):
                 continue
@@ -334,7 +343,7 @@ def _used(group: _Group, volumes: dict[str, Section], labels: list[Physical]) ->
                 count = -(-whole(segment, "extent_count", 1, 1 << 40) // len(stripes))
                 for name, start in stripes:
                     taken.setdefault(name, []).append((start, start + count))
-    sizes = {label.name: label for label in labels}
+    sizes = {label.name: label for here in labels.values() for label in here}
     for name, spans in taken.items():
         place = group.physical.get(name)
         if place is None:

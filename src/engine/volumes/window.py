@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from .base import Piece, Readable
 
@@ -17,24 +19,23 @@ class Strung:
     def __init__(self, disks: Mapping[str, Readable], pieces: Sequence[Piece]) -> None:
         self._disks = disks
         self._pieces = tuple(pieces)
-        self._size_bytes = sum(piece.length for piece in pieces)
+        self._stops = list(accumulate(piece.length for piece in pieces))
 
     @property
     def size_bytes(self) -> int:
-        return self._size_bytes
+        return self._stops[-1] if self._stops else 0
 
     def pread(self, length: int, offset: int) -> bytes:
         """As of a disk; a range outside it is the caller's mistake."""
-        assert 0 <= offset <= self._size_bytes - length
+        assert 0 <= offset <= self.size_bytes - length
         found = []
-        for piece in self._pieces:
-            if length and offset < piece.length:
-                part = min(length, piece.length - offset)
-                found.append(self._disks[piece.disk].pread(part, piece.offset + offset))
-                length -= part
-                offset = 0
-            else:
-                offset -= min(offset, piece.length)
+        index = bisect_right(self._stops, offset)
+        while length:
+            piece = self._pieces[index]
+            inside = offset - (self._stops[index] - piece.length)
+            part = min(length, piece.length - inside)
+            found.append(self._disks[piece.disk].pread(part, piece.offset + inside))
+            length, offset, index = length - part, offset + part, index + 1
         return b"".join(found)
 
 
