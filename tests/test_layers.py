@@ -37,7 +37,7 @@ ROWS = [
     {"provision", "showing", "mending"},
     {"replica", "hypervisor"},
     {"replication", "mount", "noting", "frozen", "view", "throwaway"},
-    {"rationing", "timeline", "nbd_client", "conversion", "machines"},
+    {"rationing", "timeline", "nbd_client", "conversion", "machines", "browse"},
     {"retaining"},
     {"intake", "groups", "resync"},
     {"ingest_group"},

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from . import viewers
 from ._native import Dir, Disk, Swap
+from .chains import links_of
 from .disk import OpenDisk, open_disk
 from .errors import Error, LockedError, NotFoundError, StateError
 from .journal import OpenJournal, journal_names, open_journal
@@ -249,3 +250,16 @@ def _open_at(directory: Dir, manifest: Manifest, entry: DiskEntry, point: Point)
             if not isinstance(error, StateError) or attempt == _OPEN_ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
+
+
+def disk_of(replica: Replica, file: str) -> str | None:
+    """Name of the disk that a file of the replica belongs to; None: it is an overlay, or another's.
+
+    Args:
+        file: Its name in the replica's directory.
+    """
+    for disk in replica.manifest.disks:
+        names = {disk.journal, journal_names(disk.name).log, *links_of(replica.manifest, disk)}
+        if file in names:
+            return disk.name
+    return None

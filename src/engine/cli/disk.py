@@ -51,6 +51,7 @@ Type = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
+    from .browse import mount
     from .check import run_check
 
     group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -63,6 +64,7 @@ def register(app: typer.Typer) -> None:
         "compare": run_compare,
         "commit": run_commit,
         "serve": run_serve,
+        "mount": mount,
     }
     for name, command in commands.items():
         group.command(name)(command)

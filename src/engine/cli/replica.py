@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..manifest import Retention
 from ..replica import Replica, list_replicas
 from ..units import format_duration, format_size, parse_duration, parse_size
+from .browse import browse
 from .output import disk_progress, print_json, print_table
 from .resync import resync
 from .verify import verify
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
     group.command("set")(set_retention)
     group.command("list")(list_all)
     group.command("resync")(resync)
+    group.command("browse")(browse)
     app.add_typer(group, name="replica")
 
 
