@@ -245,6 +245,15 @@ def test_a_disk_of_a_replica_is_shown_as_of_a_point_and_any_other_as_it_is(
     assert "no disk of a replica" in err
 
 
+def test_the_way_that_serves_is_found_without_being_named(image: Path) -> None:
+    for name in ("bwrap", "nbdfuse", "e2fsck", "fuse2fs"):
+        require_tool(name)
+    before = digest(image)
+    out, err = run("disk", "mount", image, "--format", "raw", "--cat", "/etc/motd")
+    assert (out, err) == ("welcome\udcff\n", "")
+    assert digest(image) == before
+
+
 def test_what_makes_no_sense_is_refused(replica: Path) -> None:
     run("replica", "browse", replica, "--mode", "magic", "--list", "/", code=2)
     run("replica", "browse", replica, "--at", "7", "--list", "/", code=1)
