@@ -183,6 +183,14 @@ def test_netplan_in_two_files_gets_the_addresses_once(tmp_path: Path) -> None:
     assert "[192.0.2.7/24]" in small.text("/etc/netplan/20-b.yaml")
 
 
+def test_a_file_that_has_two_names_is_edited_once(tmp_path: Path) -> None:
+    old = "network:\n  ethernets:\n    ens192:\n      addresses: [10.0.0.5/24]\n"
+    files: Files = {"/etc/netplan/10-a.yaml": old, "/etc/netplan/20-b.yaml": ("link", "10-a.yaml")}
+    small, edits = converted(tmp_path, dict(files) | SYSTEMD, Wanted(networks=[V4]))
+    assert len(edits.changes) == 2  # and the card's name
+    assert "[192.0.2.7/24]" in small.text("/etc/netplan/10-a.yaml")
+
+
 KEYFILE = "/etc/NetworkManager/system-connections/lan.nmconnection"
 
 

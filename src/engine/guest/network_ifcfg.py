@@ -80,7 +80,7 @@ def readdress(etc: Etc, card: Card) -> bool:
         path = f"{directory}/ifcfg-{suffix}"
         if alias:
             if card.replaces(items.get("IPADDR", items.get("IPV6ADDR", ""))):
-                etc.edits.remove(path, f"{name} has new addresses: this one is of the old ones")
+                etc.remove(path, f"{name} has new addresses: this one is of the old ones")
             continue
         (_redhat if directory == REDHAT else _suse)(content, card)
         etc.put(path, content.text(), f"addresses of {card.name or card.mac}")

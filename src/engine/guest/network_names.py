@@ -170,4 +170,4 @@ def clean(etc: Etc, moves: dict[str, str], kept: set[str] | None) -> None:
         if any(line.strip() and not line.lstrip().startswith("#") for line in left):
             etc.put(path, "".join(left), "rules for cards of the old hardware")
         else:
-            etc.edits.remove(path, "it named only cards of the old hardware")
+            etc.remove(path, "it named only cards of the old hardware")

@@ -74,6 +74,9 @@ class Card(NamedTuple):
 class Etc:
     """The files, for reading and for editing.
 
+    What was read or listed is kept until it is changed here: each look into a guest may be
+    a round trip to another machine.
+
     Args:
         edits: None for reading alone: then nothing is warned of.
     """
@@ -82,6 +85,8 @@ class Etc:
         self.tree = tree
         self._edits = edits
         self._left_alone: set[str] = set()
+        self._texts: dict[str, str | None] = {}
+        self._listed: dict[str, list[str]] = {}
 
     @property
     def edits(self) -> Edits:
@@ -95,19 +100,37 @@ class Etc:
 
     def files(self, pattern: str) -> list[str]:
         """Configuration files of that pattern, without editors' and packagers' left-overs."""
+        if pattern not in self._listed:
+            self._listed[pattern] = self._list(pattern)
+        return self._listed[pattern]
+
+    def _list(self, pattern: str) -> list[str]:
         try:
-            found = sorted(path for path in self.tree.glob(pattern) if not path.endswith(LEFT_OVER))
+            named = sorted(path for path in self.tree.glob(pattern) if not path.endswith(LEFT_OVER))
         except NotFoundError:
             return []
         except Error as error:
             self.warn(f"{pattern} is passed over: {error.message}")
             return []
+        # A link beside the file that it leads to would have that file edited twice.
+        found = sorted({self._real(path): path for path in reversed(named)}.values())
         if len(found) > FILES_MAX:
             self.warn(f"{pattern}: {len(found)} files, of which the first {FILES_MAX} are read")
         return found[:FILES_MAX]
 
+    def _real(self, path: str) -> str:
+        try:
+            return self.tree.real(path)
+        except Error:  # reading it says why
+            return path
+
     def text(self, path: str) -> str | None:
         """A file's text; None when it is not there, or nothing that can be read."""
+        if path not in self._texts:
+            self._texts[path] = self._read(path)
+        return self._texts[path]
+
+    def _read(self, path: str) -> str | None:
         try:
             data = self.tree.read(path, FILE_BYTES_MAX)
         except NotFoundError:
@@ -122,7 +145,16 @@ class Etc:
         """A file's new text, unless it was passed over. Returns whether that changed it."""
         if path in self._left_alone:
             return False
+        if self._texts.get(path) is None:
+            self._listed.clear()
+        self._texts[path] = text
         return self.edits.replace(path, text.encode("utf-8", "surrogateescape"), what, mode)
+
+    def remove(self, path: str, what: str) -> None:
+        """A file that is no longer of use."""
+        self._texts.pop(path, None)
+        self._listed.clear()
+        self.edits.remove(path, what)
 
 
 def split(text: str) -> list[str]:
