@@ -112,7 +112,8 @@ def card_arguments(machine: Machine) -> list[str]:
 
 
 def _card(index: int, card: Card) -> list[str]:
-    device = f"{_CARDS[card.model]},id=card{index},mac={card.mac.lower()}"
+    # No ROM: a machine of ours starts from its disks, or says that it cannot.
+    device = f"{_CARDS[card.model]},id=card{index},mac={card.mac.lower()},romfile="
     if card.network == "none":
         return ["-device", device]
     return ["-netdev", f"user,id=net{index}", "-device", f"{device},netdev=net{index}"]
