@@ -120,6 +120,32 @@ def test_a_windows_on_a_disk_is_found_and_converted(tmp_path: Path) -> None:
     found.tree.close()
 
 
+def test_a_windows_with_uefi_gets_the_loader_that_new_firmware_looks_for(tmp_path: Path) -> None:
+    build(tmp_path / "c")
+    boot = tmp_path / "esp/EFI/Microsoft/Boot"
+    boot.mkdir(parents=True)
+    (boot / "bootmgfw.efi").write_bytes(b"MZ loader")
+    volumes = [
+        Volume(
+            f"system:{number}", (), 1 << 30, kind, partition=Partition("system", "gpt", number, t)
+        )
+        for number, kind, t in (
+            (1, "vfat", "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"),
+            (2, "ntfs", "ebd0a0a2-b9e5-4433-87c0-68b6b72699c7"),
+        )
+    ]
+
+    def opener(volume: Volume, subvolume: str = "") -> LocalFileSystem:
+        return LocalFileSystem(tmp_path / ("c" if volume.kind == "ntfs" else "esp"), volume=volume)
+
+    found = inspect(volumes, opener)
+    assert found.guest.boot == ["uefi"]
+    edits = convert_found(found, Wanted(controller="nvme", nic="e1000e", firmware="uefi"))
+    found.tree.close()
+    assert edits.warnings == []
+    assert (tmp_path / "esp/EFI/BOOT/BOOTX64.EFI").read_bytes() == b"MZ loader"
+
+
 def test_a_second_conversion_changes_nothing(tmp_path: Path) -> None:
     drivers = supplied(tmp_path / "given", "pvscsi", "VEN_15AD&DEV_07C0")
     supplied(drivers, "vmxnet3", "VEN_15AD&DEV_07B0")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 from guest_volumes import make_volume, served
+from guests.protected import below, protect
+from rollpoint import operation
 from rollpoint.access.base import FileSystem
 from rollpoint.access.files import Files
 from rollpoint.errors import GuestError
 from rollpoint.guest.base import Wanted
 from rollpoint.guest.convert import convert
 from rollpoint.guest.inspect import inspect
+from rollpoint.replica import Replica
 from rollpoint.volumes.base import Volume
 from tools import require_tool
 from windows_guests import build, opened, supplied
@@ -98,6 +103,35 @@ def test_a_windows_on_ntfs_is_converted_once(disk: Disk, tmp_path: Path) -> None
     with opened(disk.host) as system:
         assert system.number(("ControlSet001", "Services", "pvscsi"), "Start") == 0
     subprocess.run(["ntfsfix", "-n", disk.image], check=True, stdout=subprocess.DEVNULL)
+
+
+def on_a_disk(disk: Disk, target: Path) -> None:
+    """The volume as the active partition of a disk."""
+    sectors = disk.volume.size_bytes // 512
+    entry = struct.pack("<B3sB3sII", 0x80, bytes(3), 7, bytes(3), 2048, sectors)
+    head = (bytes(440) + b"WIN!" + bytes(2) + entry).ljust(510, b"\0") + b"\x55\xaa"
+    target.write_bytes(head.ljust(1 << 20, b"\0") + disk.image.read_bytes())
+
+
+def test_a_failover_converts_it_in_the_overlay_alone(disk: Disk, tmp_path: Path) -> None:
+    with served(disk.image) as socket_path:
+        disk.fill(socket_path)
+    on_a_disk(disk, tmp_path / "disk.raw")
+    path = tmp_path / "r"
+    protect(path, tmp_path / "disk.raw")
+    (path / "replica.toml").write_text('[machine]\ncontroller = "ahci"\nnic = "e1000e"\n')
+    before = below(path)
+    with Replica.open(path) as replica:
+        outcome = operation.failover(replica, power_on=False)
+        note = next(step.note for step in outcome.steps if step.name == "convert")
+        operation.undo(replica)
+    assert note.startswith("Windows Server 2022 Standard: ")
+    assert "files mode" in note
+    said = json.loads((path / "conversion.json").read_text())
+    assert (said["outcome"], said["guest"]["root"]) == ("changed", "system:1")
+    assert {change["file"] for change in said["changes"]} == {"/Windows/System32/config/SYSTEM"}
+    changed = {name for name, digest in below(path).items() if digest != before[name]}
+    assert changed <= {"system-journal-log.vmdk"}, "the epoch alone, of the hold and its release"
 
 
 def test_a_hibernated_windows_is_refused_and_stays_as_it_is(disk: Disk) -> None:

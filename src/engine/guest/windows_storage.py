@@ -170,7 +170,8 @@ def _in_store(tree: Tree, driver: Driver) -> str | None:
     """The driver's file in Windows' own store: the last of its versions by name."""
     if not driver.inf:
         return None
-    found = tree.glob(f"{_STORE}/{driver.inf}_amd64_*/{driver.file}")
+    store = tree.any_case(_STORE)
+    found = tree.glob(f"{store}/{driver.inf}_amd64_*/{driver.file}") if store else []
     return found[-1] if found else None
 
 
