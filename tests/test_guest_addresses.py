@@ -445,6 +445,23 @@ def test_a_host_of_red_hat_6_gets_another_name(tmp_path: Path) -> None:
     assert len(edits.changes) == 1
 
 
+HOSTS = "127.0.1.1 web01\n10.0.0.5\tweb01.example.org web01 # own\n10.0.0.9 db\n"
+
+
+def test_the_hosts_own_name_goes_to_its_new_address(tmp_path: Path) -> None:
+    files = {"/etc/hosts": HOSTS, REDHAT: "DEVICE=ens192\n"}
+    small, _ = converted(tmp_path, files | SYSTEMD, Wanted(networks=[V4]))
+    assert small.text("/etc/hosts") == HOSTS.replace("10.0.0.5", "192.0.2.7")
+
+
+def test_of_several_cards_nobody_knows_which_address_is_the_hosts(tmp_path: Path) -> None:
+    files = {"/etc/hosts": HOSTS, REDHAT: f"DEVICE=ens192\nHWADDR={OLD}\n"}
+    cards = [V4, Network(mac="52:54:00:00:00:02")]
+    small, edits = converted(tmp_path, files | SYSTEMD, Wanted(networks=cards))
+    assert small.text("/etc/hosts") == HOSTS
+    assert "10.0.0.5 for web01.example.org" in edits.warnings[0]
+
+
 @pytest.mark.parametrize(
     "wanted",
     [

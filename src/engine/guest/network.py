@@ -75,6 +75,7 @@ def convert(edits: Edits, guest: Guest, wanted: Wanted) -> None:
         _keep(etc, ports, wanted)
     network_cloud.settle(etc)
     network_dns.set_servers(etc, servers)
+    network_hostname.set_address(etc, guest.hostname, cards)
     network_hostname.set_name(etc, hostname, guest.hostname)
 
 

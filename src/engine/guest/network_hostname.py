@@ -5,10 +5,11 @@ Source: hostname(5), hosts(5).
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from ..errors import UsageError
-from .network_text import Etc, Vars, split
+from .network_text import Card, Etc, Vars, split
 
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 FILES = ("/etc/hostname", "/etc/HOSTNAME")
@@ -78,6 +79,39 @@ def _hosts(etc: Etc, name: str, olds: set[str]) -> None:
             line = words[0] + "\t" + " ".join(left) + tail + hash_ + comment
         lines.append(line)
     etc.put("/etc/hosts", "".join(lines), f"the host is called {name}")
+
+
+def set_address(etc: Etc, name: str, cards: list[Card]) -> None:
+    """The host's own name in /etc/hosts goes to its new address.
+
+    Args:
+        name: Of the guest, as the inspection found it.
+        cards: All of them. Only of a single one can it be told which address is meant.
+    """
+    text = etc.text("/etc/hosts")
+    names = {name, name.partition(".")[0]} - {"", "localhost"}
+    if text is None or not names:
+        return
+    lines = []
+    for line in split(text):
+        words = line.partition("#")[0].split()
+        own = len(words) > 1 and bool(names & set(words[1:])) and _is_outside(words[0])
+        news = [a for card in cards for a in (card.v6 if words and ":" in words[0] else card.v4)]
+        if own and news and words[0] not in {str(address.ip) for address in news}:
+            if len(cards) == 1:
+                line = line.replace(words[0], str(news[0].ip), 1)
+            else:
+                etc.warn(f"/etc/hosts has {words[0]} for {words[1]}, which may be an old address")
+        lines.append(line)
+    etc.put("/etc/hosts", "".join(lines), f"the new address of {name}")
+
+
+def _is_outside(address: str) -> bool:
+    """Whether it is an address by which others reach the host."""
+    try:
+        return not ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_of(word: str, olds: set[str]) -> bool:

@@ -88,6 +88,8 @@ def readdress(etc: Etc, card: Card) -> bool:
             _suse_routes(etc, card)
         elif card.v4:
             _global_gateway(etc, card)
+            if etc.text(f"{REDHAT}/route-{name}") is not None:
+                etc.warn(f"{REDHAT}/route-{name} stays as it is: check its routes")
         done = True
     return done
 
