@@ -319,6 +319,25 @@ HOSTILE = {
     "tail is forged": {INITRD: b"070701" + b"0" * 5000},
     "modprobe.d is hostile": {"etc/modprobe.d/x.conf": "blacklist\n" * 99_999 + "\xff install"},
     "lvm.conf": {"etc/lvm/lvm.conf": "filter=/dev/" + "\x1b" * 99_999},
+    "boot loader entries": {
+        "boot/loader/entries/x.conf": "linux\n" * 50_000 + "options " + "root=/dev/sda1 " * 9999,
+        "boot/loader/entries/y.conf": ("/boot/loader/entries/y.conf",),
+        "boot/loader/entries/z.conf": b"\xff\0linux /vmlinuz\n",
+    },
+    "entries without end": {f"boot/loader/entries/{n}.conf": "linux /v\n" for n in range(400)},
+    "menu.lst": {"boot/grub/menu.lst": "title\nkernel\nmodule\n" * 9999 + "default=" + "9" * 5000},
+    "extlinux.conf": {
+        "boot/grub/grub.cfg": "",
+        "boot/extlinux/extlinux.conf": "append initrd=" + "," * 99_999 + "\nlabel x\n" * 9999,
+    },
+    "kernel/cmdline": {"etc/kernel/cmdline": "root=/dev/sda1\n" * 60_000},
+    "sysconfig/bootloader": {"etc/sysconfig/bootloader": b"\x80resume=/dev/sda5" * 9999},
+    "grub_installdevice": {"etc/default/grub_installdevice": "/dev/sda\n/dev/sdzz9\n\x1b" * 9999},
+    "initramfs-tools/modules": {"etc/initramfs-tools/modules": b"\xff" * 99_999 + b"\n\0"},
+    "dracut.conf.d is a file": {"etc/dracut.conf": "", "etc/dracut.conf.d": ""},
+    "dracut.conf.d leads away": {"etc/dracut.conf": "", "etc/dracut.conf.d": ("../../../../tmp",)},
+    "units": {f"etc/systemd/system/{n}.mount": b"What=/dev/sda1\xff\n" for n in range(400)},
+    "lvm's devices are a directory": {"etc/lvm/devices/system.devices/x": ""},
     "resume": {"etc/initramfs-tools/conf.d/resume": "RESUME=" + "/dev/sda5" * 50_000},
 }
 

@@ -137,19 +137,23 @@ def check_space(edits: Edits, plans: Sequence[Plan]) -> None:
     """
     tree = edits.tree
     wanted: dict[str, int] = {}
+    spare: dict[str, int] = {}
     for planned in plans:
         initrd = planned.kernel.initrd
         stat = tree.stat(initrd)
         if stat is None or initramfs.has_one(tree, initrd):
             continue  # a second conversion, most probably with nothing to add
+        volume = tree.resolve(initrd)[0].volume
+        name = volume.name
         size = initramfs.size_of(planned.has, planned.names)
-        name = tree.resolve(initrd)[0].volume.name
-        wanted[name] = wanted.get(name, SPARE_BYTES) + initramfs.padding(stat.size_bytes) + size
+        wanted[name] = wanted.get(name, 0) + initramfs.padding(stat.size_bytes) + size
+        copied = stat.size_bytes if volume.kind == "vfat" else 0  # FAT files are written anew
+        spare[name] = max(spare.get(name, 0), SPARE_BYTES + copied)
         free = tree.space(initrd).bytes_free
-        if free < wanted[name]:
+        if free < wanted[name] + spare[name]:
             raise GuestError(
                 f"{initrd.rsplit('/', 1)[0]} in the guest ({name}) has {free} bytes free; the "
-                f"drivers of {len(plans)} kernels want {wanted[name]} or more",
+                f"drivers of {len(plans)} kernels want {wanted[name] + spare[name]} or more",
                 "remove kernels that are not used from the guest, or enlarge it",
             )
 

@@ -62,7 +62,9 @@ def _edit_lvm(edits: Edits) -> None:
 
     Without the list LVM looks at all disks, as it did before there was one.
     """
-    edits.remove(LVM_DEVICES, "lists disks by ids that the new hardware does not have")
+    stat = edits.tree.stat(LVM_DEVICES, follow=False)
+    if stat is not None and stat.kind == "file":
+        edits.remove(LVM_DEVICES, "lists disks by ids that the new hardware does not have")
     for line in tables.lines_of(edits.read("/etc/lvm/lvm.conf") or b""):
         words = line.strip()
         if words.startswith((b"filter", b"global_filter")) and b"/dev/" in words:
