@@ -110,6 +110,16 @@ def test_two_groups_of_one_name_cannot_be_told_apart() -> None:
     assert all("2 volumes of that name" in found[n].problem for n in found if "/" in n)
 
 
+def test_two_groups_never_share_a_physical_volume() -> None:
+    """Found by fuzzing: one without metadata of its own was claimed by both."""
+    one = text(logical("root", "10 pv2 0"), 3, name="one", group="id-one")
+    two = text(logical("root", "10 pv2 5"), 3, name="two", group="id-two")
+    found = by_name(find({"a": physical(0, one), "b": physical(1, two), "c": physical(2, None)}))
+    assert found["one/root"].pieces == (piece("c", 0, 10),)
+    assert found["two/root"].pieces == ()
+    assert "is not on these disks" in found["two/root"].problem
+
+
 SNAPSHOT = """snapshot0 {
 id = "s"
 status = ["READ", "WRITE", "VISIBLE"]

@@ -158,6 +158,8 @@ def _group(text: Text, labels: dict[str, list[Physical]]) -> _Group:
         if len(here) > 1:
             both = f"{here[0].name} and {here[1].name}"
             raise FormatError(f"{both} are the same physical volume, copied: attach one of them")
+        for label in here:
+            label.group_id = group.id  # no other group can have it as well
         group.physical[name] = _Placed(
             here[0].name if here else "",
             shown(values.get("id")),
