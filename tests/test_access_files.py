@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from guest_volumes import make_volume, served
+from rollpoint.access import remote
 from rollpoint.access.base import FileSystem
+from rollpoint.access.choose import Ways
 from rollpoint.access.files import Files
 from rollpoint.access.tree import GuestTree
 from rollpoint.errors import Error, GuestError, NotFoundError, PathError, UnsupportedError
@@ -181,6 +186,78 @@ def test_a_dirty_journal_is_replayed_first(tmp_path: Path) -> None:
     subprocess.run([require_tool("e2fsck"), "-fn", image], check=True)
 
 
+def test_a_hibernated_windows_is_refused_by_every_way(tmp_path: Path) -> None:
+    """Its memory holds metadata that the disk lacks: no driver may write there."""
+    image = tmp_path / "v.img"
+    volume = make_volume(image, "ntfs")
+    with served(image) as socket_path:
+        files = Files(socket_path)
+        fs = files.open(volume, writable=True)
+        fs.replace("hiberfil.sys", b"hibr".ljust(4096, b"\0"))
+        fs.close()
+        before = digest(image)
+        with pytest.raises(GuestError, match="hibernated"):
+            Ways(socket_path, [volume], ["disk"]).open(volume, writable=True)
+        assert digest(image) == before
+        fs = files.open(volume, writable=False)
+        assert fs.read("hiberfil.sys", 0, 4) == b"hibr"
+        files.close()
+        wait_until_gone(socket_path)
+
+
+def test_a_driver_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "v.img"
+    volume = make_volume(image, "ext4")
+    monkeypatch.setattr(remote, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "CLOSE_SECONDS", 0.2)
+    with served(image) as socket_path:
+        files = Files(socket_path)
+        for call in (lambda fs: fs.list("etc"), lambda fs: fs.close()):
+            fs = files.open(volume, writable=True)
+            for process in descendants(fs.process_id):  # type: ignore[attr-defined]
+                if _name(process) == "fuse2fs\n":
+                    os.kill(process, signal.SIGSTOP)
+            with pytest.raises(GuestError, match="no answer in time"):
+                call(fs)
+            wait_until_gone(socket_path)
+        files.close()
+
+
+def test_what_a_driver_says_is_believed_in_its_form_only(tmp_path: Path) -> None:
+    """Answers that a driver which was taken over could give."""
+    volume = Volume("v", (Piece("disk", 0, 512),), 512, "ext4")
+    answers = [
+        b"",
+        b"[" * 100000,
+        b'{"names":{"../../etc/passwd":["file",0,0,0,0,0,1,""]}}',
+        b'{"names":{"":["file",0,0,0,0,0,1,""]}}',
+        b'{"names":{"a\\u0000b":["file",0,0,0,0,0,1,""]}}',
+        b'{"names":{"\\u4e2d":["file",0,0,0,0,0,1,""]}}',
+        b'{"names":{"a":["socket",0,0,0,0,0,1,""]}}',
+        b'{"names":{"a":["file","0",0,0,0,0,1,""]}}',
+        b'{"names":7}',
+        b'{"error":"path","message":"a link"}',
+        b'{"error":"whatever","message":"\x1b[2J"}',
+    ]
+    for answer in answers:
+        fs = object.__new__(remote.RemoteFileSystem)
+        fs._volume, fs._what, fs._mode, fs._writable = volume, "volume v", "files", True
+        fs._cage = _Answering(answer)  # type: ignore[assignment]
+        with pytest.raises(Error) as caught:
+            fs.list("")
+        assert "\x1b" not in str(caught.value)
+
+
+class _Answering:
+    """A cage whose program gives one answer."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def call(self, header: bytes, data: bytes, seconds: float) -> tuple[bytes, bytes]:
+        return self._answer, b""
+
+
 def test_what_it_cannot_open_it_says(tmp_path: Path) -> None:
     image = tmp_path / "v.img"
     volume = make_volume(image, "ext4")
@@ -240,6 +317,7 @@ def test_the_cage_has_nothing_of_this_host(tmp_path: Path) -> None:
             uids = [int(text) for text in status.split("Uid:")[1].split()[:4]]
             assert min(uids) >= 1 << 31
         assert "NoNewPrivs:\t1" in status
+        assert "Seccomp:\t2" in status
         kinds = {"tmpfs", "devtmpfs", "devpts", "proc", "fuse", "fuse.ext4"}
         for line in mounts.splitlines():
             fields = line.split()
@@ -286,3 +364,96 @@ def test_damage_gives_errors_of_ours_only(tmp_path: Path) -> None:
                     with contextlib.suppress(Error):
                         call(path)
             fs.close()
+
+
+REFUSED = """
+import sys, types, os, ctypes, socket, subprocess, threading
+package = sys.modules["inside"] = types.ModuleType("inside")
+package.__path__ = [sys.argv[1]]
+from inside.syscalls import REFUSED, refuse_calls
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(38, 1, 0, 0, 0)
+refuse_calls()
+column = {"x86_64": 0, "aarch64": 1}[os.uname().machine]
+for name, numbers in REFUSED.items():
+    if numbers[column] >= 0:
+        assert libc.syscall(numbers[column], -1, 0, 0, 0, 0, 0) == -1, name
+        assert ctypes.get_errno() == 1, name
+assert libc.unshare(0x10000000) == -1
+for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET):
+    try:
+        socket.socket(family, socket.SOCK_DGRAM)
+    except PermissionError:
+        continue
+    raise AssertionError(family)
+socket.socket(socket.AF_UNIX).close()
+thread = threading.Thread(target=print, args=("threads go",)); thread.start(); thread.join()
+print(subprocess.run(["true"]).returncode)
+clone = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+assert libc.syscall(clone, 0x10000000 | 17, 0, 0, 0, 0) == -1 and ctypes.get_errno() == 1
+print("done")
+"""
+
+
+def test_calls_that_nobody_needs_are_refused_by_the_kernel() -> None:
+    if os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("there is no filter for this machine")
+    folder = os.path.dirname(remote.__file__)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", REFUSED, folder], capture_output=True, text=True
+    )
+    assert done.stdout == "threads go\n0\ndone\n", done.stderr
+
+
+def test_what_runs_in_the_cage_needs_the_standard_library_alone() -> None:
+    own = {"worker", "beneath", "drivers", "fat", "kernel", "syscalls"}
+    for name in own:
+        path = Path(remote.__file__).with_name(f"{name}.py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1
+                assert node.module in own, f"{name} imports {node.module}"
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                for package in names or [str(getattr(node, "module", ""))]:
+                    assert package.split(".")[0] in sys.stdlib_module_names, package
+
+
+AS_A_USER = """
+import os, sys
+from rollpoint.access import sandbox
+from rollpoint.access.files import Files
+from rollpoint.access.tree import GuestTree
+from rollpoint.errors import Error
+from rollpoint.volumes.base import Piece, Volume
+sandbox.interpreter = lambda: ("/usr/bin/python3", "/usr")
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+volume = Volume("disk:1", (Piece("disk", 0, 1),), 1, "ext4")
+files = Files(sys.argv[1])
+tree = GuestTree({"/": files.open(volume, writable=True)})
+tree.make_directories("/etc")
+tree.replace("/etc/fstab", b"by a user")
+found = tree.stat("/etc/fstab")
+assert (found.uid, found.gid) == (0, 0), found
+tree.close()
+files.close()
+print("done")
+"""
+
+
+def test_a_user_without_privileges_can_do_it_too(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if os.geteuid() != 0 or not os.path.exists("/usr/bin/python3"):
+        pytest.skip("it takes root to become another user, and Debian's python3")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        image = folder / "v.img"
+        make_volume(image, "ext4", "-E", "root_owner=0:0")
+        with served(image) as socket_path:
+            os.chmod(socket_path, 0o666)
+            done = subprocess.run(
+                [sys.executable, "-c", AS_A_USER, socket_path], capture_output=True, text=True
+            )
+            assert done.stdout == "done\n", done.stderr
+            wait_until_gone(socket_path)
+        subprocess.run([require_tool("e2fsck"), "-fn", image], check=True)

@@ -11,6 +11,9 @@ from .base import Backend, FileSystem, Mode
 
 Wish = Literal["auto", "files", "appliance", "host"]
 ORDER: tuple[Mode, ...] = ("files", "appliance", "host")  # the host's kernel when nothing else is
+# What files mode refuses here (a Windows that hibernates, a log that cannot be replayed) the
+# same driver in the appliance would open all the same, and throw the log away.
+ONE_DRIVER = ("ntfs",)
 
 
 class Ways:
@@ -82,6 +85,8 @@ class Ways:
                 try:
                     opened = backend.open(volume, writable=writable, subvolume=subvolume)
                 except GuestError as error:
+                    if volume.kind in ONE_DRIVER:
+                        raise
                     reason, hint, refused = error.message, error.hint, True
                 else:
                     self._used.append(way)

@@ -119,11 +119,14 @@ def show_volume(config: dict[str, Any]) -> None:
     shows.wait_until(lambda: os.path.exists("/run/nbdfuse.pid"))
 
 
-def _served(command: list[str]) -> tuple[Files, Finish]:
+def _served(command: list[str], writable: bool) -> tuple[Files, Finish]:
     """The files of a FUSE driver's mount at ROOT."""
     before = os.stat(ROOT).st_dev
     driver = Driver(command)
     driver.wait_until(lambda: _mounted(ROOT, before))
+    if writable and os.statvfs(ROOT).f_flag & os.ST_RDONLY:
+        unmount(ROOT)
+        raise Refused("guest", f"it can only be read: {driver.name}: {driver.said()}")
     files = Beneath(os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def finish() -> None:
@@ -152,7 +155,7 @@ def _open_ext(writable: bool) -> tuple[Files, Finish]:
         if code not in (0, 1):
             raise Refused("guest", f"its journal cannot be replayed: e2fsck: {words(said)}")
     options = "allow_other,big_writes" if writable else "allow_other,ro,norecovery"
-    return _served(["fuse2fs", "-f", "-o", options, VOLUME, ROOT])
+    return _served(["fuse2fs", "-f", "-o", options, VOLUME, ROOT], writable)
 
 
 def _open_ntfs(writable: bool) -> tuple[Files, Finish]:
@@ -161,7 +164,7 @@ def _open_ntfs(writable: bool) -> tuple[Files, Finish]:
         _replay_ntfs()
     else:
         options += ",ro,norecover"
-    return _served(["ntfs-3g", "-o", options, VOLUME, ROOT])
+    return _served(["ntfs-3g", "-o", options, VOLUME, ROOT], writable)
 
 
 def _replay_ntfs() -> None:

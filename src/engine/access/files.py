@@ -18,7 +18,7 @@ TOOLS = {
     "ext2": ("e2fsck", "fuse2fs"),
     "ext3": ("e2fsck", "fuse2fs"),
     "ext4": ("e2fsck", "fuse2fs"),
-    "ntfs": ("ntfs-3g",),
+    "ntfs": ("ntfs-3g", "ntfsrecover", "ntfsfix"),
     "vfat": ("mcopy",),
 }
 

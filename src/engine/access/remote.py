@@ -13,6 +13,7 @@ from ..volumes.base import Volume
 from .base import READ_BYTES_MAX, Kind, Mode, Space, Stat
 from .local import raise_refused, raw
 from .sandbox import CALL_SECONDS, Cage
+from .tree import shown
 
 OPEN_SECONDS = 120.0  # a journal may have to be replayed
 CLOSE_SECONDS = 120.0
@@ -105,12 +106,12 @@ class RemoteFileSystem:
     def lstat(self, path: str) -> Stat | None:
         """None: there is nothing of that name."""
         facts = self._call({"call": "lstat"}, path)[0].facts
-        return None if facts is None else _stat(facts)
+        return None if facts is None else self._stat(facts)
 
     def list(self, path: str) -> dict[str, Stat]:
         """What a directory holds."""
         names = self._call({"call": "list"}, path)[0].names
-        found = {_text(name): _stat(facts) for name, facts in names.items()}
+        found = {self._text(name): self._stat(facts) for name, facts in names.items()}
         for name in found:
             if not name or name in (".", "..") or "/" in name or "\0" in name:
                 raise GuestError(f"{self._what}: a directory lists {name!r}", _HINT)
@@ -178,6 +179,15 @@ class RemoteFileSystem:
         header = json.dumps(call).encode()
         return self._take(*self._cage.call(header, data, CALL_SECONDS))
 
+    def _text(self, name: str) -> str:
+        try:
+            return name.encode("latin-1").decode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise GuestError(f"{self._what}: an answer holds a name that is none", _HINT) from None
+
+    def _stat(self, facts: _Facts) -> Stat:
+        return Stat(*facts[:7], self._text(facts[7]))
+
     def _take(self, header: bytes, data: bytes) -> tuple[_Answer, bytes]:
         """An answer that keeps to the form; its error raised."""
         try:
@@ -185,7 +195,7 @@ class RemoteFileSystem:
         except (msgspec.DecodeError, RecursionError) as error:
             raise GuestError(f"{self._what}: its driver's answer is none: {error}", _HINT) from None
         if answer.error:
-            raise_refused(answer.error, f"{self._what}: {answer.message}")
+            raise_refused(answer.error, f"{self._what}: {shown(answer.message)}")
         return answer, data
 
 
@@ -205,14 +215,3 @@ def _quoted(name: str) -> str:
     """An export's name in a URI."""
     plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._"
     return "".join(c if c in plain else "".join(f"%{b:02X}" for b in c.encode()) for c in name)
-
-
-def _text(name: str) -> str:
-    return name.encode("latin-1").decode("utf-8", "surrogateescape")
-
-
-def _stat(facts: _Facts) -> Stat:
-    try:
-        return Stat(*facts[:7], _text(facts[7]))
-    except UnicodeEncodeError:
-        raise GuestError("a driver's answer holds a name that is none", _HINT) from None

@@ -36,6 +36,8 @@ PACKAGES = {
     "e2fsck": "e2fsprogs",
     "fuse2fs": "fuse2fs",
     "ntfs-3g": "ntfs-3g",
+    "ntfsrecover": "ntfs-3g",
+    "ntfsfix": "ntfs-3g",
     "mcopy": "mtools",
 }
 # To mount, to write a user namespace's maps, and to edit what a guest's users own.

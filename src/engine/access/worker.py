@@ -25,6 +25,7 @@ from typing import Any
 from .beneath import Facts, Refused
 from .drivers import DISK, Files, open_files, show_volume
 from .kernel import unmount
+from .syscalls import refuse_calls
 
 FIRST_ID = 1 << 31  # ids of this host that nobody has: 2^31 of them
 IDS = (1 << 31) - 2
@@ -106,6 +107,9 @@ def _serve(config: dict[str, Any]) -> None:
     except Refused as refused:
         send({"error": refused.kind, "message": refused.message})
         return
+    except Exception as error:
+        send({"error": "guest", "message": f"in the sandbox: {error!r}"})
+        return
     send({})
     while True:
         call, data = receive()
@@ -153,6 +157,7 @@ def _child(config: dict[str, Any], ready: int, mapped: int) -> None:
     try:
         if config["own_users"]:
             _enter_own_users(ready, mapped)
+        refuse_calls()
         _serve(config)
     except Refused as refused:
         send({"error": refused.kind, "message": refused.message})
