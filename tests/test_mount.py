@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
+import lvm_maker
 import pytest
 import rollpoint
 from conftest import ROOT
@@ -179,6 +180,37 @@ def test_nothing_of_a_mount_lives_on_after_it(chain: Path) -> None:
         mount.close()
         del mount
         assert gone() is None
+
+
+def test_a_logical_volume_over_two_disks_is_one_export(tmp_path: Path) -> None:
+    """A file system made through it lies on both disks, in their overlays alone."""
+    data = lvm_maker.text(lvm_maker.logical("root", "100 pv1 20; 60 pv0 0; 70 pv1 120"), 2)
+    paths = {}
+    for number, name in enumerate(("system", "data")):
+        made = lvm_maker.physical(number, data)
+        raw = empty_file(tmp_path / "raw", made.size_bytes).path
+        with open(raw, "r+b") as file:
+            file.write(made.pread(2 * MIB, 0))
+        base = tmp_path / f"{name}.vmdk"
+        paths[name] = tmp_path / f"{name}-child.vmdk"
+        call("qemu-img", "convert", "-O", "vmdk", raw, base)
+        backing = ("-b", base.name, "-F", "vmdk")
+        call("qemu-img", "create", "-q", "-f", "vmdk", *backing, paths[name])
+    bases = [(tmp_path / f"{name}.vmdk").read_bytes() for name in paths]
+    plain = empty_file(tmp_path / "plain", 230 * 65536).path
+    call("mkfs.ext4", "-q", "-L", "spread", plain)
+    with Mount({name: str(path) for name, path in paths.items()}) as mount:
+        assert [v.name for v in mount.volumes] == ["system", "data", "vg0/root"]
+        call("nbdcopy", plain, mount.uri("vg0/root"))
+        mount.check()
+    with Mount({name: str(path) for name, path in paths.items()}, read_only=True) as mount:
+        root = mount.volumes[2]
+        assert (root.kind, root.label) == ("ext4", "spread")
+        assert {piece.disk for piece in root.pieces} == {"system", "data"}
+        copy = tmp_path / "copy"
+        call("nbdcopy", mount.uri("vg0/root"), copy)
+        assert copy.read_bytes() == plain.read_bytes()
+    assert [(tmp_path / f"{name}.vmdk").read_bytes() for name in paths] == bases
 
 
 VICTIM = """
