@@ -38,7 +38,7 @@ ROWS = [
     {"replica", "hypervisor"},
     {"replication", "mount", "noting", "frozen", "view", "throwaway"},
     {"rationing", "timeline", "nbd_client", "conversion", "machines", "browse"},
-    {"retaining"},
+    {"retaining", "rehearsal"},
     {"intake", "groups", "resync"},
     {"ingest_group"},
     {"ingest_answers"},

@@ -32,6 +32,7 @@ FILE_NAME = "replica.json"
 LOCK_NAME = "replica.lock"
 CONTROL_NAME = ".control.sock"
 CONVERSION_NAME = "conversion.json"  # what the newest failover changed in the guest
+REHEARSAL_NAME = "rehearsal.json"  # what the newest rehearsal came to
 FORMAT = "rollpoint-replica"
 VERSION = 1
 HISTORY_KEPT = 32

@@ -314,7 +314,8 @@ def _stays(entry: DiskEntry) -> bool:
 
 def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
-    beside = (manifests.CONVERSION_NAME, f"{manifests.CONVERSION_NAME}.new", config.FILE_NAME)
+    told = (manifests.CONVERSION_NAME, manifests.REHEARSAL_NAME)
+    beside = (*told, *(f"{name}.new" for name in told), config.FILE_NAME)
     for name in (manifests.CONTROL_NAME, *beside, *scrub.FILE_NAMES, manifests.FILE_NAME):
         with contextlib.suppress(NotFoundError):
             directory.unlink(name)

@@ -8,12 +8,13 @@ import msgspec
 
 from . import control, rpo
 from ._native import Dir
-from .errors import Error
+from .errors import Error, NotFoundError
 from .journals import Journals
-from .manifest import CONTROL_NAME, Manifest
+from .manifest import CONTROL_NAME, REHEARSAL_NAME, Manifest
 from .points import Points
 
 ASK_SECONDS = 5.0
+REHEARSAL_BYTES_MAX = 64 << 20
 Facts = dict[str, object]
 
 
@@ -39,6 +40,7 @@ def show(directory: Dir, manifest: Manifest) -> Facts:
             manifest.rpo, manifest.gaps, points[-1] if points else None, status or None
         ),
         "error": error,
+        "rehearsal": _rehearsal(directory),
         "ingest": None
         if manifest.ingest is None
         else {**_builtins(manifest.ingest), "running": status is not None},
@@ -46,6 +48,22 @@ def show(directory: Dir, manifest: Manifest) -> Facts:
         "operation": None if operation is None else _builtins(operation),
         "history": [_builtins(ended) for ended in manifest.history],
     }
+
+
+def _rehearsal(directory: Dir) -> Facts | None:
+    """What the newest one came to, without the changes: how many they were."""
+    try:
+        found = msgspec.json.decode(directory.read(REHEARSAL_NAME, REHEARSAL_BYTES_MAX))
+    except NotFoundError:
+        return None
+    except (Error, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return {"ok": False, "error": f"{directory.path}/{REHEARSAL_NAME}: {error}"}
+    if not isinstance(found, dict):
+        return {"ok": False, "error": f"{directory.path}/{REHEARSAL_NAME} is no rehearsal"}
+    converted = found.get("converted")
+    if isinstance(converted, dict):
+        found["converted"] = {**converted, "changes": len(converted.get("changes", []))}
+    return found
 
 
 def _disks(directory: Dir, manifest: Manifest) -> list[Facts]:

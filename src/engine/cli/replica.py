@@ -11,7 +11,8 @@ from ..manifest import Retention
 from ..replica import Replica, list_replicas
 from ..units import format_duration, format_size, parse_duration, parse_size
 from .browse import browse
-from .output import disk_progress, print_json, print_table
+from .output import disk_progress, print_json, print_table, printable
+from .rehearse import rehearse
 from .resync import resync
 from .verify import verify
 
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_all)
     group.command("resync")(resync)
     group.command("browse")(browse)
+    group.command("rehearse")(rehearse)
     app.add_typer(group, name="replica")
 
 
@@ -199,6 +201,7 @@ def _show(replica: Replica, as_json: bool) -> None:
         typer.echo(f"ingest  process {manifest.ingest.pid} at {manifest.ingest.socket}{error}")
     if manifest.recovered is not None:
         typer.echo(f"runs as of restore point {manifest.recovered.point}")
+    _show_rehearsal(facts["rehearsal"])
     if manifest.operation is not None:
         operation = manifest.operation
         why = f": {operation.error}" if operation.error else ""
@@ -207,6 +210,21 @@ def _show(replica: Replica, as_json: bool) -> None:
         last = manifest.history[-1]
         why = f": {last.error}" if last.error else ""
         typer.echo(f"last    {last.kind}, begun {last.started}, {last.outcome}{why}")
+
+
+def _show_rehearsal(found: Any) -> None:
+    """Whether a failover would come through, when that was tried."""
+    if found is None:
+        return
+    if "point" not in found:
+        typer.echo(f"tried   {printable(found['error'])}")
+        return
+    came = "would come through" if found["ok"] else f"WOULD FAIL: {printable(found['error'])}"
+    typer.echo(
+        f"tried   {found['time']}, restore point {found['point']}, {found['seconds']:.1f} s: {came}"
+    )
+    for warning in (found["converted"] or {}).get("warnings", []):
+        typer.echo(f"        warning {printable(warning)}")
 
 
 def _show_kept(facts: dict[str, Any]) -> None:
