@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -44,10 +45,15 @@ def demo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder() -> Iterator[Path]:
+    """A directory of a short name: sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="rp-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def temporary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where temporary files go: what is left there shows."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     yield folder
@@ -230,12 +236,10 @@ def test_a_machine_that_does_not_start_is_a_rehearsal_that_failed(
     ],
 )
 def test_killed_at_any_moment_it_leaves_no_process_and_no_file(
-    demo: Path, tmp_path: Path, moment: str
+    demo: Path, folder: Path, moment: str
 ) -> None:
     require_tool("qemu-system-x86_64")
     (demo / "replica.toml").write_text(MACHINE.replace("FOUND", "NEVER"))
-    folder = tmp_path / "tmp"
-    folder.mkdir()
     before = protected.below(demo)
     process = subprocess.Popen(
         [sys.executable, "-m", "rollpoint", "replica", "rehearse", demo, "--at", "1", "--boot"],
