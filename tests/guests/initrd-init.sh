@@ -16,7 +16,7 @@ done </conf/modules
 device=
 known=
 turn=0
-while [ $turn -lt 15 ]; do
+while [ $turn -lt 8 ]; do
   turn=$((turn + 1))
   aliases=$(find /sys/devices -name modalias | xargs cat | sort -u)
   if [ "$aliases" != "$known" ]; then

@@ -35,6 +35,7 @@ def configure(
     convert: str = "auto",
     firmware: str = "bios",
     marker: str = "TINY-",
+    trust_guest: bool | None = None,
 ) -> None:
     """The replica's replica.toml: the machine that it becomes, and how."""
     (path / "replica.toml").write_text(
@@ -48,7 +49,7 @@ timeout = "{machines.BOOT_SECONDS_MAX:g}s"
 
 [mount]
 mode = "{mode}"
-trust_guest = {str(mode == "host").lower()}
+trust_guest = {str(mode == "host" if trust_guest is None else trust_guest).lower()}
 
 [guest]
 convert = "{convert}"

@@ -1,0 +1,92 @@
+"""Real guests fail over to hardware that they have no driver for, and boot there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from guests import machines, protected, tiny
+from guests.protected import Done
+from guests.shelf import Shelf
+from rollpoint.guest.base import Controller
+
+pytestmark = pytest.mark.usefixtures("qemu_is_there")
+# The driver that Linux has for a controller, as it is called in /sys.
+DRIVERS = {
+    "pvscsi": "vmw_pvscsi",
+    "lsi53c895a": "sym53c8xx",
+    "lsisas": "mptsas",
+    "virtio-scsi": "virtio-pci",
+    "ahci": "ahci",
+    "nvme": "nvme",
+}
+
+
+class Case(NamedTuple):
+    guest: str
+    controller: Controller
+    mode: str = "auto"
+
+
+@pytest.fixture
+def qemu_is_there() -> None:
+    tiny.require_tool("qemu-system-x86_64")
+
+
+def boots(path: Path, case: Case) -> Done:
+    """Fail over, and hold what the guest tells of itself against what was asked for."""
+    recipe = tiny.RECIPES[case.guest]
+    protected.configure(path, case.controller, case.mode, firmware=recipe.firmware)
+    done = protected.fail_over(path)
+    told = done.told
+    assert told.verdict == "READY", done.step("power on").note
+    assert DRIVERS[case.controller] in told.facts["drivers"].split(",")
+    assert told.facts["cards"] == f"vmxnet3/{machines.MAC},"
+    assert told.facts["root"] == ("tiny-root" if recipe.lvm else f"sda{recipe.root_number}")
+    wanted = ["/", "/boot"] if recipe.boot_apart else ["/"]
+    assert told.facts["mounts"].strip(",").split(",") == wanted
+    replayed = recipe.dirty and recipe.root == "ext4"
+    count = 1 + (tiny.BOOTS_REPLAYED if replayed else tiny.BOOTS_BEFORE)
+    assert told.facts["boot"] == str(count)
+    assert done.kept, "base or journal changed"
+    print(f"{case}: export {done.step('export').seconds:.2f} s, "
+          f"convert {done.step('convert').seconds:.2f} s, {done.step('convert').note}")  # fmt: skip
+    return done
+
+
+def test_a_guest_without_the_driver_boots_after_its_conversion_alone(
+    guests: Shelf, tmp_path: Path
+) -> None:
+    """Must show 1: pvscsi. Before: no root. After: its marker, from the interim overlay."""
+    path = tmp_path / "replica"
+    protected.protect(path, guests.disk("plain"))
+    protected.configure(path, "pvscsi", convert="never")
+    assert protected.fail_over(path).told.verdict == "NOROOT"
+    protected.undo(path)
+    boots(path, Case("plain", "pvscsi"))
+    assert protected.conversion(path)["changes"]
+    protected.undo(path)
+
+
+CASES = [
+    Case("generic", "lsi53c895a"),
+    Case("generic", "lsisas"),
+    Case("generic", "ahci"),
+    Case("boot-apart", "pvscsi"),
+    Case("lvm", "pvscsi"),
+    Case("dracut", "pvscsi"),
+    Case("plain", "virtio-scsi"),
+    Case("plain", "pvscsi", "host"),
+    Case("xfs", "pvscsi", "host"),
+    Case("uefi", "pvscsi"),
+]
+
+
+@pytest.mark.boots
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case))
+def test_it_boots_elsewhere(guests: Shelf, tmp_path: Path, case: Case) -> None:
+    path = tmp_path / "replica"
+    protected.protect(path, guests.disk(case.guest))
+    boots(path, case)
+    protected.undo(path)
