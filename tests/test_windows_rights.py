@@ -6,6 +6,7 @@ way to its administrator's rights for every user of the guest.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ from conftest import require_tool
 from rollpoint.access.local import LocalFileSystem
 
 RIGHTS = "system.ntfs_acl"
-# A security descriptor: owned by the administrators, who alone (S-1-5-32-544) may do anything.
+# A security descriptor as long as those of Windows: owned by the administrators (S-1-5-32-544),
+# who alone may do anything.
+ALLOWED = "00031800ff011f0001020000000000052000000020020000"
 GUARDED = bytes.fromhex(
     "0100048014000000240000000000000034000000"
     "01020000000000052000000020020000"
     "01020000000000052000000020020000"
-    "0200200001000000"
-    "00031800ff011f0001020000000000052000000020020000"
+    "0200c80008000000" + ALLOWED * 8
 )
 
 
@@ -49,7 +51,10 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 
 
 def rights(path: Path) -> bytes:
-    return os.getxattr(path, RIGHTS)
+    buffer = ctypes.create_string_buffer(4096)
+    length = ctypes.CDLL(None).getxattr(os.fsencode(path), RIGHTS.encode(), buffer, 4096)
+    assert length > 0
+    return buffer.raw[:length]
 
 
 def test_what_is_replaced_keeps_its_rights_and_what_is_new_gets_its_directorys(

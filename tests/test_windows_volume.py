@@ -103,6 +103,14 @@ def test_a_windows_on_ntfs_is_converted_once(disk: Disk, tmp_path: Path) -> None
     with opened(disk.host) as system:
         assert system.number(("ControlSet001", "Services", "pvscsi"), "Start") == 0
     subprocess.run(["ntfsfix", "-n", disk.image], check=True, stdout=subprocess.DEVNULL)
+    # Owned by the system, as the volume's root is, from which it came down; not ntfs-3g's own.
+    rights = subprocess.run(
+        ["ntfssecaudit", disk.image, "Windows/System32/Drivers/pvscsi.sys"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "owner S-1-5-18" in rights.stdout
 
 
 def on_a_disk(disk: Disk, target: Path) -> None:

@@ -39,6 +39,7 @@ _PATH_ERRNOS = {
     errno.ENXIO: "it is no file",
 }
 _WINDOWS_RIGHTS = ("system.ntfs_acl", "system.ntfs_security")  # ntfs-3g's, ntfs3's; never listed
+_RIGHTS_BYTES_MAX = 65536
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
 
@@ -397,10 +398,14 @@ def _copy_attributes(path: bytes, source: int, target: int) -> None:
 
 
 def _copy_rights(source: int, target: int) -> None:
-    """Windows' security descriptor, where the file system has them."""
+    """Windows' security descriptor, where the file system has them.
+
+    Not by os.getxattr: it tries a small buffer first, and ntfs-3g calls that an I/O error.
+    """
+    buffer = ctypes.create_string_buffer(_RIGHTS_BYTES_MAX)
     for name in _WINDOWS_RIGHTS:
-        try:
-            rights = os.getxattr(source, name)
-        except OSError:
-            continue
-        os.setxattr(target, name, rights)
+        length = _LIBC.fgetxattr(
+            ctypes.c_int(source), name.encode(), buffer, ctypes.c_size_t(_RIGHTS_BYTES_MAX)
+        )
+        if length > 0:
+            os.setxattr(target, name, buffer.raw[:length])
