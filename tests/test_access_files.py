@@ -6,6 +6,7 @@ import ast
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -335,35 +336,69 @@ def descendants(process: int) -> list[int]:
     return found
 
 
-def test_damage_gives_errors_of_ours_only(tmp_path: Path) -> None:
-    """Seed 5: bytes of FAT's boot sector, tables and directories are changed at random."""
-    import random
-
+@pytest.mark.parametrize("kind", ["vfat", "ext4", "ntfs"])
+def test_damage_gives_errors_of_ours_only(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 5: bytes near the start, of tables and directories, are changed at random."""
     seeded = random.Random(5)
     image = tmp_path / "v.img"
-    volume = make_volume(image, "vfat")
+    volume = make_volume(image, kind)
+    monkeypatch.setattr(remote, "CALL_SECONDS", 5.0)
     with served(image) as socket_path:
         fs = Files(socket_path).open(volume, writable=True)
         fs.make_directory("EFI")
         fs.replace("EFI/grub.cfg and more", b"x" * 5000)
         fs.close()
     good = image.read_bytes()[: 1 << 20]
-    for _ in range(6):
+    for number in range(4):
         with open(image, "r+b") as file:
             file.write(good)
             for _ in range(40):
                 file.seek(seeded.choice([seeded.randrange(64), seeded.randrange(1 << 17)]))
+                if number % 2:
+                    file.seek(seeded.randrange(1 << 12, 1 << 18))  # it mounts more often
                 file.write(seeded.randbytes(1))
         with served(image) as socket_path:
-            try:
-                fs = Files(socket_path).open(volume, writable=False)
-            except Error:
-                continue
-            for path in ("", "EFI", "EFI/grub.cfg and more"):
-                for call in (fs.list, fs.read):
-                    with contextlib.suppress(Error):
-                        call(path)
-            fs.close()
+            with contextlib.suppress(Error):
+                fs = Files(socket_path).open(volume, writable=number > 1)
+                for path in ("", "EFI", "EFI/grub.cfg and more"):
+                    for call in (fs.list, fs.read, fs.remove):
+                        with contextlib.suppress(Error):
+                            call(path)
+                fs.close()
+            wait_until_gone(socket_path)
+
+
+def test_labels_and_owners_stay_in_the_cage_as_well(tmp_path: Path) -> None:
+    """SELinux's label, capabilities, a user's attribute, an owner without a name here."""
+    image = tmp_path / "v.img"
+    volume = make_volume(image, "ext4")
+    label = "system_u:object_r:etc_t:s0"
+    with served(image) as socket_path:
+        fs = Files(socket_path).open(volume, writable=True)
+        fs.replace("fstab", b"one", 0o640)
+        fs.close()
+    script = tmp_path / "script"
+    script.write_text(
+        f"ea_set fstab security.selinux {label}\nea_set fstab user.mine yes\n"
+        "sif fstab uid 70123\nsif fstab gid 42\n"
+    )
+    debugfs = require_tool("debugfs")
+    subprocess.run([debugfs, "-w", "-f", script, image], check=True, capture_output=True)
+    with served(image) as socket_path:
+        fs = Files(socket_path).open(volume, writable=True)
+        fs.replace("fstab", b"two")
+        found = fs.lstat("fstab")
+        fs.close()
+    assert found is not None
+    if os.geteuid() == 0:
+        assert (found.mode, found.uid, found.gid) == (0o640, 70123, 42)
+    for name, value in (("security.selinux", label), ("user.mine", "yes")):
+        shown = subprocess.run(
+            [debugfs, "-R", f"ea_get fstab {name}", image], capture_output=True, text=True
+        )
+        assert value in shown.stdout, shown.stdout + shown.stderr
 
 
 REFUSED = """

@@ -89,12 +89,10 @@ class Driver:
         return words(os.pread(self._said, 1 << 20, 0))
 
 
-def run(command: list[str]) -> tuple[int, bytes]:
-    """A program's exit code and what it printed."""
+def run(command: list[str], data: bytes = b"") -> tuple[int, bytes]:
+    """A program's exit code and what it printed; data is its standard input."""
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        done = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except FileNotFoundError:
         raise Refused("guest", f"{command[0]} is missing") from None
     return done.returncode, done.stdout

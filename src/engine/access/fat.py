@@ -92,13 +92,14 @@ class Fat:
 
     Args:
         volume: Path of the file that shows it.
-        run: Runs a program; its exit code and output. words: The output for a message.
+        run: Runs a program on its standard input; its exit code and output.
+        words: The output, for a message.
     """
 
     def __init__(
         self,
         volume: str,
-        run: Callable[[_Command], tuple[int, bytes]],
+        run: Callable[[_Command, bytes], tuple[int, bytes]],
         words: Callable[[bytes], str],
     ) -> None:
         self._volume = volume
@@ -159,12 +160,7 @@ class Fat:
         self._directory(folder)
         _check_name(path, name)
         spare = (folder + b"/" if folder else b"") + b"rp" + secrets.token_hex(3).encode()
-        with open("/tmp/content", "wb") as file:
-            file.write(data)
-        try:
-            self._change("mcopy", "-o", "/tmp/content", _place(spare))
-        finally:
-            os.unlink("/tmp/content")
+        self._change("mcopy", "-o", "-", _place(spare), data=data)
         if old is not None:
             self._change("mdel", _place((folder + b"/" if folder else b"") + old.name))
             name = old.name
@@ -221,8 +217,8 @@ class Fat:
         """Let go of the volume."""
         os.close(self._file)
 
-    def _change(self, *command: str) -> None:
-        code, said = self._run([command[0], "-i", self._volume, *command[1:]])
+    def _change(self, *command: str, data: bytes = b"") -> None:
+        code, said = self._run([command[0], "-i", self._volume, *command[1:]], data)
         self._windows = {}
         if code != 0:
             raise Refused("guest", f"{command[0]}: {self._words(said)}")

@@ -54,6 +54,7 @@ CAPABILITIES = (
 _SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/tmp"}
 _GONE_SECONDS = 10.0
+_WORDS_MAX = 1000
 
 
 def missing_tools(names: Sequence[str]) -> str:
@@ -104,7 +105,7 @@ class Cage:
             [*_limits(), *_walls(readable, devices, devices_all), "--", *_command(command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,  # read when it has died; it is no matter if it is full
             bufsize=0,
             env=_ENVIRONMENT,
             start_new_session=True,  # no Ctrl-C of the terminal's in the middle of a write
@@ -156,18 +157,23 @@ class Cage:
         try:
             process.wait(_GONE_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            self._end()
             process.wait()
         process.stdout.close()
+        if process.stderr is not None:
+            process.stderr.close()
 
     def kill(self) -> None:
         """End it at once. May be called twice, and after close()."""
         if self.alive:
-            for process in self._inside():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)  # process 1: all others go with it
-            self._process.kill()
+            self._end()
         self.close()
+
+    def _end(self) -> None:
+        for process in self._inside():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)  # process 1: all others go with it
+        self._process.kill()
 
     def _inside(self) -> list[int]:
         process = self._process.pid
@@ -222,11 +228,24 @@ class Cage:
         )
 
     def _over(self) -> GuestError:
+        said = self._last_words()
         self.kill()
         return GuestError(
-            f"{self._what}: its driver has died",
-            "the volume is damaged, or made to do harm: check it in the guest's system",
+            f"{self._what}: its driver has died{said}",
+            "the volume is damaged, or made to do harm, or this host forbids the sandbox",
         )
+
+    def _last_words(self) -> str:
+        pipe = self._process.stderr
+        if pipe is None or pipe.closed:
+            return ""
+        os.set_blocking(pipe.fileno(), False)
+        try:
+            said = os.read(pipe.fileno(), 1 << 16)[-_WORDS_MAX:].decode("utf-8", "backslashreplace")
+        except BlockingIOError:
+            return ""
+        lines = " ".join(said.split())
+        return f": {''.join(c if c.isprintable() else '?' for c in lines)}" if lines else ""
 
 
 def _command(command: Sequence[str]) -> list[str]:
