@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import Error, GuestError, ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
-from . import appliance_process
+from . import appliance_process, warm
 from .appliance_nbd import FLAGS, READ_ONLY, Export, RefusedError, enter, leave
-from .appliance_process import LAUNCH_SECONDS, Process
+from .appliance_process import LAUNCH_SECONDS, Process, launching
 from .base import READ_BYTES_MAX, Kind, Mode, Space, Stat
 
 # Kind of a volume: the driver in the appliance, and its mount options.
@@ -38,15 +37,6 @@ DRIVERS = {
     "exfat": ("exfat", ""),
     "iso9660": ("iso9660", "ro"),
     "squashfs": ("squashfs", "ro"),
-}
-# What is loaded at the launch, so that no mount waits for it.
-MODULES = {
-    "xfs": ["xfs"],
-    "btrfs": ["btrfs"],
-    "ntfs": ["fuse"],
-    "vfat": ["vfat", "nls_cp437", "nls_utf8"],
-    "exfat": ["exfat"],
-    "lvm": ["dm-mod"],
 }
 _SAFE = "nosuid,nodev,noexec"
 _LOGICAL = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*/[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
@@ -93,10 +83,11 @@ class Appliance:
         lacking = appliance_process.missing()
         if lacking is not None:
             return str(lacking)
-        if volume.problem and volume.pieces:
+        if volume.problem:
             return volume.problem
-        if volume.kind not in DRIVERS:
-            return volume.problem or f"{volume.name} holds no file system ({volume.kind})"
+        # What nobody but the appliance can string together, it looks into itself.
+        if volume.kind not in DRIVERS and (volume.pieces or volume.kind != "unknown"):
+            return f"{volume.name} holds no file system ({volume.kind})"
         if self._device(volume) is None:
             return f"{volume.name} is no name that the appliance can look for"
         return ""
@@ -119,24 +110,24 @@ class Appliance:
         device = self._device(volume)
         if refused or device is None:
             raise UnsupportedError(refused)
-        driver, options = DRIVERS[volume.kind]
-        if writable and options == "ro":
+        if writable and DRIVERS.get(volume.kind, ("", ""))[1] == "ro":
             raise UnsupportedError(f"{volume.name} holds {volume.kind}, which cannot be written")
+        options = _SAFE
         if subvolume:
             if volume.kind != "btrfs" or not _SUBVOLUME.fullmatch(subvolume):
                 raise UnsupportedError(f"{volume.name} has no subvolume {subvolume!r}")
-            options = f"subvol=/{subvolume.lstrip('/')}"
+            options += f",subvol=/{subvolume.lstrip('/')}"
         process = self._process(writable)
         said, _ = process.ask(
             "open",
             {
                 "disk": device[0],
-                "device": device[1],
+                "name": device[1],
                 "offset": volume.pieces[0].offset if volume.pieces else 0,
                 "size_bytes": volume.size_bytes,
                 "kind": volume.kind,
-                "driver": driver,
-                "options": ",".join(filter(None, (_SAFE, options))),
+                "drivers": DRIVERS,
+                "options": options,
                 "writable": writable,
             },
         )
@@ -167,13 +158,11 @@ class Appliance:
     def _attach_warm(self) -> Process | None:
         """The one that was launched ahead, if it is there and fits."""
         assert self._warm_path is not None
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(self._warm_path)
-        except OSError:
-            connection.close()
+        connection = warm.connect(self._warm_path)
+        if connection is None:
             return None
         process = Process(connection)
+        started = time.monotonic()
         try:
             said = self._attach(process, LAUNCH_SECONDS)
         except Error:
@@ -181,6 +170,7 @@ class Appliance:
             return None
         self.warm = True
         self.launch_seconds = float(said["launch_seconds"])
+        self.waited_seconds += time.monotonic() - started - float(said["seconds"])
         return process
 
     def _launch(self, writable: bool) -> Process:
@@ -192,8 +182,8 @@ class Appliance:
         started = time.monotonic()
         process = Process()
         try:
-            request = launching(sizes, {v.kind for v in self._volumes}, snapshot=not writable)
-            process.ask("launch", request, seconds=LAUNCH_SECONDS)
+            kinds = {volume.kind for volume in self._volumes}
+            process.ask("launch", launching(sizes, kinds, not writable), seconds=LAUNCH_SECONDS)
             self.launch_seconds = time.monotonic() - started
             self.waited_seconds += self.launch_seconds
             self._attach(process, appliance_process.CALL_SECONDS)
@@ -245,17 +235,6 @@ class Appliance:
             export.connection.close()
             raise GuestError(f"the export of {name} lacks what QEMU may use: {export.flags:#x}")
         return export
-
-
-def launching(sizes: Sequence[int], kinds: Collection[str], *, snapshot: bool) -> dict[str, Any]:
-    """What a launch on stand-ins of these sizes is asked for with."""
-    modules = [name for kind in MODULES if kind in kinds for name in MODULES[kind]]
-    return {
-        "sizes": list(sizes),
-        "snapshot": snapshot,
-        "settings": ["force_tcg"],
-        "modules": modules,
-    }
 
 
 class ApplianceFileSystem:

@@ -12,82 +12,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .appliance_calls import HEADER
+
 LIBRARY = "libguestfs.so.0"
+SECTOR = 512
 CHUNK_BYTES = 2 << 20  # a message of libguestfs holds 4 MiB
 
-_HEADER = """
-typedef struct guestfs_h guestfs_h;
-struct guestfs_statns {
-  int64_t st_dev; int64_t st_ino; int64_t st_mode; int64_t st_nlink; int64_t st_uid;
-  int64_t st_gid; int64_t st_rdev; int64_t st_size; int64_t st_blksize; int64_t st_blocks;
-  int64_t st_atime_sec; int64_t st_atime_nsec; int64_t st_mtime_sec; int64_t st_mtime_nsec;
-  int64_t st_ctime_sec; int64_t st_ctime_nsec; int64_t st_spare1; int64_t st_spare2;
-  int64_t st_spare3; int64_t st_spare4; int64_t st_spare5; int64_t st_spare6;
-};
-struct guestfs_statns_list { uint32_t len; struct guestfs_statns *val; };
-struct guestfs_statvfs {
-  int64_t bsize; int64_t frsize; int64_t blocks; int64_t bfree; int64_t bavail; int64_t files;
-  int64_t ffree; int64_t favail; int64_t fsid; int64_t flag; int64_t namemax;
-};
-void free (void *);
-guestfs_h *guestfs_create_flags (unsigned flags, ...);
-void guestfs_close (guestfs_h *g);
-const char *guestfs_last_error (guestfs_h *g);
-int guestfs_last_errno (guestfs_h *g);
-void guestfs_set_error_handler (guestfs_h *g, void *call, void *data);
-int guestfs_set_backend (guestfs_h *g, const char *backend);
-int guestfs_set_backend_settings (guestfs_h *g, char *const *settings);
-int guestfs_set_autosync (guestfs_h *g, int yes);
-int guestfs_set_recovery_proc (guestfs_h *g, int yes);
-int guestfs_set_path (guestfs_h *g, const char *path);
-int guestfs_add_drive_opts (guestfs_h *g, const char *name, ...);
-int guestfs_launch (guestfs_h *g);
-int guestfs_shutdown (guestfs_h *g);
-char **guestfs_list_devices (guestfs_h *g);
-int64_t guestfs_blockdev_getsize64 (guestfs_h *g, const char *device);
-int guestfs_blockdev_rereadpt (guestfs_h *g, const char *device);
-int guestfs_modprobe (guestfs_h *g, const char *module);
-char *guestfs_debug (guestfs_h *g, const char *what, char *const *words);
-int guestfs_drop_caches (guestfs_h *g, int what);
-int guestfs_lvm_scan (guestfs_h *g, int activate);
-char *guestfs_dmesg (guestfs_h *g);
-int guestfs_mkmountpoint (guestfs_h *g, const char *path);
-int guestfs_rmmountpoint (guestfs_h *g, const char *path);
-int guestfs_mount_vfs (guestfs_h *g, const char *options, const char *kind,
-                       const char *device, const char *path);
-int guestfs_umount (guestfs_h *g, const char *path);
-struct guestfs_statns *guestfs_lstatns (guestfs_h *g, const char *path);
-void guestfs_free_statns (struct guestfs_statns *);
-struct guestfs_statns_list *guestfs_lstatnslist (guestfs_h *g, const char *path,
-                                                 char *const *names);
-void guestfs_free_statns_list (struct guestfs_statns_list *);
-char *guestfs_readlink (guestfs_h *g, const char *path);
-char **guestfs_readlinklist (guestfs_h *g, const char *path, char *const *names);
-char **guestfs_ls (guestfs_h *g, const char *path);
-char *guestfs_pread (guestfs_h *g, const char *path, int count, int64_t offset,
-                     size_t *length);
-int guestfs_pwrite (guestfs_h *g, const char *path, const char *data, size_t length,
-                    int64_t offset);
-int guestfs_write (guestfs_h *g, const char *path, const char *data, size_t length);
-int guestfs_copy_attributes (guestfs_h *g, const char *from, const char *to, ...);
-int guestfs_chmod (guestfs_h *g, int mode, const char *path);
-int guestfs_lchown (guestfs_h *g, int owner, int group, const char *path);
-int guestfs_rename (guestfs_h *g, const char *from, const char *to);
-int guestfs_rm (guestfs_h *g, const char *path);
-int guestfs_rmdir (guestfs_h *g, const char *path);
-int guestfs_mkdir_mode (guestfs_h *g, const char *path, int mode);
-int guestfs_ln_s (guestfs_h *g, const char *target, const char *path);
-struct guestfs_statvfs *guestfs_statvfs (guestfs_h *g, const char *path);
-void guestfs_free_statvfs (struct guestfs_statvfs *);
-int guestfs_sync (guestfs_h *g);
-"""
 _NO_AUTOMATIC_EXIT = 2  # GUESTFS_CREATE_NO_CLOSE_ON_EXIT
 _READONLY, _FORMAT, _PROTOCOL, _SERVER, _CACHEMODE = 0, 1, 5, 6, 9
 _END = -1
 _COPY_ALL = 0
+# Host, channel, target and unit of a SCSI disk; disks become targets in order.
+_SYSFS = re.compile(r"\d+:\d+:(\d+):\d+/device/block/\w+/(\w+)/(partition|start|size):(\d+)")
 
 
 class GuestfsError(Exception):
@@ -128,7 +68,7 @@ def load() -> tuple[Any, Any]:
     from cffi import FFI
 
     ffi = FFI()
-    ffi.cdef(_HEADER)
+    ffi.cdef(HEADER)
     return ffi, ffi.dlopen(LIBRARY)
 
 
@@ -187,8 +127,9 @@ class Guestfs:
         """Disks, in the order in which they were added."""
         return self._take_strings(self._ok("list_devices"))
 
-    def device_bytes(self, device: str) -> int:
-        return int(self._do("blockdev_getsize64", device))
+    def kind(self, device: str) -> str:
+        """What it holds, as blkid names it; "" where that knows nothing of it."""
+        return self._take_string(self._ok("vfs_type", device))
 
     def read_partitions_again(self, device: str) -> None:
         self._do("blockdev_rereadpt", device)
@@ -204,21 +145,26 @@ class Guestfs:
         """A module of the appliance's kernel, with all that it needs."""
         self._do("modprobe", name)
 
-    def partitions(self) -> dict[str, tuple[int, int]]:
-        """Offset and length in bytes of each partition, as the appliance's kernel has them.
+    def partitions(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """What the appliance's kernel sees, by numbers of the disk, as added, and the partition.
 
-        guestfs_debug is the only call that tells it without settling udev for each of them.
+        Offset and length in bytes. The names that the kernel gives may be in another order
+        than those of libguestfs. Its debug call is the only one that tells all this at
+        once; the others settle udev for each partition.
         """
-        words = ["cd /sys/class/block && grep -s . */start */size; true"]
-        found: dict[str, dict[str, int]] = {}
+        below = "*/device/block/*/*/"
+        files = " ".join(f"{below}{name}" for name in ("partition", "start", "size"))
+        words = [f"cd /sys/class/scsi_disk && grep -s . {files}; true"]
+        told: dict[tuple[int, str], dict[str, int]] = {}
         for line in self._take_string(self._ok("debug", "sh", words)).splitlines():
-            place, _, number = line.partition(":")
-            name, _, what = place.partition("/")
-            found.setdefault(name, {})[what] = int(number) * 512
+            found = _SYSFS.fullmatch(line)
+            if found is not None:
+                entry = told.setdefault((int(found[1]), found[2]), {})
+                entry[found[3]] = int(found[4])
         return {
-            f"/dev/{name}": (told["start"], told["size"])
-            for name, told in found.items()
-            if len(told) == 2
+            (target, entry["partition"]): (entry["start"] * SECTOR, entry["size"] * SECTOR)
+            for (target, _), entry in told.items()
+            if len(entry) == 3
         }
 
     def kernel_log(self) -> str:

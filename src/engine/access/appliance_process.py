@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import platform
+import select
 import shutil
 import signal
 import socket
@@ -21,12 +22,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import Error, GuestError, NotFoundError, PathError, ToolMissingError
-from . import appliance_guestfs
+from . import appliance_guestfs, kvm
 from .appliance_messages import HungUpError, Message, receive, send
 
 LAUNCH_SECONDS = 300.0
@@ -34,6 +35,15 @@ CALL_SECONDS = 120.0
 END_SECONDS = 30.0
 BUILD_SECONDS = 600.0
 WORDS_MAX = 800  # of what a process said before it died
+# What is loaded at the launch for each kind of volume, so that no mount waits for it.
+MODULES = {
+    "xfs": ("xfs",),
+    "btrfs": ("btrfs",),
+    "ntfs": ("fuse",),
+    "vfat": ("vfat", "nls_cp437", "nls_utf8"),
+    "exfat": ("exfat",),
+    "lvm": ("dm-mod",),
+}
 _INSIDE = "/appliance"
 _PARTS = ("kernel", "initrd", "root")
 _BOOTSTRAP = """
@@ -179,20 +189,41 @@ def _site() -> str:
     return str(Path(cffi.__file__).parent.parent)
 
 
+def launching(sizes: Sequence[int], kinds: Collection[str], snapshot: bool) -> dict[str, Any]:
+    """What a launch on stand-ins of these sizes is asked for with.
+
+    Args:
+        kinds: Of volumes that may be opened.
+        snapshot: What is written is thrown away.
+    """
+    return {
+        "sizes": list(sizes),
+        "snapshot": snapshot,
+        "settings": [] if kvm.usable() else ["force_tcg"],
+        "modules": [name for kind, names in MODULES.items() if kind in kinds for name in names],
+    }
+
+
 class Process:
     """A running worker, and the connection over which it is asked.
 
     Args:
-        connection: To a worker that listens; None starts one.
+        connection: To a worker that somebody else started; None starts one.
+        detached: It is to be nobody's child, and is never killed: it may outlive us.
     """
 
-    def __init__(self, connection: socket.socket | None = None) -> None:
+    def __init__(self, connection: socket.socket | None = None, *, detached: bool = False) -> None:
         self._lock = threading.Lock()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - kill() closes it
         self._popen: subprocess.Popen[bytes] | None = None
-        self._first = 0  # the namespace's first process, as this host counts
+        self._first = -1  # pidfd of its namespace's first process
+        self._detached = detached
         self._dead = ""
-        self.connection = connection if connection is not None else self._start()
+        try:
+            self.connection = self._start() if connection is None else connection
+        except BaseException:
+            self._words.close()
+            raise
 
     def _start(self) -> socket.socket:
         appliance = build()
@@ -202,7 +233,8 @@ class Process:
         info, told = os.pipe()
         with theirs, open(info, "rb") as info_file, tempfile.TemporaryFile() as note:
             descriptors = (theirs.fileno(), note.fileno(), told)
-            command = _sandbox(appliance, note.fileno(), told)
+            command = ["setsid", "--fork"] if self._detached else []
+            command += _sandbox(appliance, note.fileno(), told)
             command += [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", bootstrap]
             command.append(str(theirs.fileno()))
             try:
@@ -223,8 +255,12 @@ class Process:
             finally:
                 os.close(told)
             theirs.close()
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._first = int(json.load(info_file)["child-pid"])
+            # A sandbox that could not be made tells nothing, and is heard of at the first call.
+            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+                self._first = os.pidfd_open(int(json.load(info_file)["child-pid"]))
+            if self._detached:
+                self._popen.wait()
+                self._popen = None
         return ours
 
     def ask(
@@ -288,6 +324,8 @@ class Process:
             return
         try:
             self.ask("end", {}, seconds=END_SECONDS)
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # it has let go of the disks when it is gone
         finally:
             self._dead = self._dead or "the appliance was closed"
             self.kill(END_SECONDS)
@@ -299,17 +337,26 @@ class Process:
         """
         self._dead = self._dead or "the appliance was killed"
         self.connection.close()
+        if self._first >= 0:
+            if not self._has_ended(patience_seconds) and not self._detached:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._first, signal.SIGKILL)
+            os.close(self._first)
+            self._first = -1
         if self._popen is not None:
             try:
                 self._popen.wait(patience_seconds)
             except subprocess.TimeoutExpired:
-                if self._first > 0:  # still ours: its parent has not been waited for
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(self._first, signal.SIGKILL)
                 self._popen.kill()
                 self._popen.wait()
+            self._popen = None
         if self._words.closed:
             return ""
         with self._words:
             self._words.seek(max(0, self._words.seek(0, os.SEEK_END) - WORDS_MAX))
             return self._words.read().decode(errors="replace").strip()
+
+    def _has_ended(self, wait_seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._first, select.POLLIN)
+        return bool(poll.poll(wait_seconds * 1000))

@@ -5,8 +5,7 @@ whoever launched it, or for a warm one the first who connects to the listening s
 was given. When that client goes away without saying goodbye, the process ends at once, and
 with it everything in its process namespace, whatever a call is waiting for.
 
-Nothing here decides anything, and nothing is followed: a path whose parts are not all
-directories is refused.
+Nothing here decides anything: which volume is opened, and how, comes from appliance.py.
 """
 
 from __future__ import annotations
@@ -15,236 +14,21 @@ import contextlib
 import errno
 import os
 import resource
-import secrets
 import select
 import socket
-import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
-from .appliance_guestfs import Entry, Guestfs, GuestfsError
+from .appliance_files import Answer, FileSystem, RefusedError
+from .appliance_guestfs import Guestfs, GuestfsError
 from .appliance_messages import HungUpError, Message, close_all, receive, send
 from .appliance_nbd import StandIns
 
 LOOKS = 3  # at the disks, until their partitions are there
-ENTRIES_MAX = 200_000  # of one directory
-TEMPORARY = ".rollpoint-"
-# Kinds whose files have no owner or mode of their own.
-PLAIN = ("vfat", "exfat", "ntfs")
-# Kinds that are mounted so that each call is durable when it returns.
-# libguestfs's own sync settles udev for every disk: half a second.
-SYNCHRONOUS = ("ext2", "ext3", "ext4", "xfs")
 _APPLIANCE = "/appliance"
 _SOCKET = "/tmp/disks"
 _GONE = select.POLLHUP | select.POLLRDHUP | select.POLLERR
-
-Fields = dict[str, Any]
-Answer = tuple[Fields, bytes]
-
-
-class RefusedError(Exception):
-    """A call that is answered with an error. kind: path, not-found, guest."""
-
-    def __init__(self, kind: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.hint = hint
-
-
-class FileSystem:
-    """A mounted volume at a mount point of its own."""
-
-    def __init__(self, guestfs: Guestfs, at: str, kind: str) -> None:
-        self._guestfs = guestfs
-        self.at = at
-        self._plain = kind in PLAIN
-        self._synchronous = kind in SYNCHRONOUS
-        self._dirty = False
-        self._directories = {""}  # seen to be directories, until something is renamed or removed
-
-    def lstat(self, path: str) -> Answer:
-        found = self._look(path)
-        if found is None:
-            return {"stat": None}, b""
-        target = ""
-        if stat.S_ISLNK(found.mode):
-            target = self._guestfs.readlink(self._whole(path))
-        return {"stat": [*found, target]}, b""
-
-    def list(self, path: str) -> Answer:
-        self._want(path, stat.S_ISDIR, "a directory")
-        whole = self._whole(path)
-        names = self._guestfs.names(whole)
-        if len(names) > ENTRIES_MAX:
-            raise RefusedError("guest", f"{path or '/'} holds {len(names)} names: too many")
-        found = self._guestfs.lstat_each(whole, names)
-        links = [n for n, e in zip(names, found, strict=True) if stat.S_ISLNK(e.mode)]
-        targets = dict(zip(links, self._guestfs.readlink_each(whole, links), strict=True))
-        entries = [
-            [name, *entry, targets.get(name, "")]
-            for name, entry in zip(names, found, strict=True)
-            if entry.links >= 0  # gone since: cannot be, with nobody else here
-        ]
-        return {"entries": entries}, b""
-
-    def read(self, path: str, offset: int, length: int | None, limit: int) -> Answer:
-        found = self._want(path, stat.S_ISREG, "a regular file")
-        wanted = max(0, found.size_bytes - offset)
-        if length is not None:
-            wanted = min(wanted, length)
-        if wanted > limit:
-            raise RefusedError("guest", f"{path} has {wanted} bytes; at most {limit} are read")
-        return {}, self._guestfs.read(self._whole(path), offset, wanted)
-
-    def write(self, path: str, offset: int, data: bytes) -> Answer:
-        self._want(path, stat.S_ISREG, "a regular file")
-        self._dirty = True
-        self._guestfs.write(self._whole(path), data, offset)
-        return {}, b""
-
-    def replace(self, path: str, mode: int | None, data: bytes) -> Answer:
-        there = self._look(path)
-        if there is not None and not stat.S_ISREG(there.mode):
-            raise RefusedError("path", f"{path} is not a regular file")
-        whole, aside = self._whole(path), self._aside(path)
-        try:
-            self._guestfs.create(aside, data)
-            if there is not None:
-                self._like(whole, aside)
-            else:
-                self._own(path, aside)
-                self._chmod(aside, 0o644 if mode is None else mode)
-            self._dirty = True
-            self.sync()  # before the rename, or a crash leaves an empty file
-            self._dirty = True
-            self._guestfs.rename(aside, whole)
-        except GuestfsError:
-            with contextlib.suppress(GuestfsError):
-                self._guestfs.remove_file(aside)
-            raise
-        return {}, b""
-
-    def remove(self, path: str) -> Answer:
-        found = self._look(path)
-        if not path:
-            raise RefusedError("path", "the root of a file system cannot be removed")
-        if found is None:
-            raise RefusedError("not-found", f"there is no {path}")
-        self._forget()
-        self._dirty = True
-        if stat.S_ISDIR(found.mode):
-            self._guestfs.remove_directory(self._whole(path))
-        else:
-            self._guestfs.remove_file(self._whole(path))
-        return {}, b""
-
-    def make_directory(self, path: str, mode: int) -> Answer:
-        there = self._look(path)
-        if there is not None:
-            if not stat.S_ISDIR(there.mode):
-                raise RefusedError("path", f"{path} is there already, and no directory")
-            return {}, b""
-        whole = self._whole(path)
-        self._dirty = True
-        self._guestfs.make_directory(whole, mode)
-        self._own(path, whole)
-        self._chmod(whole, mode)  # what the appliance's umask took away
-        return {}, b""
-
-    def make_link(self, path: str, target: str) -> Answer:
-        there = self._look(path)
-        if there is not None and stat.S_ISDIR(there.mode):
-            raise RefusedError("path", f"{path} is a directory")
-        self._forget()
-        self._dirty = True
-        whole, aside = self._whole(path), self._aside(path)
-        self._guestfs.make_link(aside, target)
-        try:
-            self._own(path, aside)
-            self._guestfs.rename(aside, whole)
-        except GuestfsError:
-            with contextlib.suppress(GuestfsError):
-                self._guestfs.remove_file(aside)
-            raise
-        return {}, b""
-
-    def space(self) -> Answer:
-        free = self._guestfs.free(self.at)
-        inodes = free.inodes_free if free.inodes_total > 0 else None
-        return {"space": [free.bytes_free, free.bytes_total, inodes]}, b""
-
-    def sync(self) -> Answer:
-        if self._dirty and not self._synchronous:
-            self._guestfs.sync()
-        self._dirty = False
-        return {}, b""
-
-    def close(self) -> Answer:
-        self.sync()
-        self._guestfs.unmount(self.at)
-        return {}, b""
-
-    def _whole(self, path: str) -> str:
-        return f"{self.at}/{path}" if path else self.at
-
-    def _aside(self, path: str) -> str:
-        folder = path.rpartition("/")[0]
-        name = f"{TEMPORARY}{secrets.token_hex(8)}"
-        return self._whole(f"{folder}/{name}" if folder else name)
-
-    def _look(self, path: str) -> Entry | None:
-        """lstat, after every directory on the way was seen to be one."""
-        parts = path.split("/") if path else []
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise RefusedError("path", f"{path!r} is no path beneath the file system's root")
-        for count in range(1, len(parts)):
-            parent = "/".join(parts[:count])
-            if parent in self._directories:
-                continue
-            found = self._lstat(parent)
-            if found is None:
-                return None
-            if not stat.S_ISDIR(found.mode):
-                what = "a symbolic link" if stat.S_ISLNK(found.mode) else "no directory"
-                raise RefusedError("path", f"{path} goes through {parent}, which is {what}")
-            self._directories.add(parent)
-        return self._lstat(path)
-
-    def _lstat(self, path: str) -> Entry | None:
-        try:
-            return self._guestfs.lstat(self._whole(path))
-        except GuestfsError as error:
-            if error.os_errno in (errno.ENOENT, errno.ENOTDIR):
-                return None
-            raise
-
-    def _want(self, path: str, kind: Callable[[int], bool], wanted: str) -> Entry:
-        found = self._look(path)
-        if found is None:
-            raise RefusedError("not-found", f"there is no {path or '/'}")
-        if not kind(found.mode):
-            raise RefusedError("path", f"{path or '/'} is not {wanted}")
-        return found
-
-    def _forget(self) -> None:
-        self._directories = {""}
-
-    def _like(self, source: str, target: str) -> None:
-        if not self._plain:
-            self._guestfs.copy_attributes(source, target)
-
-    def _own(self, path: str, made: str) -> None:
-        """Owner and group of the directory that path is in."""
-        if not self._plain:
-            folder = self._guestfs.lstat(self._whole(path.rpartition("/")[0]))
-            self._guestfs.lchown(made, folder.uid, folder.gid)
-
-    def _chmod(self, made: str, mode: int) -> None:
-        if not self._plain:
-            self._guestfs.chmod(made, mode)
 
 
 class Worker:
@@ -257,7 +41,7 @@ class Worker:
         self._launch_seconds = 0.0
         self._sizes: list[int] = []
         self._devices: list[str] = []
-        self._partitions: dict[str, tuple[int, int]] = {}
+        self._partitions: dict[tuple[int, int], tuple[int, int]] = {}
         self._mounted: dict[int, FileSystem] = {}
         self._numbers = 0
         self._done = False
@@ -272,7 +56,9 @@ class Worker:
                 os._exit(1)
             fields, data = self._answered(message)
             send(self._client, Message(fields, data))
-            if message.descriptors and message.fields.get("call") == "launch":
+            if message.fields.get("call") == "launch" and message.descriptors:
+                if "error" in fields:
+                    os._exit(1)
                 self._wait_for_client(message.descriptors[0])
 
     def _watch(self, client: socket.socket) -> None:
@@ -350,11 +136,9 @@ class Worker:
         if self._stand_ins is None or sizes != self._sizes:
             close_all(message.descriptors)
             raise RefusedError("guest", f"it was launched for disks of {self._sizes} bytes")
+        started = time.monotonic()
         self._stand_ins.attach([socket.socket(fileno=fd) for fd in message.descriptors])
-        wanted = {
-            f"{self._devices[disk]}{number}": (offset, length)
-            for disk, number, offset, length in partitions
-        }
+        wanted = {(disk, number): (offset, length) for disk, number, offset, length in partitions}
         for _ in range(LOOKS):
             for device in self._devices:  # also forgets the zeros that were read before
                 self._guestfs.read_partitions_again(device)
@@ -364,50 +148,60 @@ class Worker:
             self._guestfs.drop_caches()  # a page that was in use just then is kept
         if groups:
             self._guestfs.scan_volume_groups()
-        return {"launch_seconds": self._launch_seconds}, b""
+        seconds = time.monotonic() - started
+        return {"launch_seconds": self._launch_seconds, "seconds": seconds}, b""
 
     def _open(
         self,
         message: Message,
-        device: str,
         disk: int | None,
+        name: str,
         offset: int,
         size_bytes: int,
         kind: str,
-        driver: str,
+        drivers: dict[str, list[str]],
         options: str,
         writable: bool,
     ) -> Answer:
-        """device: a name after the disk's, or with no disk a path beneath /dev."""
-        path = f"{self._devices[disk]}{device}" if disk is not None else f"/dev/{device}"
-        if disk is not None and device:
-            found = self._partitions.get(path)
+        """name: what comes after the disk's; with no disk a path beneath /dev.
+
+        drivers: kind -> driver and options. A kind that is not among them is looked for.
+        """
+        path = f"/dev/{name}" if disk is None else f"{self._devices[disk]}{name}"
+        if disk is not None and name:
+            found = self._partitions.get((disk, int(name)))
             if found != (offset, size_bytes):
                 raise RefusedError(
                     "guest",
                     f"the appliance's kernel has {found} as offset and size of {path}, "
-                    f"not {(offset, size_bytes)}{self._kernel_said(self._devices[disk])}",
+                    f"not {(offset, size_bytes)}",
                 )
+        if kind not in drivers:
+            kind = self._guestfs.kind(path)
+            if kind not in drivers:
+                raise RefusedError("guest", f"{path} holds no file system ({kind or 'unknown'})")
+        driver, own = drivers[kind]
         self._numbers += 1
         at = f"/volume{self._numbers}"
         try:
-            self._guestfs.mount(path, driver, options, at)
+            self._guestfs.mount(path, driver, ",".join(filter(None, (options, own))), at)
         except GuestfsError as error:
-            raise RefusedError("guest", f"{error}{self._kernel_said(path)}") from error
+            raise RefusedError("guest", f"{error}{self._kernel_said(driver)}") from error
         if writable and self._guestfs.free(at).read_only:
             self._guestfs.unmount(at)
             raise RefusedError(
-                "guest", "its driver mounts it read-only: it is hibernated or damaged"
+                "guest",
+                f"{kind} was mounted read-only by its driver{self._kernel_said(driver)}",
+                "it is hibernated, damaged or of a kind that cannot be written",
             )
         self._mounted[self._numbers] = FileSystem(self._guestfs, at, kind)
         return {"fs": self._numbers}, b""
 
-    def _kernel_said(self, device: str) -> str:
-        """The last line of the appliance's kernel about a device."""
-        name = os.path.basename(device)
+    def _kernel_said(self, driver: str) -> str:
+        """The last line that a driver of the appliance's kernel wrote just now."""
         with contextlib.suppress(GuestfsError):
-            lines = self._guestfs.kernel_log().splitlines()
-            about = [line for line in lines[-20:] if name in line]
+            lines = self._guestfs.kernel_log().splitlines()[-20:]
+            about = [line for line in lines if driver in line.lower()]
             if about:
                 return f"; its kernel says: {about[-1].partition('] ')[2]}"
         return ""
