@@ -28,6 +28,7 @@ _ESP_TYPES = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
 _BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
 _ROOT_KINDS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "ntfs")
 _SUBVOLUMES = ("@", "root", "@rootfs", "rootfs")  # openSUSE's is the default one
+_OTHERS = ("/mnt", "/media")
 _SUBVOLUMES_MAX = 16
 _HIVE = "/Windows/System32/config/SYSTEM"
 
@@ -106,7 +107,10 @@ def _find_systems(
     names = Names(volumes)
     claimed: set[str] = set()
     for volume in sorted(volumes, key=_likelihood)[:OPENED_MAX]:
-        if volume.kind not in _ROOT_KINDS or volume.problem or volume.name in claimed:
+        hidden = volume.kind == "unknown" and not volume.pieces and not systems
+        if volume.kind not in _ROOT_KINDS and not hidden:
+            continue
+        if volume.problem or volume.name in claimed:
             continue
         try:
             fs = opener(volume)
@@ -118,16 +122,21 @@ def _find_systems(
             seen[volume.name] = f"a {volume.kind} file system without an operating system"
             continue
         systems.append(system)
-        for entry in _fstab(system.tree):
-            mounted = names.volume(entry.spec, entry.kind) if entry.at != "/" else None
+        table = _fstab(system.tree)
+        for entry in table:
+            if entry.at == "/":
+                names.learn(entry.spec, volume)
+        for entry in table:
+            other = entry.at == "/" or entry.at.startswith(_OTHERS)  # another system's root, maybe
+            mounted = None if other else names.volume(entry.spec, entry.kind)
             if mounted is not None:
                 claimed.add(mounted.name)
 
 
-def _likelihood(volume: Volume) -> tuple[bool, bool]:
+def _likelihood(volume: Volume) -> tuple[bool, bool, bool]:
     """Roots first, so that their fstab tells what need not be looked into."""
     hint = f"{volume.name.rpartition('/')[2]} {volume.label}".lower()
-    return ("root" not in hint, volume.kind == "ntfs")
+    return (volume.kind == "unknown", "root" not in hint, volume.kind == "ntfs")
 
 
 def _system(volume: Volume, fs: FileSystem, opener: Opener) -> _System | None:
