@@ -17,6 +17,7 @@ from rollpoint.volumes.base import Piece, Volume
 from rollpoint.volumes.find import find
 from rollpoint.volumes.lvm import LOGICAL_MAX
 from rollpoint.volumes.lvm_text import parse_text
+from rollpoint.volumes.probe import lvm_id
 from rollpoint.volumes.window import Strung
 from tools import require_tool
 from volume_disks import MIB, SECTOR, FileDisk, MemoryDisk, call, empty_file
@@ -418,6 +419,64 @@ def test_lvm_itself_says_the_same(loops: list[tuple[Path, str]]) -> None:
     assert len(wanted["vg-0.x/root"]) == 2
     assert "not linear: striped" in found["vg-0.x/striped"].note
     assert [found[n].problem for n in found] == [""] * 5
+
+
+def segment(count: int, rest: str) -> str:
+    return f"segment1 {{ start_extent = 0 extent_count = {count} {rest} }}"
+
+
+def section(name: str, visible: bool, inside: str) -> str:
+    uuid = lvm_id(f"{name:x<32}".replace("_", "-").encode().replace(b"-", b"y"))
+    status = '"READ", "WRITE"' + ', "VISIBLE"' * visible
+    return (
+        f'{name} {{ id = "{uuid}" creation_time = 1 creation_host = "x" flags = []\n'
+        f"status = [{status}] segment_count = 1 {inside} }}\n"
+    )
+
+
+def test_mirrors_and_snapshots_as_lvm_writes_them(
+    loops: list[tuple[Path, str]], tmp_path: Path
+) -> None:
+    """LVM checks and writes a text of ours; its kernel half is not needed for that."""
+    devices, text_file = [device for _, device in loops], tmp_path / "text"
+    lvm(loops, "pvcreate", *devices)
+    lvm(loops, "vgcreate", "-s", "1M", "vg", *devices)
+    lvm(loops, "lvcreate", "-an", "-Zn", "-Wn", "-n", "root", "-L", "4M", "vg")
+    lvm(loops, "vgcfgbackup", "-f", str(text_file), "vg")
+    linear = 'type = "striped" stripe_count = 1 stripes = ["{}", {}]'
+    raids = '"r_rmeta_0", "r_rimage_0", "r_rmeta_1", "r_rimage_1"'
+    mirrors = 'type = "mirror" mirror_count = 2 region_size = 1024 mirrors = ["m_0", 0, "m_1", 0]'
+    raid = f'type = "raid1" region_size = 1024 stripe_count = 2 raids = [{raids}]'
+    more = [
+        section("r", True, segment(4, raid)),
+        section("before", True, segment(4, linear.format("pv1", 40))),
+        section(
+            "snapshot0",
+            True,
+            segment(4, 'type="snapshot" chunk_size=8 origin="root" cow_store="before"'),
+        ),
+        section("m", True, segment(4, mirrors)),
+    ]
+    for number, name in enumerate(("pv0", "pv1")):
+        more.append(section(f"r_rmeta_{number}", False, segment(1, linear.format(name, 30))))
+        more.append(section(f"r_rimage_{number}", False, segment(4, linear.format(name, 31))))
+        more.append(section(f"m_{number}", False, segment(4, linear.format(name, 50))))
+    content = text_file.read_text().replace(
+        "logical_volumes {", "logical_volumes {\n" + "".join(more), 1
+    )
+    text_file.write_text(content)
+    lvm(loops, "vgcfgrestore", "--force", "-f", str(text_file), "vg")
+    with open(loops[0][0], "r+b") as file:
+        for extent, place, magic in ((0, 0, b"hsqs"), (31, 1080, b"\x53\xef"), (50, 0, b"XFSB")):
+            file.seek(MIB + extent * MIB + place)
+            file.write(magic + bytes(2) + b"\x10\0" + bytes(20) + b"\4\0")
+    found = by_name(find({path.name: FileDisk(path) for path, _ in loops}))
+    assert {n: (v.kind, v.pieces, v.problem) for n, v in found.items() if "/" in n} == {
+        "vg/root": ("squashfs", (), ""),
+        "vg/r": ("ext2", (), ""),
+        "vg/m": ("xfs", (), ""),
+    }
+    assert "it has the snapshot before" in found["vg/root"].note
 
 
 def test_a_file_system_over_two_disks_is_read_whole(tmp_path: Path) -> None:

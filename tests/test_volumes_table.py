@@ -121,6 +121,27 @@ def test_a_gpt_without_an_intact_copy_is_refused_with_what_was_seen(
     assert "checksum of the header in sector 1 is wrong" in volume.problem
 
 
+def test_a_hybrid_mbr_gives_way_to_its_gpt(gpt_file: Path, tmp_path: Path) -> None:
+    disk = copy_of(gpt_file, tmp_path)
+    call("sgdisk", "-h", "2:5", disk.path)
+    assert read_table("d", disk) == read_table("d", FileDisk(gpt_file))
+
+
+def test_a_gpt_of_a_disk_that_grew_is_used_as_it_is(gpt_file: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(gpt_file, tmp_path))
+    with open(path, "r+b") as file:
+        file.truncate(80 * MIB)
+        file.seek(SECTOR + 20)
+        file.write(b"broken")
+    table = read_table("d", FileDisk(path))
+    assert table is not None
+    assert table.problem  # where the copy is was told by the header alone
+    assert not table.entries
+    with open(path, "r+b") as file:
+        file.write(gpt_file.read_bytes()[: 2 * SECTOR])
+    assert read_table("d", FileDisk(path)) == read_table("d", FileDisk(gpt_file))
+
+
 def test_a_gpt_for_large_sectors_is_named() -> None:
     disk = MemoryDisk(64 * MIB, [(0, record([(0, 0xEE, 1, 16383)])), (4096, b"EFI PART")])
     (volume,) = find({"system": disk})
