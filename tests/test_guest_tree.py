@@ -131,6 +131,20 @@ def test_attributes_and_owner_stay(tree: GuestTree, root: Path) -> None:
     )
 
 
+def test_a_new_file_and_directory_get_the_label_of_their_directory(tmp_path: Path) -> None:
+    """An enforcing SELinux lets no service read a file without one."""
+    label = b"system_u:object_r:etc_t:s0\0"
+    try:
+        os.setxattr(tmp_path, "security.selinux", label)
+    except OSError as error:
+        pytest.skip(f"labels cannot be set here: {error}")
+    tree = GuestTree({"/": LocalFileSystem(tmp_path)})
+    tree.make_directories("/a/b")
+    tree.replace("/a/b/new", b"x")
+    for name in ("a", "a/b", "a/b/new"):
+        assert os.getxattr(tmp_path / name, "security.selinux") == label
+
+
 def test_only_regular_files_are_opened(tree: GuestTree, root: Path) -> None:
     os.mkfifo(root / "fifo")
     with socket.socket(socket.AF_UNIX) as server:

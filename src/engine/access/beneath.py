@@ -40,6 +40,7 @@ _PATH_ERRNOS = {
 }
 _WINDOWS_RIGHTS = ("system.ntfs_acl", "system.ntfs_security")  # ntfs-3g's, ntfs3's; never listed
 _RIGHTS_BYTES_MAX = 65536
+_LABEL = "security.selinux"
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
 
@@ -261,6 +262,8 @@ class Beneath:
             os.chmod(new, wanted)
         with self._opened(path if old else path.rpartition(b"/")[0], os.O_RDONLY) as model:
             _copy_rights(model, new)
+            if old is None:
+                _inherit_label(model, new)
 
     def remove(self, path: bytes) -> None:
         """A file, a link, a device node, or an empty directory."""
@@ -291,6 +294,7 @@ class Beneath:
                 folder_path = path.rpartition(b"/")[0]
                 with self._opened(folder_path, os.O_RDONLY | os.O_DIRECTORY) as model:
                     _copy_rights(model, new)
+                    _inherit_label(model, new)
 
     def make_link(self, path: bytes, target: bytes) -> None:
         """A symbolic link, in place of a file or link that is there."""
@@ -409,3 +413,12 @@ def _copy_rights(source: int, target: int) -> None:
         )
         if length > 0:
             os.setxattr(target, name, buffer.raw[:length])
+
+
+def _inherit_label(folder: int, new: int) -> None:
+    """SELinux's label, as its kernel gives it to a new file unless a rule says otherwise.
+
+    Without one an enforcing guest's services may not read the file.
+    """
+    with contextlib.suppress(OSError):
+        os.setxattr(new, _LABEL, os.getxattr(folder, _LABEL))
