@@ -470,6 +470,13 @@ tree.make_directories("/etc")
 tree.replace("/etc/fstab", b"by a user")
 found = tree.stat("/etc/fstab")
 assert (found.uid, found.gid) == (0, 0), found
+try:
+    tree.replace("/other", b"of somebody else")
+except Error as error:
+    assert "as root" in error.message, error
+else:
+    raise AssertionError("an owner was changed")
+assert tree.read("/other") == b"1"
 tree.close()
 files.close()
 print("done")
@@ -484,6 +491,11 @@ def test_a_user_without_privileges_can_do_it_too(tmp_path_factory: pytest.TempPa
         folder.chmod(0o755)
         image = folder / "v.img"
         make_volume(image, "ext4", "-E", "root_owner=0:0")
+        (folder / "one").write_text("1")
+        (folder / "script").write_text(f"write {folder}/one other\nsif other uid 1000\n")
+        debugfs = require_tool("debugfs")
+        command = [debugfs, "-w", "-f", folder / "script", image]
+        subprocess.run(command, check=True, capture_output=True)
         with served(image) as socket_path:
             os.chmod(socket_path, 0o666)
             done = subprocess.run(

@@ -111,6 +111,27 @@ def test_changes_go_through_links_and_are_seen(tree: GuestTree, root: Path) -> N
     assert tree.space("/etc").bytes_free > 0
 
 
+def test_what_was_listed_is_remembered_until_it_changes(tree: GuestTree, root: Path) -> None:
+    assert list(tree.list("/etc")) == ["fstab"]
+    (root / "etc/behind").write_text("the tree's back")
+    assert list(tree.list("/etc")) == ["fstab"]
+    tree.replace("/etc/fstab", b"longer than before")
+    assert tree.list("/etc")["fstab"].size_bytes == 18
+    tree.list("/etc").clear()
+    tree.make_directories("/etc/a/b")
+    assert sorted(tree.list("/etc")) == ["a", "behind", "fstab"]
+    assert list(tree.list("/etc/a")) == ["b"]
+    tree.remove("/etc/a/b")
+    assert tree.list("/etc/a") == {}
+    tree.make_link("/etc/a/l", "x")
+    assert tree.list("/etc/a")["l"].target == "x"
+    tree.make_link("/etc/a/l", "y")
+    assert tree.list("/etc/a")["l"].target == "y"
+    found = tree.stat("/etc/a/l", follow=False)
+    assert found is not None
+    assert found.target == "y"
+
+
 def test_attributes_and_owner_stay(tree: GuestTree, root: Path) -> None:
     path = root / "etc/fstab"
     try:

@@ -253,7 +253,7 @@ class Beneath:
         owner = (old.uid, old.gid) if old else (folder.st_uid, folder.st_gid)
         facts = os.stat(new)
         if owner != (facts.st_uid, facts.st_gid):
-            os.chown(new, *owner)
+            _chown(path, new, owner)
         if old is not None:
             with self._file(path, os.O_RDONLY) as was:
                 _copy_attributes(path, was, new)
@@ -381,6 +381,14 @@ def _write(target: int, data: bytes, offset: int) -> None:
         done = os.pwrite(target, left[:_CHUNK_BYTES], offset)
         left = left[done:]
         offset += done
+
+
+def _chown(path: bytes, target: int, owner: tuple[int, int]) -> None:
+    try:
+        os.chown(target, *owner)
+    except OSError as error:
+        said = f"its owner {owner[0]}:{owner[1]} cannot be kept: {os.strerror(error.errno or 0)}"
+        raise Refused("guest", f"{shown(path)}: {said}: do it as root") from None
 
 
 def _copy_attributes(path: bytes, source: int, target: int) -> None:

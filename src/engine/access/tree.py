@@ -34,6 +34,7 @@ class GuestTree:
     def __init__(self, mounts: Mapping[str, FileSystem] | None = None) -> None:
         self._mounts: dict[tuple[str, ...], FileSystem] = {}
         self._cache: dict[tuple[str, ...], Stat | None] = {}
+        self._listed: dict[tuple[str, ...], dict[str, Stat]] = {}
         for at, fs in sorted((mounts or {}).items(), key=lambda item: item[0].count("/")):
             self.mount(at, fs)
 
@@ -53,14 +54,14 @@ class GuestTree:
         if place in self._mounts:
             raise PathError(f"{at}: a file system is mounted there", "unmount it first")
         self._mounts[place] = fs
-        self._cache.clear()
+        self._forget_all()
 
     def unmount(self, at: str) -> FileSystem:
         """Take a file system away. It stays open."""
         place = tuple(self._walk(at, True))
         if place not in self._mounts:
             raise PathError(f"{at}: nothing is mounted there", "check the path")
-        self._cache.clear()
+        self._forget_all()
         return self._mounts.pop(place)
 
     def real(self, path: str, follow_last: bool = True) -> str:
@@ -111,11 +112,15 @@ class GuestTree:
     def list(self, path: str) -> dict[str, Stat]:
         """What a directory holds."""
         place = tuple(self._walk(path, True))
+        known = self._listed.get(place)
+        if known is not None:
+            return dict(known)
         fs, relative = self._place(place)
         found = fs.list(relative)
         if len(self._cache) + len(found) < _CACHE_MAX:
             self._cache.update({(*place, name): facts for name, facts in found.items()})
-        return found
+            self._listed[place] = found
+        return dict(found)
 
     def read(self, path: str, limit_bytes: int = LIMIT_BYTES) -> bytes:
         """A file's bytes.
@@ -236,7 +241,7 @@ class GuestTree:
         """Close every file system, innermost first; the first error is raised at the end."""
         mounts = sorted(self._mounts.items(), key=lambda item: -len(item[0]))
         self._mounts = {}
-        self._cache = {}
+        self._forget_all()
         failed: Error | None = None
         for _, fs in mounts:
             try:
@@ -274,7 +279,7 @@ class GuestTree:
             fs, relative = self._place(place)
             found = fs.lstat(relative)
             if len(self._cache) >= _CACHE_MAX:
-                self._cache.clear()
+                self._forget_all()
             self._cache[place] = found
         return self._cache[place]
 
@@ -285,6 +290,12 @@ class GuestTree:
         finally:
             self._cache.pop(place, None)
             self._cache.pop(place[:-1], None)
+            for listed in (place, place[:-1], place[:-2]):
+                self._listed.pop(listed, None)
+
+    def _forget_all(self) -> None:
+        self._cache.clear()
+        self._listed.clear()
 
     def _walk(self, path: str, follow_last: bool) -> _Names:
         """The parts of a path without links, "." and ".."."""
