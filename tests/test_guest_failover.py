@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ DRIVERS = {
     "pvscsi": "vmw_pvscsi",
     "lsi53c895a": "sym53c8xx",
     "lsisas": "mptsas",
-    "virtio-scsi": "virtio-pci",
+    "virtio-scsi": "virtio_scsi",
     "ahci": "ahci",
     "nvme": "nvme",
 }
@@ -79,13 +80,15 @@ CASES = [
     Case("plain", "virtio-scsi"),
     Case("plain", "pvscsi", "host"),
     Case("xfs", "pvscsi", "host"),
-    Case("uefi", "pvscsi"),
+    Case("uefi", "virtio-scsi"),  # Debian's firmware has no driver for the others
 ]
 
 
 @pytest.mark.boots
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case))
 def test_it_boots_elsewhere(guests: Shelf, tmp_path: Path, case: Case) -> None:
+    if case.mode == "host" and os.geteuid() != 0:
+        pytest.skip("this host's kernel mounts for root alone")
     path = tmp_path / "replica"
     protected.protect(path, guests.disk(case.guest))
     boots(path, case)

@@ -23,6 +23,7 @@ GROUPS = {
     "interim": "bench_nbd.py",
     "ingest": "bench_ingest.py",
     "failover": "bench_failover.py",
+    "mount": "bench_mount.py",
     "convert": "bench_convert.py",
     "compare": "bench_compare.py",
     "commit": "bench_commit.py",
