@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from guest_volumes import make_volume
+from guests import tiny
+from guests.shelf import Shelf
 from replicas import digest
 from rollpoint import browse as browsing
 from rollpoint import cli
@@ -181,6 +183,22 @@ def test_a_restore_point_is_looked_into_through_a_real_file_system(
         assert (tmp_path / "etc" / "motd").read_bytes() == b"welcome\xff\n"
         assert (copied.files, copied.links) == (4, 1)
     assert [digest(path) for path in files] == before
+
+
+def test_what_a_crash_cut_off_is_shown_as_the_guest_would_find_it(guests: Shelf) -> None:
+    """A transaction that lies in the journal alone has happened."""
+    for name in ("bwrap", "nbdfuse", "e2fsck", "fuse2fs"):
+        require_tool(name)
+    disk = guests.disk("plain")
+    before = digest(disk)
+    with (
+        open_disk(disk, format="raw") as opened,
+        Browser({"system": opened}, lambda socket, *_: Files(socket)) as browser,
+    ):
+        assert browser.read("/var/log/counter") == f"{tiny.BOOTS_REPLAYED}\n".encode()
+        assert browser.guest is not None
+        assert browser.guest.kernels
+    assert digest(disk) == before
 
 
 # ---- the command line ----

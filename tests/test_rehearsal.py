@@ -266,6 +266,20 @@ def test_killed_at_any_moment_it_leaves_no_process_and_no_file(
         assert rehearsal.rehearse(replica, "1").ok
 
 
+@pytest.mark.boots
+def test_a_guest_of_other_hardware_starts_after_the_rehearsed_conversion(
+    guests: Shelf, tmp_path: Path, temporary: Path
+) -> None:
+    path = tmp_path / "r"
+    protected.protect(path, guests.disk("plain"))
+    before = protected.below(path)
+    with Replica.open(path) as replica:
+        protected.configure(path, marker="TINY-READY")  # TINY-NOROOT, unconverted: test_guests.py
+        done = rehearsal.rehearse(replica, boot=True)
+        assert (done.ok, done.error) == (True, "")
+    assert protected.below(path) == before
+
+
 def test_time_is_told(demo: Path) -> None:
     begun = time.perf_counter()
     with Replica.open(demo) as replica:
