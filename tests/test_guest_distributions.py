@@ -300,7 +300,104 @@ ALPINE = Layout(
     "other",
 )
 
+CENTOS7_VERSION = "3.10.0-1160.el7.x86_64"
+CENTOS7_GRUB = """if [ "${{next_entry}}" ] ; then
+   set default="${{next_entry}}"
+else
+   set default="${{saved_entry}}"
+fi
+menuentry 'CentOS Linux (0-rescue-{machine}) 7 (Core)' --class centos {{
+\tlinux16 /vmlinuz-0-rescue-{machine} root={root} ro
+\tinitrd16 /initramfs-0-rescue-{machine}.img
+}}
+menuentry 'CentOS Linux ({version}) 7 (Core)' --class centos --unrestricted {{
+\tset root='hd0,msdos1'
+\tlinux16 /vmlinuz-{version} root={root} ro crashkernel=auto resume={swap} quiet
+\tinitrd16 /initramfs-{version}.img
+}}
+"""
+
+
+def centos7_grub(root: str, swap: str) -> str:
+    return CENTOS7_GRUB.format(version=CENTOS7_VERSION, machine=MACHINE, root=root, swap=swap)
+
+
+CENTOS7 = Layout(
+    PLAIN,
+    {
+        "system:3": {
+            "etc/os-release": 'NAME="CentOS Linux"\nID="centos"\nVERSION_ID="7"\n',
+            "etc/centos-release": "CentOS Linux release 7.9.2009 (Core)\n",
+            "etc/fstab": f"UUID={ROOT_UUID} / xfs defaults 0 0\n"
+            f"UUID={BOOT_UUID} /boot ext4 defaults 0 0\n"
+            "/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:0:0-part2 swap swap defaults 0 0\n",
+            "usr/lib/dracut/x": "",
+            "usr/bin/env": program(),
+            **modules(CENTOS7_VERSION, MODULES, ".xz"),
+        },
+        "system:1": {
+            **kernel(CENTOS7_VERSION, "initramfs-{}.img", ""),
+            f"vmlinuz-0-rescue-{MACHINE}": kernel_image(CENTOS7_VERSION),
+            f"initramfs-0-rescue-{MACHINE}.img": b"\x1f\x8b" + bytes(33),
+            "grub2/i386-pc/normal.mod": "",
+            "grub2/grub.cfg": centos7_grub("/dev/sda3", "/dev/sda2"),
+            "grub2/grubenv": (
+                "# GRUB Environment Block\n"
+                f"saved_entry=CentOS Linux ({CENTOS7_VERSION}) 7 (Core)\n"
+            ).ljust(1024, "#"),
+        },
+    },
+    CENTOS7_VERSION,
+    f"/boot/initramfs-{CENTOS7_VERSION}.img",
+    {
+        "/etc/fstab": f"UUID={ROOT_UUID} / xfs defaults 0 0\n"
+        f"UUID={BOOT_UUID} /boot ext4 defaults 0 0\n{SWAP} swap swap defaults 0 0\n",
+        "/boot/grub2/grub.cfg": centos7_grub(ROOT, SWAP),
+    },
+    "rhel",
+)
+
+ARCH = Layout(
+    BTRFS,
+    {
+        "system:2": {
+            f"@/{name}": content
+            for name, content in {
+                "etc/os-release": "ID=arch\n",
+                "etc/fstab": "/dev/vda2 / btrfs rw,subvol=/@ 0 0\n"
+                "/dev/vda2 /home btrfs rw,subvol=/@home 0 0\n/dev/vda1 none swap defaults 0 0\n",
+                "etc/mkinitcpio.conf": "MODULES=()\n",
+                "usr/bin/env": program(),
+                "lib": ("usr/lib",),
+                "boot/vmlinuz-linux": kernel_image("6.6.9-arch1-1"),
+                "boot/initramfs-linux.img": b"\x28\xb5\x2f\xfd" + bytes(55),
+                "boot/initramfs-linux-fallback.img": b"\x28\xb5\x2f\xfd" + bytes(56),
+                "boot/grub/i386-pc/normal.mod": "",
+                "boot/grub/grub.cfg": "menuentry 'Arch Linux' {\n"
+                "\tlinux\t/@/boot/vmlinuz-linux root=/dev/vda2 rw rootflags=subvol=@\n"
+                "\tinitrd\t/@/boot/intel-ucode.img /@/boot/initramfs-linux.img\n}\n",
+                **{
+                    f"usr/{k}": v for k, v in modules("6.6.9-arch1-1", MODULES, ".zst").items()
+                },
+            }.items()
+        }
+    },
+    "6.6.9-arch1-1",
+    "/boot/initramfs-linux.img",
+    {
+        "/etc/fstab": f"{ROOT} / btrfs rw,subvol=/@ 0 0\n"
+        f"{ROOT} /home btrfs rw,subvol=/@home 0 0\n{SWAP} none swap defaults 0 0\n",
+        "/boot/grub/grub.cfg": "menuentry 'Arch Linux' {\n"
+        f"\tlinux\t/@/boot/vmlinuz-linux root={ROOT} rw rootflags=subvol=@\n"
+        "\tinitrd\t/@/boot/intel-ucode.img /@/boot/initramfs-linux.img\n}\n",
+    },
+    "other",
+    root="system:2",
+)
+
 LAYOUTS = {
+    "centos 7, saved by its title": CENTOS7,
+    "arch, btrfs in a subvolume": ARCH,
     "ubuntu 22.04, lvm": UBUNTU,
     "rhel 8, boot loader entries in grub's environment": RHEL8,
     "rhel 6, grub 0.97": RHEL6,

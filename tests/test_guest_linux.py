@@ -20,7 +20,7 @@ from linux_trees import (
     write,
 )
 from rollpoint.errors import Error, GuestError
-from rollpoint.guest.base import Wanted
+from rollpoint.guest.base import Network, Wanted
 from rollpoint.guest.convert import convert
 from rollpoint.guest.edits import Edits
 from test_inspect import DEBIAN, GRUB_CFG, ROCKY_DISK, rocky
@@ -91,6 +91,18 @@ def test_no_entry_takes_the_place_of_the_link_lib(tmp_path: Path) -> None:
     data = (root / INITRD).read_bytes()
     assert b"\0lib\0" not in data
     assert b"lib/modules\0" in data
+
+
+def test_a_card_gets_its_name_in_the_initramfs_already(tmp_path: Path) -> None:
+    """udev there would give another one, by the card's place, and the system's keep it."""
+    root = debian(tmp_path / "root")
+    write(root, {"usr/lib/systemd/systemd-udevd": ""})
+    cards = [Network(mac="00:50:56:00:00:01", was="52:54:00:00:00:01")]
+    converted(root, Wanted(controller="pvscsi", nic="vmxnet3", networks=cards))
+    link = "etc/systemd/network/10-rollpoint-ens3.link"
+    names = unpacked((root / INITRD).read_bytes(), tmp_path / "out")
+    assert link in names
+    assert (tmp_path / "out" / link).read_bytes() == (root / link).read_bytes()
 
 
 def test_the_next_initramfs_gets_the_drivers_too(tmp_path: Path) -> None:

@@ -205,6 +205,43 @@ def test_the_system_that_the_loader_starts_is_taken_and_the_others_are_named(
     assert opener.open == ["system:2"]
 
 
+@pytest.mark.parametrize("active", [1, 2])
+def test_of_two_systems_the_active_partitions_loader_decides(tmp_path: Path, active: int) -> None:
+    roots = {
+        f"system:{number}": write(
+            tmp_path / str(number),
+            {**DEBIAN, "boot/grub/grub.cfg": (GRUB_CFG % "0").replace("UUID=1", f"UUID=n{number}")},
+        )
+        for number in (1, 2)
+    }
+    volumes = [
+        partition(number, "ext4", f"n{number}", active=number == active) for number in (1, 2)
+    ]
+    guest = found(roots, volumes).guest
+    assert guest.root == f"system:{active}"
+    assert len(guest.others) == 1
+
+
+def test_another_systems_root_that_is_mounted_is_another_system_still(tmp_path: Path) -> None:
+    fstab = "/dev/sda1 / ext4\n/dev/sda2 /mnt/other ext4\n"
+    roots = {
+        "system:1": write(tmp_path / "a", {**DEBIAN, "etc/fstab": fstab}),
+        "system:2": write(tmp_path / "b", DEBIAN),
+    }
+    guest = found(roots, [partition(1, "ext4", ROOT_UUID), partition(2, "ext4", "two")]).guest
+    assert guest.others == ["Debian GNU/Linux 12 (bookworm) on system:2"]
+
+
+def test_what_a_system_mounts_is_not_looked_into(tmp_path: Path) -> None:
+    """An appliance would be launched for a volume of data."""
+    fstab = "/dev/sda1 / ext4\n/dev/sda2 /srv xfs\n"
+    volumes = [partition(1, "ext4", ROOT_UUID, label="root"), partition(2, "xfs", "two")]
+    opener = Opener({"system:1": write(tmp_path, {**DEBIAN, "etc/fstab": fstab})}, volumes)
+    tried = []
+    inspect(volumes, lambda v, subvolume="": tried.append(v.name) or opener(v, subvolume))
+    assert tried == ["system:1"]
+
+
 def test_no_system_is_told_with_what_was_seen(tmp_path: Path) -> None:
     volumes = [
         partition(1, "luks", "x"),
