@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from guests import machines, protected, tiny
+from guests import debian, machines, protected, tiny
 from guests.protected import Done
 from guests.shelf import Shelf
 from rollpoint.guest.base import Controller
+from rollpoint.hypervisor.base import Drive
 
 pytestmark = pytest.mark.usefixtures("qemu_is_there")
 # The driver that Linux has for a controller, as it is called in /sys.
@@ -35,8 +36,12 @@ def qemu_is_there() -> None:
     tiny.require_tool("qemu-system-x86_64")
 
 
-def boots(path: Path, case: Case) -> Done:
-    """Fail over, and hold what the guest tells of itself against what was asked for."""
+def boots(path: Path, case: Case, earlier: int = 0) -> Done:
+    """Fail over, and hold what the guest tells of itself against what was asked for.
+
+    Args:
+        earlier: How often it had booted on the source.
+    """
     recipe = tiny.RECIPES[case.guest]
     protected.configure(path, case.controller, case.mode, firmware=recipe.firmware)
     done = protected.fail_over(path)
@@ -48,7 +53,7 @@ def boots(path: Path, case: Case) -> Done:
     wanted = ["/", "/boot"] if recipe.boot_apart else ["/"]
     assert told.facts["mounts"].strip(",").split(",") == wanted
     replayed = recipe.dirty and recipe.root == "ext4"
-    count = 1 + (tiny.BOOTS_REPLAYED if replayed else tiny.BOOTS_BEFORE)
+    count = 1 + earlier + (tiny.BOOTS_REPLAYED if replayed else tiny.BOOTS_BEFORE)
     assert told.facts["boot"] == str(count)
     assert done.kept, "base or journal changed"
     print(f"{case}: export {done.step('export').seconds:.2f} s, "
@@ -92,4 +97,40 @@ def test_it_boots_elsewhere(guests: Shelf, tmp_path: Path, case: Case) -> None:
     path = tmp_path / "replica"
     protected.protect(path, guests.disk(case.guest))
     boots(path, case)
+    protected.undo(path)
+
+
+@pytest.mark.boots
+def test_what_was_running_when_its_power_went_boots_elsewhere(
+    guests: Shelf, tmp_path: Path
+) -> None:
+    """The source is a machine that writes through the ingest, and is killed."""
+    path = tmp_path / "replica"
+
+    def run(drive: Drive) -> None:
+        with machines.qemu_under(tmp_path) as qemu:
+            line = machines.boot(qemu, drive, "virtio-blk", ends=False)
+            assert machines.parse(line).verdict == "READY"
+            qemu.kill("guest")
+
+    protected.protect(path, guests.disk("plain"), run)
+    boots(path, Case("plain", "pvscsi"), earlier=1)
+    protected.undo(path)
+
+
+@pytest.mark.boots
+def test_a_whole_debian_boots_elsewhere_and_keeps_its_network(
+    guests: Shelf, tmp_path: Path
+) -> None:
+    """systemd and udev: the root by its UUID, the card by the name that it had."""
+    path = tmp_path / "replica"
+    protected.protect(path, guests.debian())
+    protected.configure(path, "pvscsi")
+    done = protected.fail_over(path)
+    facts = done.told.facts
+    assert (facts["root"], facts["driver"]) == ("sda1", "vmw_pvscsi")
+    assert facts["cards"] == f"{debian.SOURCE_NAME}/{debian.ADDRESS},"
+    assert facts["failed"] == ""
+    assert done.kept, "base or journal changed"
+    print(f"Debian: convert {done.step('convert').seconds:.2f} s, {done.step('convert').note}")
     protected.undo(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from replicas import ingesting
 from rollpoint import operation, replication
 from rollpoint.guest.base import Controller
+from rollpoint.hypervisor.base import Drive
 from rollpoint.manifest import Step
 from rollpoint.replica import Replica
 from rollpoint.steps import Outcome
@@ -19,12 +21,20 @@ from . import machines
 DISK = "system"
 
 
-def protect(path: Path, disk: Path) -> None:
-    """A replica of a guest's disk with one restore point."""
+def protect(
+    path: Path, disk: Path, meanwhile: Callable[[Drive], None] = lambda drive: None
+) -> None:
+    """A replica of a guest's disk with one restore point.
+
+    Args:
+        meanwhile: Called before the point is made, with the disk as a source writes it.
+    """
     Replica.create(path, [(DISK, disk.stat().st_size)]).close()
     with Replica.open(path) as replica:
         replica.seed({DISK: disk})
-    with ingesting(path, path.parent / "socket"), Replica.open(path) as replica:
+    socket = path.parent / "socket"
+    with ingesting(path, socket), Replica.open(path) as replica:
+        meanwhile(Drive(str(socket), "nbd", DISK))
         replication.mark(replica, "crash", "protected")
 
 

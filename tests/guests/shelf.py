@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from . import tiny
+from . import debian, tiny
 
 
 class Shelf:
@@ -23,13 +24,22 @@ class Shelf:
         Args:
             name: One of tiny.RECIPES, or a name of its own for another recipe.
         """
+        return self._kept(name, lambda made, cache: tiny.build(
+            recipe or tiny.RECIPES[name], made, cache
+        ))  # fmt: skip
+
+    def debian(self) -> Path:
+        """A whole Debian's disk, a raw image that nobody may write."""
+        return self._kept("debian", debian.build)
+
+    def _kept(self, name: str, build: Callable[[Path, Path], None]) -> Path:
         disk = self._folder / f"{name}.raw"
-        # One after the other: two recipes may want the same package.
+        # One after the other: two guests may want the same package.
         with open(self._folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not disk.exists():
                 made = disk.with_suffix(".new")
-                tiny.build(recipe or tiny.RECIPES[name], made, self._folder / "packages")
+                build(made, self._folder / "packages")
                 made.chmod(0o444)
                 made.rename(disk)
         return disk
