@@ -137,3 +137,11 @@ def test_the_command_line_tells_it_and_remove_takes_the_record_along(tmp_path: P
     rollpoint("replica", "remove", path, "--force", "r")
     assert not path.exists()
     shutil.rmtree(tmp_path / "r", ignore_errors=True)
+
+
+def test_a_hibernated_guest_is_refused(tmp_path: Path) -> None:
+    swap = bytes(4086) + b"S1SUSPEND\0"
+    protect(tmp_path / "r", swap)
+    error = refused(tmp_path / "r", GuestError)
+    assert "hibernates" in error.message
+    assert "system" in error.message

@@ -7,7 +7,7 @@ a failover (failing_over.py) and by a rehearsal (rehearsal.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from .guest.base import BootMode, Change, Controller, Guest, Nic, Wanted
 from .manifest import CONVERSION_NAME
 from .points import now_text
 from .volumes.base import Volume
+from .volumes.probe import HIBERNATED
 
 if TYPE_CHECKING:
     from ._native import Dir
@@ -100,7 +101,16 @@ def convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
             raise GuestError(
                 f"nothing that is known is on the disks: {_seen(volumes)}", NO_CONVERT_HINT
             )
-        return Conversion(outcome="no guest", time=now_text(), wanted=wanted)
+        return Conversion(
+            outcome="no guest", time=now_text(), wanted=wanted, warnings=_notes(volumes)
+        )
+    asleep = [volume.name for volume in volumes if volume.note == HIBERNATED]
+    if asleep:
+        raise GuestError(
+            f"the guest hibernates: its memory lies in {', '.join(asleep)}, and waking up would "
+            "undo what a conversion changes below it",
+            f"fail over to a point before that; {NO_CONVERT_HINT}",
+        )
     try:
         return _convert(mount, config, wanted)
     except Error as error:
@@ -140,9 +150,15 @@ def _convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
         guest=found.guest,
         mode=mode,
         changes=edits.changes,
-        warnings=edits.warnings,
+        warnings=_notes(mount.volumes) + edits.warnings,
         seconds={**clock.seconds, "launch": launch, "total": clock.total() - launch},
     )
+
+
+def _notes(volumes: Sequence[Volume]) -> list[str]:
+    """What is odd about volumes, or stands against them."""
+    told = ((volume.name, volume.problem or volume.note) for volume in volumes)
+    return [f"{name}: {what}" for name, what in told if what]
 
 
 class _Clock:
@@ -161,8 +177,9 @@ class _Clock:
         return time.perf_counter() - self._begun
 
 
-def _seen(volumes: tuple[Volume, ...]) -> str:
-    return ", ".join(f"{volume.name}: {volume.kind}" for volume in volumes) or "no disk"
+def _seen(volumes: Sequence[Volume]) -> str:
+    seen = (f"{volume.name}: {volume.problem or volume.kind}" for volume in volumes)
+    return ", ".join(seen) or "no disk"
 
 
 # ---- kept beside the replica's manifest ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -32,7 +33,7 @@ def rehearse(
     """Try a failover's conversion on disks that are thrown away. Replication goes on."""
 
     def tell(step: str) -> None:
-        if not as_json:
+        if not as_json and sys.stdout.isatty():
             typer.echo(f"{step} ...")
 
     with Replica.open(directory) as replica:

@@ -182,7 +182,7 @@ def _fstab(tree: GuestTree) -> list[tables.Entry]:
 def _nothing(volumes: Sequence[Volume], seen: dict[str, str]) -> GuestError:
     said = []
     for volume in volumes[:32]:
-        why = seen.get(volume.name) or volume.problem or volume.kind
+        why = seen.get(volume.name) or volume.problem or volume.note or volume.kind
         said.append(f"{volume.name}: {why}")
     return GuestError(
         "no operating system was found; " + printable("; ".join(said) or "there is no volume"),

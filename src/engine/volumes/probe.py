@@ -20,6 +20,7 @@ from .fat import probe_exfat, probe_ntfs, probe_vfat
 from .seen import Seen, hyphened, text
 from .window import Window
 
+HIBERNATED = "the memory of a hibernated system lies in it"  # a swap area's note
 _EXT_INCOMPAT_RECOVER = 0x4
 _EXT_INCOMPAT_JOURNAL = 0x8
 _EXT_COMPAT_JOURNAL = 0x4
@@ -278,7 +279,7 @@ def _swap(window: Window) -> Seen | None:
             identity = window.at(1024 + 12, 16)
             uuid = hyphened(identity) if any(identity) else ""
             label = text(window.at(1024 + 28, 16))
-        note = "" if asleep is None else "the memory of a hibernated system lies in it"
+        note = "" if asleep is None else HIBERNATED
         return Seen("swap", uuid, label, note=note)
     return None
 
