@@ -240,6 +240,23 @@ def test_a_serial_console_only_when_asked(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("GRUB_CMDLINE_LINUX=quiet\n", 'GRUB_CMDLINE_LINUX="quiet {}"\n'),
+        ("GRUB_CMDLINE_LINUX='a b'  # x\n", "GRUB_CMDLINE_LINUX='a b {}'  # x\n"),
+        ("GRUB_CMDLINE_LINUX=\n", 'GRUB_CMDLINE_LINUX="{}"\n'),
+        ("GRUB_TIMEOUT=1", 'GRUB_TIMEOUT=1\nGRUB_CMDLINE_LINUX="{}"\n'),
+        ('GRUB_CMDLINE_LINUX="console=ttyS1"\n', 'GRUB_CMDLINE_LINUX="console=ttyS1"\n'),
+    ],
+)
+def test_the_console_is_in_grubs_own_settings(tmp_path: Path, before: str, after: str) -> None:
+    root = debian(tmp_path, etc__default__grub=before)
+    converted(root, Wanted(controller="pvscsi", nic="vmxnet3", serial_console=True))
+    new = (root / "etc/default/grub").read_text()
+    assert new == after.format("console=tty0 console=ttyS0,115200")
+
+
 def test_a_rocky_gets_drivers_for_dracut(tmp_path: Path) -> None:
     roots = rocky(tmp_path)
     write(roots["system:1"], {"EFI/BOOT/BOOTX64.EFI": b"MZ" + bytes(100)})
@@ -338,6 +355,20 @@ HOSTILE = {
     },
     "entries without end": {f"boot/loader/entries/{n}.conf": "linux /v\n" for n in range(400)},
     "menu.lst": {"boot/grub/menu.lst": "title\nkernel\nmodule\n" * 9999 + "default=" + "9" * 5000},
+    "a default that is no number": {
+        "boot/grub/grub.cfg": "set default=²\nblscfg\n",
+        "boot/loader/entries/x.conf": f"linux /boot/vmlinuz-{VERSION}\n",
+    },
+    "a path with a NUL": {
+        "boot/grub/grub.cfg": "menuentry a {\nlinux /boot/vm\0linuz\ninitrd /a\0b\n}\n"
+    },
+    "a path of a long name": {
+        "boot/grub/grub.cfg": "menuentry a {\nlinux /boot/" + "x" * 5000 + "/y" * 5000 + "\n}\n"
+    },
+    "a default without end": {
+        "boot/grub/grub.cfg": "set default=" + "9" * 5000 + "\nblscfg\n",
+        "boot/loader/entries/x.conf": f"linux /boot/vmlinuz-{VERSION}\n",
+    },
     "extlinux.conf": {
         "boot/grub/grub.cfg": "",
         "boot/extlinux/extlinux.conf": "append initrd=" + "," * 99_999 + "\nlabel x\n" * 9999,

@@ -21,6 +21,7 @@ WORDS = [
     b"/dev/sda1", b"/dev/sda3", b"root=/dev/sda2", b"UUID=", b"\\040", b"\0", b"\xff\xfe", b"\r",
     b"\n", b"}", b"{", b"menuentry 'x' {\n", b"submenu y {\n", b"../../..", b"console=ttyS0", b'"',
     b"'", b"#", b"=", b" ", b"\x1b]0;x\x07", b"subvol=../..", b"$kernelopts", b"(hd0)",
+    "set default=²\nblscfg\n".encode(), "/dev/sda١".encode(), b"9" * 5000,
 ]  # fmt: skip
 EDITED = ("etc/", "grub", "loader/", "extlinux", "modules.", "boot/grub")
 

@@ -51,8 +51,10 @@ def convert(edits: Edits, guest: Guest, wanted: Wanted, names: Names) -> None:
         for path in loading.files(edits.tree, places):
             _edit(edits, path, fix, partial(_console, pattern) if console else None)
     for path in loading.files(edits.tree, DEFAULTS):
-        here = path == "/etc/default/grub"
-        _edit(edits, path, fix, _console_in_variable if console and here else None)
+        here = console and path == "/etc/default/grub"
+        _edit(edits, path, fix, _console_in_variable if here else None)
+        if here:
+            _add_variable(edits, path)
     for path in loading.files(edits.tree, loading.GRUB_ENV):
         _edit_environment(edits, path, fix, console)
     for path in loading.files(edits.tree, DEVICE_MAPS):
@@ -129,6 +131,15 @@ def _console_in_variable(line: bytes) -> bytes:
         return line
     blank = b" " if line[found.end() : stop].strip() else b""
     return line[:stop].rstrip() + blank + CONSOLE + line[stop:]
+
+
+def _add_variable(edits: Edits, path: str) -> None:
+    """Where the line that it would be put into is not there at all."""
+    data = edits.read(path)
+    if data is not None and b"console=ttyS" not in data:
+        end = b"" if not data or data.endswith(b"\n") else b"\n"
+        line = b'GRUB_CMDLINE_LINUX="' + CONSOLE + b'"\n'
+        edits.replace(path, data + end + line, "the command line of Linux")
 
 
 def _edit_environment(edits: Edits, path: str, fix: _Arguments, console: bool) -> None:

@@ -84,7 +84,7 @@ def load(tree: GuestTree) -> list[Entry]:
         if re.search(r"^[ \t]*blscfg\b", text, re.MULTILINE) and bls:
             items = [item for _, item in bls] + items
             default = default if default.strip() else "0"
-            if default.isdigit():
+            if re.fullmatch(r"[0-9]{1,4}", default):
                 default = items[min(int(default), len(items) - 1)].names[0]
         if items:
             return _chosen(tree, path, items, default or "0")
@@ -330,7 +330,7 @@ def order(version: str) -> list[tuple[int, int, str]]:
     Source: The Boot Loader Specification, "Sorting" (what all of its versions agree on).
     """
     key = []
-    for found in re.finditer(r"(\d{1,18})|([A-Za-z]{1,64})|(~)", version[:256]):
+    for found in re.finditer(r"([0-9]{1,18})|([A-Za-z]{1,64})|(~)", version[:256]):
         if found[1]:
             key.append((2, int(found[1]), ""))
         else:

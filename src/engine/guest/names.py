@@ -17,13 +17,13 @@ from collections.abc import Collection, Iterable, Sequence
 from ..volumes.base import Volume
 
 # A whole disk and its partition as Linux names them. Bounded, so that no text costs more.
-_LETTERS = re.compile(r"(?P<family>sd|hd|vd|xvd)(?P<disk>[a-z]{1,3})(?P<part>\d{1,3})?")
+_LETTERS = re.compile(r"(?P<family>sd|hd|vd|xvd)(?P<disk>[a-z]{1,3})(?P<part>[0-9]{1,3})?")
 _NUMBERED = re.compile(
-    r"(?P<family>nvme\d{1,4}n|mmcblk|nbd|cciss/c\d{1,2}d|ida/c\d{1,2}d)"
-    r"(?P<disk>\d{1,4})(?:p(?P<part>\d{1,3}))?"
+    r"(?P<family>nvme[0-9]{1,4}n|mmcblk|nbd|cciss/c[0-9]{1,2}d|ida/c[0-9]{1,2}d)"
+    r"(?P<disk>[0-9]{1,4})(?:p(?P<part>[0-9]{1,3}))?"
 )
-_BY_HARDWARE = re.compile(r"disk/by-(?:path|id)/(?P<disk>.{1,400}?)(?:-part(?P<part>\d{1,3}))?")
-_MULTIPATH = re.compile(r"mapper/(?P<disk>mpath[a-z]{1,4})(?:(?:-part|p)?(?P<part>\d{1,3}))?")
+_BY_HARDWARE = re.compile(r"disk/by-(?:path|id)/(?P<disk>.{1,400}?)(?:-part(?P<part>[0-9]{1,3}))?")
+_MULTIPATH = re.compile(r"mapper/(?P<disk>mpath[a-z]{1,4})(?:(?:-part|p)?(?P<part>[0-9]{1,3}))?")
 _LASTING_IDS = (
     "dm-name-",
     "dm-uuid-LVM-",
