@@ -342,8 +342,7 @@ CENTOS7 = Layout(
             "grub2/i386-pc/normal.mod": "",
             "grub2/grub.cfg": centos7_grub("/dev/sda3", "/dev/sda2"),
             "grub2/grubenv": (
-                "# GRUB Environment Block\n"
-                f"saved_entry=CentOS Linux ({CENTOS7_VERSION}) 7 (Core)\n"
+                f"# GRUB Environment Block\nsaved_entry=CentOS Linux ({CENTOS7_VERSION}) 7 (Core)\n"
             ).ljust(1024, "#"),
         },
     },
@@ -376,9 +375,7 @@ ARCH = Layout(
                 "boot/grub/grub.cfg": "menuentry 'Arch Linux' {\n"
                 "\tlinux\t/@/boot/vmlinuz-linux root=/dev/vda2 rw rootflags=subvol=@\n"
                 "\tinitrd\t/@/boot/intel-ucode.img /@/boot/initramfs-linux.img\n}\n",
-                **{
-                    f"usr/{k}": v for k, v in modules("6.6.9-arch1-1", MODULES, ".zst").items()
-                },
+                **{f"usr/{k}": v for k, v in modules("6.6.9-arch1-1", MODULES, ".zst").items()},
             }.items()
         }
     },

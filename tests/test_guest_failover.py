@@ -10,8 +10,10 @@ import pytest
 from guests import debian, machines, protected, tiny
 from guests.protected import Done
 from guests.shelf import Shelf
+from rollpoint.errors import GuestError
 from rollpoint.guest.base import Controller
 from rollpoint.hypervisor.base import Drive
+from rollpoint.replica import Replica
 
 pytestmark = pytest.mark.usefixtures("qemu_is_there")
 # The driver that Linux has for a controller, as it is called in /sys.
@@ -72,6 +74,27 @@ def test_a_guest_without_the_driver_boots_after_its_conversion_alone(
     protected.undo(path)
     boots(path, Case("plain", "pvscsi"))
     assert protected.conversion(path)["changes"]
+    protected.undo(path)
+
+
+def test_a_kernel_without_the_driver_is_refused_and_the_replica_is_as_before(
+    guests: Shelf, tmp_path: Path
+) -> None:
+    """Debian's cloud kernel has no mptsas."""
+    path = tmp_path / "replica"
+    protected.protect(path, guests.disk("plain"))
+    protected.configure(path, "lsisas")
+    with pytest.raises(GuestError, match="mptsas"):
+        protected.fail_over(path)
+    with Replica.open(path) as replica:
+        assert (replica.manifest.state, replica.manifest.held) == ("Ready", False)
+        last = replica.manifest.history[-1]
+        assert (last.kind, last.outcome) == ("failover", "rolled back")
+        assert "mptsas" in (last.error or "")
+    assert not list(path.glob("*-interim*"))
+    assert not (path / "run").exists(), "nothing was powered on"
+    protected.configure(path, "pvscsi", marker="")
+    protected.fail_over(path, power_on=False)
     protected.undo(path)
 
 

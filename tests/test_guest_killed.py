@@ -152,9 +152,9 @@ def is_converted(path: Path, scratch: Path) -> None:
     root.unlink()
 
 
-def killed(path: Path, disk: Path, where: str, then: str) -> None:
+def killed(path: Path, disk: Path, where: str, then: str, mode: str = "files") -> None:
     """Kill it there. Then resume it to its end and undo it; or let it fail, which undoes it."""
-    protected.configure(path, mode="files")
+    protected.configure(path, mode=mode)
     done = run(path, where)
     assert done.returncode == -signal.SIGKILL, (where, done.stdout, done.stderr)
     if then == "finish":
@@ -196,7 +196,11 @@ def test_killed_at_any_moment_it_leaves_nothing_and_loses_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("mode", ["files", "host"])
 @pytest.mark.parametrize("then", ["finish", "give up"])
-def test_killed_at_each_moment(guests: Shelf, replica: Path, then: str) -> None:
+def test_killed_at_each_moment(guests: Shelf, replica: Path, then: str, mode: str) -> None:
+    if mode == "host" and os.geteuid() != 0:
+        pytest.skip("this host's kernel mounts for root alone")
+    protected.configure(replica, mode=mode)
     for where in [*MOMENTS, *moments(replica)]:
-        killed(replica, guests.disk("plain"), where, then)
+        killed(replica, guests.disk("plain"), where, then, mode)
