@@ -21,6 +21,7 @@ from rollpoint.access.base import FileSystem
 from rollpoint.access.files import Files
 from rollpoint.access.local import LocalFileSystem
 from rollpoint.browse import Browser
+from rollpoint.cli.output import print_table
 from rollpoint.cli.shell import join, unescaped
 from rollpoint.disk import open_disk
 from rollpoint.errors import GuestError, NotFoundError, UnsupportedError
@@ -229,6 +230,20 @@ def test_no_name_of_a_guest_reaches_the_terminal_as_it_is(replica: Path, ways: D
     out, err = run("replica", "browse", replica, "--at", "1", "--list", "/etc")
     assert "\x1b" not in out + err
     assert "evil\\x1b]0;x\\x07" in out
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_no_name_of_a_guest_is_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    print_table(("name",), [["[link=http://x][red]a[/red][/link]"], ["[/]"]])
+    assert "[link=http://x][red]a[/red][/link]" in terminal.getvalue()
+    assert "\x1b]8" not in terminal.getvalue()
 
 
 def test_lines_of_a_pipe_are_commands_and_the_first_error_ends_it(

@@ -6,7 +6,9 @@ import contextlib
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from frozen_life import KEEP_SECONDS, SECOND_NS, SIZES, Life, Marked
@@ -21,7 +23,10 @@ from rollpoint import (
     retention,
     viewers,
 )
+from rollpoint import view as rollpoint_view
+from rollpoint.disk import OpenDisk
 from rollpoint.errors import (
+    Error,
     GapError,
     LockedError,
     NotFoundError,
@@ -29,10 +34,13 @@ from rollpoint.errors import (
     StateError,
     UsageError,
 )
+from rollpoint.journal import OpenJournal
 from rollpoint.manifest import Gap
+from rollpoint.mount import Mount
 from rollpoint.replica import Replica
 from rollpoint.units import parse_time
 from rollpoint.view import View, view
+from tools import libnbd
 
 
 def life_of(seed: int, io: _native.Io | None = None, path: str = "/r") -> Life:
@@ -179,6 +187,86 @@ def test_a_long_term_point_stays_while_somebody_looks_at_it() -> None:
         life.write()
         check_all(shown, first)
     assert frozen.expire(life.replica, now_ns, life.journals) == [first.point.id]
+    life.close()
+
+
+def test_clients_of_an_export_read_on_while_the_horizon_moves(tmp_path: Path) -> None:
+    life = life_of(14, _native.Io.posix(), str(tmp_path / "r"))
+    life.write(20)
+    marked = life.mark()
+    failures: list[BaseException] = []
+    with view(life.replica, marked.point) as shown, Mount(shown.disks, read_only=True) as mount:
+        over = threading.Event()
+
+        def read_on(seed: int, client: Any) -> None:
+            rng, reads = random.Random(seed), 0
+            try:
+                while not over.is_set() or reads < 20:
+                    length = rng.randrange(1, 40_000)
+                    offset = rng.randrange(SIZES["a"] - length)
+                    wanted = marked.model["a"][offset : offset + length]
+                    assert client.pread(length, offset) == wanted
+                    reads += 1
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                client.shutdown()
+
+        clients = [libnbd().NBD() for _ in range(2)]
+        for client in clients:
+            client.connect_uri(mount.uri("a"))
+        readers = [threading.Thread(target=read_on, args=row) for row in enumerate(clients)]
+        for reader in readers:
+            reader.start()
+        for _ in range(6):  # up to the point, and into what was given back
+            if life.oldest < marked.point.id:
+                rows = [row for row in life.marked if life.oldest < row.point.id]
+                (life.freeze if life.rng.random() < 0.3 else life.destage)(rows[0])
+            life.write(30)
+        over.set()
+        for reader in readers:
+            reader.join()
+    assert not failures
+    life.close()
+
+
+def test_a_view_is_closed_while_it_is_being_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    life = life_of(15)
+    for _ in range(3):
+        life.write(30)
+        life.mark()
+    shown = view(life.replica, life.marked[-1].point)
+    life.destage(life.marked[-2])
+    begun, go_on = threading.Event(), threading.Event()
+    real = rollpoint_view._open_at
+    opened: list[OpenDisk | OpenJournal] = []
+
+    def slow(*arguments: Any) -> OpenDisk | OpenJournal:
+        begun.set()
+        go_on.wait(30)
+        opened.append(real(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(rollpoint_view, "_open_at", slow)
+
+    def read() -> None:
+        with contextlib.suppress(Error):
+            shown.disks["a"].pread(SIZES["a"], 0)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_until(begun.is_set, "it is being opened again")
+    closer = threading.Thread(target=shown.close)
+    closer.start()
+    reader.join(30)
+    go_on.set()
+    closer.join(30)
+    assert not reader.is_alive()
+    assert not closer.is_alive()
+    for each in opened:
+        with pytest.raises(StateError):  # it is closed as well
+            _ = each.disk if isinstance(each, OpenJournal) else each.reading
+    assert opened
     life.close()
 
 

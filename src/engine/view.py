@@ -56,6 +56,7 @@ class OpenView:
         self.error: Error | None = None  # why it shows nothing any more
         self._opened: _Opened | None = opened
         self._swap: Swap | None = None
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         if again is not None:
             self._swap = Swap(_native_of(opened))
@@ -90,7 +91,7 @@ class OpenView:
             raise self.error from None
 
     def _follow(self, swap: Swap, again: Callable[[], _Opened]) -> None:
-        while self._opened is not None:
+        while not self._ended.is_set():
             if not swap.wanted(_LOOK_MS):
                 continue
             try:
@@ -108,13 +109,13 @@ class OpenView:
 
     def close(self) -> None:
         """Let it go. May be called twice."""
-        thread, self._thread = self._thread, None
-        opened, self._opened = self._opened, None
+        self._ended.set()
         if self._swap is not None:
             self._swap.be_patient(0)
+        thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join()
-        self._swap = None
+            thread.join()  # it may just be opening again
+        opened, self._opened, self._swap = self._opened, None, None
         if opened is not None:
             opened.close()
 

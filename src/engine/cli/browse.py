@@ -130,7 +130,7 @@ def _disks_of(
             "leave out --at, or name the base or the journal of a replica's disk",
         )
     with open_disk(file, format=format) as disk_open:
-        yield {name.removesuffix(".vmdk"): disk_open}, {"disk": file}
+        yield {"disk": disk_open}, {"disk": file}
 
 
 # ---- what is printed ----

@@ -56,10 +56,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns, title=title or None)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # a name is no markup
     Console().print(table)
 
 
