@@ -19,6 +19,9 @@ from linux_trees import (
     partition,
     write,
 )
+from rollpoint.access.base import Space
+from rollpoint.access.local import LocalFileSystem
+from rollpoint.access.tree import GuestTree
 from rollpoint.errors import Error, GuestError
 from rollpoint.guest.base import Network, Wanted
 from rollpoint.guest.convert import convert
@@ -163,14 +166,30 @@ def test_a_default_kernel_without_initramfs_is_refused(tmp_path: Path) -> None:
 def test_room_is_asked_for_with_numbers_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rollpoint.access.base import Space
-    from rollpoint.access.tree import GuestTree
-
     root = debian(tmp_path)
     monkeypatch.setattr(GuestTree, "space", lambda *_: Space(1000, 10**9, 10**6))
     with pytest.raises(GuestError, match=r"/boot in the guest \(system:1\) has 1000 bytes free"):
         convert(found({"system:1": root}, DISK), PVSCSI)
     assert (root / INITRD).read_bytes() == b"\x1f\x8b"
+
+
+def test_a_full_root_is_told_with_numbers_and_a_full_var_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = {"system:1": Space(5000, 10**9, 10**6)}
+    room = Space(10**9, 10**9, 10**6)
+    monkeypatch.setattr(LocalFileSystem, "space", lambda fs: full.get(fs.volume.name, room))
+    fstab = f"UUID={ROOT_UUID} / ext4\nUUID={BOOT_UUID} /var xfs\n"
+    roots = {"system:1": debian(tmp_path / "root", etc__fstab=fstab), "system:6": tmp_path / "var"}
+    roots["system:6"].mkdir()
+    with pytest.raises(GuestError, match=r"^/ in the guest \(system:1\) has 5000 bytes free of"):
+        convert(found(roots, DISK), PVSCSI)
+    full["system:1"] = Space(10**9, 10**9, 3)
+    with pytest.raises(GuestError, match=r"has 3 inodes free"):
+        convert(found(roots, DISK), PVSCSI)
+    full["system:1"] = room
+    full["system:6"] = Space(0, 10**9, 0)
+    assert convert(found(roots, DISK), PVSCSI).changes
 
 
 def test_a_guest_of_the_other_firmware_is_refused(tmp_path: Path) -> None:

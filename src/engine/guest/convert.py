@@ -9,8 +9,8 @@ from .edits import Edits
 from .inspect import Found
 
 MIB = 1 << 20
-FREE_BYTES = {"/": 4 * MIB}  # for small files; what is large is asked for where it is made
-FREE_OTHER_BYTES = MIB // 4
+# Where something is written, for small files. What is large is asked for where it is made.
+FREE_BYTES = {"/": MIB, "/boot": MIB // 4}
 FREE_INODES = 50
 NO_INODES = ("btrfs", "vfat", "ntfs")  # made as they are wanted
 
@@ -53,9 +53,11 @@ def _check_firmware(found: Found, wanted: Wanted, edits: Edits) -> None:
 
 def _check_space(found: Found) -> None:
     """Before anything is written: what is free on each file system."""
-    for at, fs in found.tree.mounts.items():
+    for at, wanted in FREE_BYTES.items():
+        fs = found.tree.mounts.get(at)
+        if fs is None:
+            continue
         space = fs.space()
-        wanted = FREE_BYTES.get(at, FREE_OTHER_BYTES)
         if space.bytes_free < wanted:
             raise GuestError(
                 f"{at} in the guest ({fs.volume.name}) has {space.bytes_free} bytes free of "
