@@ -9,8 +9,9 @@ import pytest
 from hive_files import empty_hive
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollpoint._native import marvin32
 from rollpoint.errors import DamagedError, Error
-from rollpoint.guest.hive_log import checksum, is_dirty, marvin32, recover
+from rollpoint.guest.hive_log import checksum, is_dirty, recover
 
 # The header of a log entry that Windows 10 wrote: up to Hash-1, then Hash-2.
 HEADER = "48764c45001e0000000000000300000000500000010000005d1e700717a84647677287f6afdc37e6"

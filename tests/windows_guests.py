@@ -35,7 +35,14 @@ def system_keys(year: int = 2022) -> dict[str, Mapping[str, Value]]:
         "Select": {"Current": dword(1), "Default": dword(1), "LastKnownGood": dword(2)},
         f"{CS}\\Control\\ComputerName\\ComputerName": {"ComputerName": string("WINHOST")},
         f"{CS}\\Control\\Session Manager\\Environment": {"PROCESSOR_ARCHITECTURE": string("AMD64")},
-        f"{CS}\\Control\\Network\\{NET}\\{GUID}\\Connection": {"Name": string("Ethernet0")},
+        f"{CS}\\Control\\Network\\{NET}\\{GUID}\\Connection": {
+            "Name": string("Ethernet0"),
+            "PnPInstanceID": string("PCI\\VEN_8086&DEV_10D3&SUBSYS_00000000&REV_00\\3&1&0&18"),
+        },
+        f"{CS}\\Control\\Network\\{NET}\\{GUID[:-2]}6}}\\Connection": {
+            "Name": string("Local Area Connection* 1"),
+            "PnPInstanceID": string("ROOT\\KDNIC\\0000"),
+        },
         f"{CS}\\Services\\Tcpip\\Parameters": {
             "Hostname": string("winhost"),
             "NV Hostname": string("winhost"),

@@ -14,6 +14,7 @@ from . import errors as _errors
 
 include "status.pxi"
 include "lease.pxi"
+include "marvin.pxi"
 include "io.pxi"
 include "disk.pxi"
 include "swap.pxi"

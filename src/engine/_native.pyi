@@ -134,6 +134,10 @@ class Swap(Disk):
     def be_patient(self, timeout_ms: int) -> None: ...
     def wanted(self, timeout_ms: int) -> bool: ...
 
+# --- marvin.h ---
+def marvin32(data: Buffer) -> int:
+    """The 64-bit hash of a registry log's entries."""
+
 # --- slice.h ---
 def slice_disk(pieces: Sequence[tuple[Disk, int, int]]) -> Disk:
     """Stretches (disk, offset, length) one after another; let go of it before a disk closes."""

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from .._native import marvin32
 from ..errors import DamagedError
 
 HIVE_BYTES_MAX = 256 << 20
@@ -26,7 +27,6 @@ BASE_BYTES = 4096  # of the base block; the bins follow
 _LOGGED_BASE_BYTES = 512  # of it that a log holds
 _ENTRY_HEADER = struct.Struct("<4sIIIIIQQ")
 _REFERENCE = struct.Struct("<II")
-_MARVIN_SEED = (0x7A4E55C5, 0x82EF4D88)  # of registry logs: 0x82EF4D887A4E55C5, low half first
 _NEW_LOG = 6
 _OLD_LOGS = (1, 2)
 _MASK = 0xFFFFFFFF
@@ -114,27 +114,6 @@ def checksum(head: bytes | bytearray) -> int:
     for (word,) in struct.iter_unpack("<I", head[:508]):
         total ^= word
     return {_MASK: _MASK - 1, 0: 1}.get(total, total)
-
-
-def marvin32(data: bytes | memoryview) -> int:
-    """The 64-bit hash of log entries.
-
-    Cost: about 0.2 s per MiB.
-    Source: "Marvin32", US patent 8,555,075, figure 3; the seed is the specification's above.
-    """
-    lo, hi = _MARVIN_SEED
-    whole = len(data) & ~3
-    words = [word for (word,) in struct.iter_unpack("<I", data[:whole])]
-    words.append(int.from_bytes(bytes(data[whole:]) + b"\x80", "little"))
-    words.append(0)
-    for word in words:
-        lo = (lo + word) & _MASK
-        hi ^= lo
-        lo = ((lo << 20 | lo >> 12) + hi) & _MASK
-        hi = ((hi << 9 | hi >> 23) & _MASK) ^ lo
-        lo = ((lo << 27 | lo >> 5) + hi) & _MASK
-        hi = (hi << 19 | hi >> 13) & _MASK
-    return hi << 32 | lo
 
 
 def _read_base(head: bytes | memoryview) -> _Base:

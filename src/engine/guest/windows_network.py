@@ -21,19 +21,23 @@ from .hives import Hive, string
 from .windows_first_boot import Card
 
 NET_CLASS = "{4D36E972-E325-11CE-BFC1-08002BE10318}"
+_SOFTWARE = ("ROOT\\", "SWD\\", "BTH\\", "{")  # enumerators of devices that are no card
 _INTERFACES_MAX = 500
 _ADDRESSES_MAX = 64
 
 
 def names(system: Hive, control_set: str) -> list[str]:
-    """Of the guest's network connections, as its control panel shows them."""
+    """Of the guest's network connections, without those that are software's alone."""
     place = (control_set, "Control", "Network", NET_CLASS)
     found = []
     for key in system.keys(place)[:_INTERFACES_MAX]:
-        if key.startswith("{"):
-            name = system.text((*place, key, "Connection"), "Name")
-            if name:
-                found.append(name)
+        if not key.startswith("{"):
+            continue
+        connection = (*place, key, "Connection")
+        name = system.text(connection, "Name")
+        device = system.text(connection, "PnPInstanceId")
+        if name and not device.upper().startswith(_SOFTWARE):
+            found.append(name)
     return found
 
 
