@@ -243,6 +243,7 @@ class _Session:
             return
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
     def get(self, path: str, target: str) -> None:
         done = self._browser.copy_out(path, target)
