@@ -108,6 +108,7 @@ CASES = [
     Case("plain", "virtio-scsi"),
     Case("plain", "pvscsi", "host"),
     Case("xfs", "pvscsi", "host"),
+    Case("xfs", "pvscsi", "appliance"),
     Case("uefi", "virtio-scsi"),  # Debian's firmware has no driver for the others
 ]
 
@@ -120,6 +121,24 @@ def test_it_boots_elsewhere(guests: Shelf, tmp_path: Path, case: Case) -> None:
     path = tmp_path / "replica"
     protected.protect(path, guests.disk(case.guest))
     boots(path, case)
+    protected.undo(path)
+
+
+@pytest.mark.appliance
+@pytest.mark.parametrize("name", ["plain", "xfs", "lvm"])
+def test_an_appliance_converts_it_too(guests: Shelf, tmp_path: Path, name: str) -> None:
+    """Must show 2: the launch is measured apart, and printed."""
+    path = tmp_path / "replica"
+    protected.protect(path, guests.disk(name))
+    protected.configure(path, "pvscsi", "appliance")
+    done = protected.fail_over(path, power_on=False)
+    assert done.kept, "base or journal changed"
+    told = protected.conversion(path)
+    assert (told["mode"], told["outcome"]) == ("appliance", "changed")
+    assert {Path(change["file"]).name for change in told["changes"]} >= {"fstab", "modules"}
+    assert told["seconds"]["launch"] > 0
+    assert "for the appliance" in done.step("convert").note
+    print(f"{name}: {done.step('convert').note}")
     protected.undo(path)
 
 
