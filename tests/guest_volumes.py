@@ -22,9 +22,9 @@ MAKERS = {
 SIZES_MB = {"xfs": 320, "btrfs": 128}
 
 
-def make_volume(path: Path, kind: str, *options: str) -> Volume:
+def make_volume(path: Path, kind: str, *options: str, size_mb: int = 0) -> Volume:
     """A sparse file with a fresh file system on it."""
-    size_bytes = SIZES_MB.get(kind, 32) << 20
+    size_bytes = (size_mb or SIZES_MB.get(kind, 32)) << 20
     with open(path, "wb") as file:
         file.truncate(size_bytes)
     command = [require_tool(MAKERS[kind][0]), *MAKERS[kind][1:], *options, str(path)]

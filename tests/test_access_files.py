@@ -370,6 +370,24 @@ def test_damage_gives_errors_of_ours_only(
             wait_until_gone(socket_path)
 
 
+@pytest.mark.parametrize("kind", ["ext4", "ntfs", "vfat"])
+def test_a_full_file_system_keeps_what_it_had(tmp_path: Path, kind: str) -> None:
+    image = tmp_path / "v.img"
+    volume = make_volume(image, kind, size_mb=10)
+    with served(image) as socket_path:
+        fs = Files(socket_path).open(volume, writable=True)
+        fs.replace("grub.cfg", b"old")
+        fs.replace("filler", bytes(max(1, fs.space().bytes_free - (2 << 20))))
+        before = fs.list("")
+        with pytest.raises(GuestError):
+            fs.replace("grub.cfg", b"new" * (1 << 20))
+        assert fs.read("grub.cfg") == b"old"
+        assert fs.list("").keys() == before.keys()
+        fs.replace("grub.cfg", b"newer")
+        assert fs.read("grub.cfg") == b"newer"
+        fs.close()
+
+
 def test_labels_and_owners_stay_in_the_cage_as_well(tmp_path: Path) -> None:
     """SELinux's label, capabilities, a user's attribute, an owner without a name here."""
     image = tmp_path / "v.img"

@@ -112,10 +112,13 @@ class Beneath:
 
     Args:
         root: Descriptor of the directory. It is kept, and closed by close().
+        direct: Write past the page cache. A FUSE driver with an old protocol gets every
+            page by itself otherwise (ntfs-3g: 8 times slower); no alignment is asked for there.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, *, direct: bool = False) -> None:
         self._root = root
+        self._direct = os.O_DIRECT if direct else 0
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -216,7 +219,7 @@ class Beneath:
 
     def write(self, path: bytes, data: bytes, offset: int) -> None:
         """Overwrite or extend a regular file in place."""
-        with _doing(path), self._file(path, os.O_WRONLY) as found:
+        with _doing(path), self._file(path, os.O_WRONLY | self._direct) as found:
             _write(found, data, offset)
 
     def replace(self, path: bytes, data: bytes, mode: int | None) -> None:
@@ -227,7 +230,7 @@ class Beneath:
         with _doing(path), self._parent(path) as (folder, name):
             spare = _spare_name()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            new = os.open(spare, flags, 0o600, dir_fd=folder)
+            new = os.open(spare, flags | self._direct, 0o600, dir_fd=folder)
             try:
                 try:
                     _write(new, data, 0)

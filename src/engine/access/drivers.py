@@ -125,7 +125,8 @@ def _served(command: list[str], writable: bool) -> tuple[Files, Finish]:
     if writable and os.statvfs(ROOT).f_flag & os.ST_RDONLY:
         unmount(ROOT)
         raise Refused("guest", f"it can only be read: {driver.name}: {driver.said()}")
-    files = Beneath(os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    root = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    files = Beneath(root, direct=driver.name == "ntfs-3g")
 
     def finish() -> None:
         files.sync()
@@ -152,12 +153,13 @@ def _open_ext(writable: bool) -> tuple[Files, Finish]:
         code, said = run(["e2fsck", "-y", "-E", "journal_only", VOLUME])
         if code not in (0, 1):
             raise Refused("guest", f"its journal cannot be replayed: e2fsck: {words(said)}")
-    options = "allow_other,big_writes" if writable else "allow_other,ro,norecovery"
-    return _served(["fuse2fs", "-f", "-o", options, VOLUME, ROOT], writable)
+    # hard_remove: FUSE hears late that a file was closed, and would keep it under another name.
+    options = "big_writes,hard_remove" if writable else "ro,norecovery"
+    return _served(["fuse2fs", "-f", "-o", f"allow_other,{options}", VOLUME, ROOT], writable)
 
 
 def _open_ntfs(writable: bool) -> tuple[Files, Finish]:
-    options = "no_detach,allow_other,streams_interface=none,show_sys_files"
+    options = "no_detach,allow_other,big_writes,streams_interface=none,show_sys_files"
     if writable:
         _replay_ntfs()
     else:

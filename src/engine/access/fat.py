@@ -10,6 +10,7 @@ directory entries with long names; FAT type by the count of clusters.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import secrets
 import struct
@@ -160,11 +161,25 @@ class Fat:
         self._directory(folder)
         _check_name(path, name)
         spare = (folder + b"/" if folder else b"") + b"rp" + secrets.token_hex(3).encode()
-        self._change("mcopy", "-o", "-", _place(spare), data=data)
+        self._copy_in(path, spare, data)
         if old is not None:
             self._change("mdel", _place((folder + b"/" if folder else b"") + old.name))
             name = old.name
         self._change("mren", _place(spare), os.fsdecode(name))
+
+    def _copy_in(self, path: bytes, spare: bytes, data: bytes) -> None:
+        """A new file, whole or not at all: mcopy is content with a part when the volume is full."""
+        free = self.space()[0]
+        if len(data) > free:
+            raise Refused("guest", f"{shown(path)}: {len(data)} bytes, and {free} are free")
+        try:
+            self._change("mcopy", "-o", "-", _place(spare), data=data)
+            if self._wanted(spare).size_bytes != len(data):
+                raise Refused("guest", f"{shown(path)}: the volume is full")
+        except Refused:
+            with contextlib.suppress(Refused):
+                self._change("mdel", _place(spare))
+            raise
 
     def remove(self, path: bytes) -> None:
         """A file, or an empty directory."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import struct
@@ -31,6 +32,7 @@ FIRST_ID = 1 << 31  # ids of this host that nobody has: 2^31 of them
 IDS = (1 << 31) - 2
 HEADER_MAX = 64 << 20
 DATA_MAX = (256 << 20) + 4096
+_PROCESSES_MAX = 1024  # of all cages together: their users are the same
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _PR_CAPBSET_DROP, _CAP_LAST = 24, 63
@@ -141,6 +143,7 @@ def _enter_own_users(ready: int, mapped: int) -> None:
     os.write(ready, b"u")
     if os.read(mapped, 1) != b"m":
         os._exit(1)
+    resource.setrlimit(resource.RLIMIT_NPROC, (_PROCESSES_MAX, _PROCESSES_MAX))
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     _drop_capabilities()
