@@ -174,6 +174,15 @@ def test_a_rocky_with_boot_efi_and_lvm(tmp_path: Path) -> None:
     assert tree.exists("/boot/efi/EFI/rocky/shimx64.efi")
 
 
+def test_an_efi_partition_that_cannot_be_read_is_told_and_taken_for_one(tmp_path: Path) -> None:
+    roots = {name: root for name, root in rocky(tmp_path).items() if name != "system:1"}
+    here = found(roots, ROCKY_DISK)
+    assert here.guest.boot == ["uefi"]
+    assert here.warnings == (
+        "/boot/efi cannot be looked into: system:1 has no driver here",
+    )
+
+
 def test_a_boot_that_is_on_no_disk_is_told(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match=f"{BOOT_UUID} at /boot"):
         found(rocky(tmp_path), [v for v in ROCKY_DISK if v.name != "system:2"])

@@ -320,7 +320,8 @@ def _boot_modes(
     if _BIOS_BOOT in types or grub_pc or ("gpt" not in tables_seen and esp is None):
         found.append("bios")
     if esp is not None:
-        places = [at for at, name in mounts.items() if name == esp.name]
+        opened = tree.mounts
+        places = [at for at, name in mounts.items() if name == esp.name and at in opened]
         if not places or any(tree.any_case(f"{at}/EFI") for at in places):
             found.append("uefi")
     return found
