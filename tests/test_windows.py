@@ -22,6 +22,7 @@ from rollpoint.guest.edits import Edits
 from rollpoint.guest.hives import Hive, dword, string, strings
 from rollpoint.guest.inspect import inspect
 from rollpoint.guest.windows import convert, inspect_windows
+from rollpoint.guest.windows_drivers import find_package
 from rollpoint.guest.windows_storage import guest_path
 from rollpoint.volumes.base import Partition, Volume
 from test_hive_log import entry, log, with_numbers
@@ -269,6 +270,28 @@ def test_a_supplied_driver_comes_in_and_windows_is_told_where(tmp_path: Path) ->
     with opened(tmp_path / "guest", "SOFTWARE") as software:
         value = software.text(("Microsoft", "Windows", "CurrentVersion"), "DevicePath")
         assert value == "%SystemRoot%\\inf;%SystemRoot%\\Rollpoint\\Drivers"
+
+
+@pytest.mark.parametrize(
+    ("places", "chosen"),
+    [
+        (["2k16/amd64", "2k19/amd64", "2k22/amd64", "w10/amd64"], "2k19/amd64"),
+        (["w10/amd64", "2k16/amd64", "2k22/amd64"], "2k16/amd64"),
+        (["Win8/amd64", "Win10/amd64", "Win11/amd64"], "Win10/amd64"),
+        (["drivers/by-os/amd64/2k19", "drivers/by-os/x86/2k19"], "drivers/by-os/amd64/2k19"),
+        (["flat", "2k16/amd64"], "flat"),
+        (["2k22/amd64", "xp/amd64", "2k3/amd64", "2k19/arm64"], None),
+    ],
+)
+def test_which_of_several_packages_suits_a_server_of_2019(
+    tmp_path: Path, places: list[str], chosen: str | None
+) -> None:
+    for place in places:
+        supplied(tmp_path, "viostor", "VEN_1AF4&DEV_1001", *place.split("/"))
+    found = find_package(str(tmp_path), ["VEN_1AF4&DEV_1001"], 2019)
+    folder = None if found is None else str(found.inf.parent.relative_to(tmp_path))
+    assert folder == chosen
+    assert find_package(str(tmp_path), ["VEN_15AD&DEV_07C0"], 2019) is None
 
 
 def test_a_driver_for_another_machine_is_not_taken(tmp_path: Path) -> None:

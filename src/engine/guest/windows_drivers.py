@@ -82,10 +82,14 @@ _ENTRIES_MAX = 20_000
 _INF_BYTES_MAX = 4 << 20
 _PACKAGE_BYTES_MAX = 64 << 20
 _MACHINE_X86_64 = 0x8664
-_YEARS = {"2k3": 2003, "2k8": 2008, "2k8r2": 2009, "2k12": 2012, "2k12r2": 2013}
+# Names of directories, and the year of the Windows Server that has the same kernel.
+_YEARS = {"2k8": 2008, "2k8r2": 2009, "2k12": 2012, "2k12r2": 2013, "2k3": 2003, "xp": 2001}
 _YEARS |= {f"2k{year % 100}": year for year in (2016, 2019, 2022, 2025)}
 _YEARS |= {str(year): year for year in (2008, 2012, 2016, 2019, 2022, 2025)}
-_CLIENTS = {"xp", "w7", "w8", "w8.1", "w10", "w11", "win7", "win8", "win10", "win11"}
+_DESKTOPS = {"7": 2009, "8": 2012, "8.1": 2013, "10": 2016, "11": 2022}
+_DESKTOP_NAMES = {start + name: year for name, year in _DESKTOPS.items() for start in ("w", "win")}
+_YEARS |= _DESKTOP_NAMES
+_YEAR_MIN = 2012  # drivers for what is older are signed as newer kernels do not take it
 _OTHER_MACHINES = {"x86", "i386", "arm64", "arm", "ia64", "x32", "win32"}
 _ID = re.compile(r"PCI\\(VEN_[0-9A-F]{4}&DEV_[0-9A-F]{4}|CC_[0-9A-F]{4,6})", re.IGNORECASE)
 _SERVICE = re.compile(r"^\s*AddService\s*=\s*\"?([\w.-]{1,60})", re.IGNORECASE | re.MULTILINE)
@@ -139,8 +143,8 @@ def find_package(directory: str, ids: Sequence[str], year: int) -> Package | Non
         score = _suits(inf.relative_to(root).parent.parts, year)
         if score is None or (best is not None and (score, str(inf)) >= best):
             continue
-        package = _package(inf)
-        if package is None or not package.ids & {i.upper() for i in ids}:
+        package = _package(inf, ids)
+        if package is None:
             continue
         best, chosen = (score, str(inf)), package
     return chosen
@@ -167,19 +171,23 @@ def _suits(parts: Sequence[str], year: int) -> int | None:
     """How far from this system the directories' names are; None: it is for another one."""
     score = 1
     for part in (part.lower() for part in parts):
-        if part in _OTHER_MACHINES or part in _CLIENTS or "sriov" in part:
+        if part in _OTHER_MACHINES or "sriov" in part:
             return None
         if part in _YEARS:
-            if _YEARS[part] > year:
+            if not min(_YEAR_MIN, year) <= _YEARS[part] <= year:
                 return None
-            score = 0 if _YEARS[part] == year else 2 + year - _YEARS[part]
+            exact = _YEARS[part] == year and part not in _DESKTOP_NAMES
+            score = 0 if exact else 2 + year - _YEARS[part]
     return score
 
 
-def _package(inf: Path) -> Package | None:
+def _package(inf: Path, wanted: Sequence[str]) -> Package | None:
     data = _read(inf, _INF_BYTES_MAX)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
     text = data.decode(encoding, "replace")
+    ids = frozenset(found.upper() for found in _ID.findall(text))
+    if not ids.intersection(device.upper() for device in wanted):
+        return None
     beside = {entry.name.lower(): entry for entry in inf.parent.iterdir() if entry.is_file()}
     named = {name.lower() for name in _FILE.findall(text)}
     files = {name: beside[name] for name in sorted(named) if name in beside}
@@ -188,7 +196,6 @@ def _package(inf: Path) -> Package | None:
     file = binary[1].lower() if binary else ""
     if file and (file not in files or not is_for_x86_64(_read(files[file], _PACKAGE_BYTES_MAX))):
         return None
-    ids = frozenset(found.upper() for found in _ID.findall(text))
     return Package(inf, ids, service[1] if service else "", file, files)
 
 
