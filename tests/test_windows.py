@@ -19,7 +19,7 @@ from rollpoint.errors import Error, GuestError
 from rollpoint.guest.base import Guest, Wanted
 from rollpoint.guest.convert import convert as convert_found
 from rollpoint.guest.edits import Edits
-from rollpoint.guest.hives import Hive, dword, string, strings
+from rollpoint.guest.hives import Hive, Value, dword, string, strings
 from rollpoint.guest.inspect import inspect
 from rollpoint.guest.windows import convert, inspect_windows
 from rollpoint.guest.windows_drivers import find_package
@@ -382,6 +382,26 @@ def test_the_registry_is_changed_in_place(tmp_path: Path) -> None:
     before = (tmp_path / CONFIG / "SYSTEM").stat()
     converted(tree)
     assert (tmp_path / CONFIG / "SYSTEM").stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize(
+    ("target", "before", "after"),
+    [
+        ("qemu", None, dword(1)),
+        ("qemu", dword(0), dword(1)),
+        ("qemu", Value(11, b"\1" + bytes(7)), Value(11, b"\1" + bytes(7))),
+        ("vsphere", None, None),
+    ],
+)
+def test_the_clock_of_qemu_is_read_as_utc(
+    tmp_path: Path, target: str, before: Value | None, after: Value | None
+) -> None:
+    place = f"{CS}\\Control\\TimeZoneInformation"
+    values = {"Bias": dword(0)} | ({"RealTimeIsUniversal": before} if before else {})
+    tree = build(tmp_path, more={place: values})
+    converted(tree, Wanted(target=target, controller="ahci", nic="e1000e"))  # type: ignore[arg-type]
+    with opened(tmp_path) as system:
+        assert system.value(place.split("\\"), "RealTimeIsUniversal") == after
 
 
 @pytest.mark.parametrize("sign", [b"hibr", b"HIBR"])

@@ -23,7 +23,7 @@ from . import windows_storage as storage
 from .base import Guest, Wanted
 from .edits import Edits, Tree, printable
 from .hive_file import HiveFile
-from .hives import Hive, string
+from .hives import Hive, dword, string
 from .windows_drivers import NICS, Package, find_package
 
 CONFIG = "/Windows/System32/config"
@@ -105,6 +105,8 @@ def convert(edits: Edits, guest: Guest, wanted: Wanted) -> None:
         for name in sets:
             storage.disable_foreign(system, name)
             storage.bring_disks_online(system, name)
+            if wanted.target == "qemu":
+                _read_clock_as_utc(system, name)
         network.rename(edits, system, sets, wanted.hostname)
         start = first_boot.FirstBoot(
             network.plan(edits, system, sets[0], wanted),
@@ -255,6 +257,16 @@ def _check_space(tree: Tree, files: list[storage.NewFile]) -> None:
             f"conversion wants {wanted}",
             "make room in the guest, or fail over to an earlier point",
         )
+
+
+def _read_clock_as_utc(system: Hive, control_set: str) -> None:
+    """QEMU's clock shows UTC, where Windows expects the local time unless it is told."""
+    place = (control_set, "Control", "TimeZoneInformation")
+    old = system.value(place, "RealTimeIsUniversal")
+    if old is not None and any(old.data):  # some have it as a QWORD
+        return
+    what = "the clock of the new hardware shows UTC"
+    system.set(place, "RealTimeIsUniversal", dword(1), what)
 
 
 def _search_drivers_place(edits: Edits) -> None:
