@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from calendar import timegm
 from pathlib import Path
 
 import pytest
 from guest_volumes import make_volume, served
-from rollpoint.access import remote
+from rollpoint.access import fat, remote
 from rollpoint.access.base import FileSystem
 from rollpoint.access.choose import Ways
 from rollpoint.access.files import Files
@@ -522,3 +523,9 @@ def test_a_user_without_privileges_can_do_it_too(tmp_path_factory: pytest.TempPa
             assert done.stdout == "done\n", done.stderr
             wait_until_gone(socket_path)
         subprocess.run([require_tool("e2fsck"), "-fn", image], check=True)
+
+
+def test_times_of_fat_are_those_of_the_calendar() -> None:
+    for year, month, day in ((1980, 1, 1), (2000, 2, 29), (2024, 3, 1), (2099, 12, 31)):
+        found = fat._modified_ns((year - 1980) << 9 | month << 5 | day, 13 << 11 | 5 << 5 | 3)
+        assert found == timegm((year, month, day, 13, 5, 6)) * 10**9

@@ -14,7 +14,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -375,7 +374,7 @@ def _facts(facts: os.stat_result, target: bytes) -> Facts:
 
 
 def _spare_name() -> bytes:
-    return b".rollpoint-" + secrets.token_hex(8).encode()
+    return b".rollpoint-" + os.urandom(8).hex().encode()
 
 
 def _write(target: int, data: bytes, offset: int) -> None:

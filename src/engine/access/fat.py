@@ -12,9 +12,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
-import secrets
 import struct
-from calendar import timegm
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -160,7 +158,7 @@ class Fat:
         folder, _, name = path.rpartition(b"/")
         self._directory(folder)
         _check_name(path, name)
-        spare = (folder + b"/" if folder else b"") + b"rp" + secrets.token_hex(3).encode()
+        spare = (folder + b"/" if folder else b"") + b"rp" + os.urandom(3).hex().encode()
         self._copy_in(path, spare, data)
         if old is not None:
             self._change("mdel", _place((folder + b"/" if folder else b"") + old.name))
@@ -390,8 +388,14 @@ def _checksum(short: bytes) -> int:
 
 def _modified_ns(day: int, clock: int) -> int:
     """DOS times are the clock on the wall: UTC is taken for it."""
-    date = (1980 + (day >> 9), max(1, min(12, day >> 5 & 15)), max(1, day & 31))
-    return timegm((*date, clock >> 11, clock >> 5 & 63, (clock & 31) * 2)) * 10**9
+    year, month = 1980 + (day >> 9), max(1, min(12, day >> 5 & 15))
+    # Days since 1970 of the first of a month; years begin in March, so February ends them.
+    years = year - (month < 3)
+    days = years * 365 + years // 4 - years // 100 + years // 400
+    days += (153 * ((month + 9) % 12) + 2) // 5 + max(1, day & 31) - 719469
+    return ((days * 24 + (clock >> 11)) * 60 + (clock >> 5 & 63)) * 60 * 10**9 + (
+        (clock & 31) * 2 * 10**9
+    )
 
 
 def _facts(entry: _Entry) -> Facts:
