@@ -9,6 +9,7 @@ import contextlib
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 from linux_trees import Content, found, write
 from rollpoint.errors import Error
@@ -78,6 +79,7 @@ def test_damaged_files_are_converted_or_refused(tmp_path: Path, seed: int) -> No
         here = found(roots, layout.volumes)
         try:
             edits = convert(here, wanted)
+            msgspec.json.encode([here.guest, edits.changes, edits.warnings])
             told = edits.warnings + [change.after + change.before for change in edits.changes]
             assert convert(here, wanted).changes == []
         finally:

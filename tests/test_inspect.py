@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from linux_trees import (
     BOOT_UUID,
@@ -20,6 +21,7 @@ from linux_trees import (
     program,
     write,
 )
+from rollpoint.access.base import FileSystem, Stat
 from rollpoint.errors import GuestError
 from rollpoint.guest.inspect import inspect
 from rollpoint.volumes.base import Piece, Volume
@@ -231,6 +233,43 @@ def test_of_two_systems_the_active_partitions_loader_decides(tmp_path: Path, act
     assert len(guest.others) == 1
 
 
+def test_two_systems_with_a_boot_of_their_own_each(tmp_path: Path) -> None:
+    """The active partition is the second's /boot; what its loader starts is its root."""
+    roots = {}
+    for number in (1, 3):
+        fstab = f"UUID=n{number} / ext4\nUUID=n{number + 1} /boot ext4\n"
+        roots[f"system:{number}"] = write(tmp_path / str(number), {**DEBIAN, "etc/fstab": fstab})
+        cfg = (GRUB_CFG % "0").replace("UUID=1", f"UUID=n{number}")
+        kernel = "boot/vmlinuz-6.1.0-20-amd64"
+        place = tmp_path / str(number + 1)
+        files = {"grub/grub.cfg": cfg, kernel.removeprefix("boot/"): DEBIAN[kernel]}
+        roots[f"system:{number + 1}"] = write(place, files)
+    volumes = [partition(n, "ext4", f"n{n}", active=n == 4) for n in (1, 2, 3, 4)]
+    opener = Opener(roots, volumes)
+    guest = inspect(volumes, opener).guest
+    assert (guest.root, guest.mounts["/boot"]) == ("system:3", "system:4")
+    assert guest.others == ["Debian GNU/Linux 12 (bookworm) on system:1"]
+    assert sorted(opener.open) == ["system:3", "system:4"]
+
+
+def test_a_damaged_volume_beside_the_root_is_no_reason_to_stop(tmp_path: Path) -> None:
+    volumes = [partition(2, "ext4", "damaged"), *DISK]
+    opener = Opener({"system:1": write(tmp_path / "root", DEBIAN), "system:2": tmp_path}, volumes)
+
+    def opening(volume: Volume, subvolume: str = "") -> FileSystem:
+        fs = opener(volume, subvolume)
+        if volume.name == "system:2":
+            fs.list = lambda path: _damaged()  # type: ignore[method-assign]
+        return fs
+
+    assert inspect(volumes, opening).guest.root == "system:1"
+    assert opener.open == ["system:1"]
+
+
+def _damaged() -> dict[str, Stat]:
+    raise GuestError("the directory is damaged")
+
+
 def test_another_systems_root_that_is_mounted_is_another_system_still(tmp_path: Path) -> None:
     fstab = "/dev/sda1 / ext4\n/dev/sda2 /mnt/other ext4\n"
     roots = {
@@ -278,6 +317,20 @@ HOSTILE = {
     "grub.cfg is large": {"boot/grub/grub.cfg": " " * (2 << 20)},
     "grub.cfg leads away": {"boot/grub/grub.cfg": "menuentry a {\nlinux /../../../etc/passwd\n}\n"},
     "kernel's header": {"boot/vmlinuz-6.1.0-20-amd64": b"\xff" * 0x20E + b"HdrS" + b"\xff" * 9},
+    "kernels of odd names": {
+        b"boot/vmlinuz-6.1\xff".decode("utf-8", "surrogateescape"): kernel_image("6.1"),
+        "boot/vmlinuz-6.2\x1b[2J": kernel_image("6.2"),
+        b"boot/initrd.img-6.1\xff".decode("utf-8", "surrogateescape"): "x",
+    },
+    "mount points of odd names": {
+        "etc/fstab": b"UUID=%s /\xff\x1b btrfs subvol=\xfe\n" % SWAP_UUID.encode()
+    },
+    "mount points without end": {
+        "etc/fstab": "".join(f"UUID={SWAP_UUID} /{n} auto x\n" for n in range(5000))
+    },
+    "mount points of one disk without end": {
+        "etc/fstab": "".join(f"/dev/sda1 /{n} btrfs x\n" for n in range(50_000))
+    },
     "kernel of no length": {"boot/vmlinuz-6.1.0-20-amd64": b""},
     "kernels without end": {f"boot/vmlinuz-{n}": kernel_image(f"6.{n}") for n in range(300)},
     "hostname": {"etc/hostname": b"\x00\x1b]0;x\x07" * 1000},
@@ -292,5 +345,6 @@ def test_a_hostile_file_does_no_harm(tmp_path: Path, name: str) -> None:
     guest = found({"system:1": write(tmp_path, files)}, DISK).guest
     assert guest.root == "system:1"
     assert len(guest.kernels) <= 64
+    msgspec.json.encode(guest)
     told = [guest.name, guest.hostname, guest.version, guest.distribution, *guest.networks]
     assert all(text.isprintable() and len(text) < 2000 for text in told)

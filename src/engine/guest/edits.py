@@ -23,6 +23,7 @@ TEXT_BYTES_MAX = 2048  # of the lines before, and of those after
 CONFIGURATION_BYTES_MAX = 1 << 20  # more than any configuration file that is edited
 CHANGES_MAX = 10_000
 WARNINGS_MAX = 200
+WARNING_CHARACTERS_MAX = 1000
 
 
 class Edits:
@@ -112,6 +113,8 @@ class Edits:
     def warn(self, text: str) -> None:
         """Tell the operator, once."""
         shown = printable(text)
+        if len(shown) > WARNING_CHARACTERS_MAX:
+            shown = f"{shown[:WARNING_CHARACTERS_MAX]} ..."
         if shown not in self.warnings and len(self.warnings) < WARNINGS_MAX:
             self.warnings.append(shown)
 

@@ -30,6 +30,8 @@ _ROOT_KINDS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "ntfs")
 _SUBVOLUMES = ("@", "root", "@rootfs", "rootfs")  # openSUSE's is the default one
 _OTHERS = ("/mnt", "/media")
 _SUBVOLUMES_MAX = 16
+_TOLD_MAX = 200
+_TOLD_CHARACTERS = 400
 _HIVE = "/Windows/System32/config/SYSTEM"
 
 
@@ -84,7 +86,7 @@ def inspect(volumes: Sequence[Volume], opener: Opener) -> Found:
         _find_systems(volumes, opener, systems, seen)
         if not systems:
             raise _nothing(volumes, seen)
-        chosen = _started(systems, Names(volumes), volumes)
+        chosen = _started(systems, Names(volumes), volumes, opener)
         others = [printable(system.name) for system in systems if system is not chosen]
         for system in systems:
             if system is not chosen:
@@ -113,11 +115,10 @@ def _find_systems(
         if volume.problem or volume.name in claimed:
             continue
         try:
-            fs = opener(volume)
-        except Error as error:
+            system = _system(volume, opener(volume), opener)
+        except Error as error:  # another volume may hold the root
             seen[volume.name] = error.message
             continue
-        system = _system(volume, fs, opener)
         if system is None:
             seen[volume.name] = f"a {volume.kind} file system without an operating system"
             continue
@@ -160,8 +161,12 @@ def _system(volume: Volume, fs: FileSystem, opener: Opener) -> _System | None:
             tree = GuestTree({"/": opener(volume, subvolume)})
         except Error:  # a directory, and no subvolume
             continue
-        if identity.is_linux_root(tree):
-            return _System("linux", volume, subvolume, tree)
+        try:
+            if identity.is_linux_root(tree):
+                return _System("linux", volume, subvolume, tree)
+        except BaseException:
+            tree.close()
+            raise
         tree.close()
     return None
 
@@ -190,23 +195,26 @@ def _nothing(volumes: Sequence[Volume], seen: dict[str, str]) -> GuestError:
     )
 
 
-def _started(systems: list[_System], names: Names, volumes: Sequence[Volume]) -> _System:
+def _started(
+    systems: list[_System], names: Names, volumes: Sequence[Volume], opener: Opener
+) -> _System:
     """The one that the boot loader's default starts; the first where nothing tells."""
     if len(systems) == 1:
         return systems[0]
     active = {v.name for v in volumes if v.partition and v.partition.active}
-    by_active = [system for system in systems if system.volume.name in active]
+    boots = {system.volume.name: _boot_volume(system, names) for system in systems}
+    by_active = [s for s in systems if boots[s.volume.name].name in active]
     for system in [*by_active, *systems]:
         if system.os == "windows":
             if system in by_active:
                 return system
             continue
-        default = next((e for e in loading.load(system.tree) if e.default), None)
-        if default is None:
+        entries = _entries(system, boots[system.volume.name], opener)
+        if not entries:
             continue
-        if not default.image:  # it starts another loader
+        if not entries[0].image:  # it starts another loader
             return next((other for other in systems if other.os == "windows"), system)
-        spec = loading.argument(default.options, "root")
+        spec = loading.argument(entries[0].options, "root")
         meant = names.volume(spec) if spec else None
         for other in systems:
             if meant is not None and other.volume.name == meant.name:
@@ -215,19 +223,43 @@ def _started(systems: list[_System], names: Names, volumes: Sequence[Volume]) ->
     return systems[0]
 
 
+def _boot_volume(system: _System, names: Names) -> Volume:
+    """The one that its loader's files lie on."""
+    for entry in _fstab(system.tree) if system.os == "linux" else []:
+        volume = names.volume(entry.spec, entry.kind) if entry.at == "/boot" else None
+        if volume is not None:
+            return volume
+    return system.volume
+
+
+def _entries(system: _System, boot: Volume, opener: Opener) -> list[loading.Entry]:
+    """What its loader offers. Its /boot is let go again: two systems may share one."""
+    if boot.name == system.volume.name:
+        return loading.load(system.tree)
+    try:
+        _put(system.tree, "/boot", opener, boot)
+    except Error:
+        return []
+    try:
+        return loading.load(system.tree)
+    finally:
+        system.tree.unmount("/boot").close()
+
+
 def _linux(
     system: _System, volumes: Sequence[Volume], opener: Opener, others: list[str]
 ) -> Found:
     names = Names(volumes)
     warnings: list[str] = []
     mounts = {"/": system.volume.name}
+    taken = set(mounts.values())
     subvolumes = {"/": system.subvolume} if system.subvolume else {}
     table = _fstab(system.tree)
     for entry in table:
         if entry.at == "/":
             names.learn(entry.spec, system.volume)
     for entry in sorted(table, key=lambda entry: entry.at.count("/")):
-        volume = names.volume(entry.spec, entry.kind, mounts.values())
+        volume = names.volume(entry.spec, entry.kind, taken)
         if entry.at in mounts or not entry.at.startswith("/") or entry.kind == "swap":
             continue
         if volume is None:
@@ -235,6 +267,7 @@ def _linux(
             continue
         subvolume = next((o[7:].strip("/") for o in entry.options if o.startswith("subvol=")), "")
         mounts[entry.at] = volume.name
+        taken.add(volume.name)
         if subvolume:
             subvolumes[entry.at] = subvolume
         if entry.at not in NEEDED or volume == system.volume:
@@ -250,7 +283,8 @@ def _linux(
         warnings += _put_esp(system, esp, ESP_AT, opener, mounts)
     guest = identity.linux(system.tree)
     guest.root = system.volume.name
-    guest.mounts, guest.subvolumes, guest.others = mounts, subvolumes, others
+    guest.mounts, guest.subvolumes = _shown(mounts), _shown(subvolumes)
+    guest.others = others
     loaded = loading.load(system.tree)
     guest.kernels = kernels.find(system.tree, loaded)
     if loaded and not loaded[0].image and guest.kernels:
@@ -263,6 +297,14 @@ def _linux(
     guest.boot = _boot_modes(system.tree, volumes, esp, mounts)
     guest.networks = network.find_names(system.tree)
     return Found(guest, system.tree, tuple(volumes), tuple(warnings))
+
+
+def _shown(named: dict[str, str]) -> dict[str, str]:
+    """For the report: the guest's own words, without what is no text, and not without end."""
+    return {
+        printable(at)[:_TOLD_CHARACTERS]: printable(value)[:_TOLD_CHARACTERS]
+        for at, value in list(named.items())[:_TOLD_MAX]
+    }
 
 
 def _unknown(entry: tables.Entry, warnings: list[str]) -> None:

@@ -34,12 +34,12 @@ def find(tree: GuestTree, loaded: Iterable[Entry], directory: str = "/boot") -> 
     named = {entry.image: entry for entry in reversed(entries)}
     for path in [*named, *images]:
         real = _real(tree, path)
-        if real is None or real in found or len(found) >= KERNELS_MAX:
-            continue
+        if real is None or real in found or len(found) >= KERNELS_MAX or not path.isprintable():
+            continue  # no system names a kernel so that it cannot be told
         entry = named.get(path)
         version = version_of(tree, path)
         initrd = entry.initrd if entry and entry.initrd else _initrd(tree, path, version)
-        if initrd and _real(tree, initrd) is None:
+        if initrd and (_real(tree, initrd) is None or not initrd.isprintable()):
             initrd = ""
         modules = f"/lib/modules/{version}" if version else ""
         if modules and not tree.is_directory(modules):

@@ -32,6 +32,7 @@ LOADER_CONF = (
 MENU_LST = ("/boot/grub/menu.lst", "/boot/grub/grub.conf")
 EXTLINUX = ("/boot/extlinux/extlinux.conf", "/boot/syslinux/syslinux.cfg", "/extlinux.conf")
 ENTRIES_MAX = 200
+TITLE_CHARACTERS_MAX = 500  # each entry has those of the menus that it is in
 FILES_MAX = 200  # of one pattern
 LINES_MAX = 20_000
 _CONFIGURATION_MAX = 1 << 20
@@ -149,9 +150,9 @@ def grub_items(text: str) -> tuple[list[_Item], str]:
     image = initrd = options = ""
     for line in text.split("\n")[:LINES_MAX]:
         if found := _MENU.match(line):
-            title = found[2] or found[3] or found[4] or ""
+            title = (found[2] or found[3] or found[4] or "")[:TITLE_CHARACTERS_MAX]
             named = _ID.search(line)
-            names = (named[1], title) if named else (title,)
+            names = (named[1][:TITLE_CHARACTERS_MAX], title) if named else (title,)
             open_braces.append(_Open(found[1], names, str(counts[-1])))
             counts[-1] += 1
             if found[1] == "submenu":

@@ -17,6 +17,7 @@ from .edits import Edits
 from .names import Names, hardware_name
 
 LINES_MAX = 20_000
+ENTRIES_MAX = 2000  # of a table that are looked at
 UNITS_MAX = 200
 _FIELD = re.compile(rb"[^ \t\r\n]+")
 _SPECIAL = re.compile(r"\\(040|011|012|134)")
@@ -56,6 +57,7 @@ def fields_of(line: bytes) -> list[re.Match[bytes]]:
 
 def entries(data: bytes) -> Iterator[Entry]:
     """The lines of an fstab that mount something."""
+    found = 0
     for number, line in enumerate(lines_of(data)[:LINES_MAX]):
         fields = fields_of(line)
         if len(fields) < 2:
@@ -65,6 +67,9 @@ def entries(data: bytes) -> Iterator[Entry]:
         kind = texts[2] if len(texts) > 2 else ""
         options = tuple(texts[3].split(",")) if len(texts) > 3 else ()
         start, stop = fields[0].span()
+        found += 1
+        if found > ENTRIES_MAX:
+            return
         yield Entry(number, texts[0], at, kind, options, start, stop)
 
 
@@ -123,7 +128,7 @@ def edit_crypttab(edits: Edits, names: Names) -> None:
     if data is None:
         return
     lines = lines_of(data)
-    for number, line in enumerate(lines[:LINES_MAX]):
+    for number, line in enumerate(lines[:ENTRIES_MAX]):
         fields = fields_of(line)
         if len(fields) < 2 or hardware_name(spec := text(fields[1][0])) is None:
             continue
