@@ -525,6 +525,24 @@ def test_a_user_without_privileges_can_do_it_too(tmp_path_factory: pytest.TempPa
         subprocess.run([require_tool("e2fsck"), "-fn", image], check=True)
 
 
+def test_names_of_fat_are_the_same_in_any_case(tmp_path: Path) -> None:
+    image = tmp_path / "v.img"
+    volume = make_volume(image, "vfat")
+    with served(image) as socket_path:
+        tree = GuestTree({"/": Files(socket_path).open(volume, writable=True)})
+        assert not tree.exists("/EFI/BOOT/bootx64.efi")
+        tree.make_directories("/efi/Boot")
+        assert not tree.exists("/EFI/boot/bootx64.efi")
+        tree.replace("/EFI/BOOT/BOOTX64.EFI", b"one")
+        assert tree.read("/EFI/boot/bootx64.efi") == b"one"
+        tree.replace("/efi/boot/BootX64.efi", b"three")
+        assert tree.read("/EFI/BOOT/BOOTX64.EFI") == b"three"
+        assert list(tree.list("/efi/boot")) == ["BOOTX64.EFI"]
+        tree.remove("/efi/boot/bootx64.EFI")
+        assert not tree.exists("/EFI/BOOT/BOOTX64.EFI")
+        tree.close()
+
+
 def test_times_of_fat_are_those_of_the_calendar() -> None:
     for year, month, day in ((1980, 1, 1), (2000, 2, 29), (2024, 3, 1), (2099, 12, 31)):
         found = fat._modified_ns((year - 1980) << 9 | month << 5 | day, 13 << 11 | 5 << 5 | 3)

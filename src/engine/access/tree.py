@@ -20,6 +20,7 @@ LIMIT_BYTES = 16 << 20
 GLOB_DIRECTORIES_MAX = 5000
 GLOB_MATCHES_MAX = 100_000
 _CACHE_MAX = 100_000
+_ANY_CASE = ("vfat", "exfat")
 _Names = list[str]  # list is a method of the class below
 
 
@@ -292,6 +293,8 @@ class GuestTree:
             self._cache.pop(place[:-1], None)
             for listed in (place, place[:-1], place[:-2]):
                 self._listed.pop(listed, None)
+            if self._place(place)[0].volume.kind in _ANY_CASE:
+                self._forget_all()  # the same file is known under other names
 
     def _forget_all(self) -> None:
         self._cache.clear()
