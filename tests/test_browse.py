@@ -16,7 +16,7 @@ from guests import tiny
 from guests.shelf import Shelf
 from replicas import digest
 from rollpoint import browse as browsing
-from rollpoint import cli
+from rollpoint import cli, operation
 from rollpoint.access.base import FileSystem
 from rollpoint.access.files import Files
 from rollpoint.access.local import LocalFileSystem
@@ -25,6 +25,7 @@ from rollpoint.cli.output import print_table
 from rollpoint.cli.shell import join, unescaped
 from rollpoint.disk import open_disk
 from rollpoint.errors import GuestError, NotFoundError, UnsupportedError
+from rollpoint.manifest import Running
 from rollpoint.replica import Replica
 from rollpoint.view import view
 from rollpoint.volumes.base import Volume
@@ -276,6 +277,22 @@ def test_a_disk_of_a_replica_is_shown_as_of_a_point_and_any_other_as_it_is(
     assert out == "welcome\udcff\n"
     _, err = run("disk", "mount", image.with_suffix(".vmdk"), "--at", "1", code=1)
     assert "no disk of a replica" in err
+
+
+def test_an_overlay_is_shown_unless_a_machine_runs_from_it(
+    replica: Path, ways: Directory
+) -> None:
+    with Replica.open(replica) as opened:
+        operation.failover(opened, "1", power_on=False, convert=False)
+        place = replica / "system-interim.vmdk"
+        out, _ = run("disk", "mount", place, "--cat", "/etc/motd")
+        assert out == "welcome\udcff\n"
+        with opened.locked() as manifest:
+            assert manifest.recovered is not None
+            manifest.recovered.running = Running(hypervisor="qemu", machine="m", started="now")
+            opened.save()
+    _, err = run("disk", "mount", place, "--cat", "/etc/motd", code=1)
+    assert "a machine runs from system-interim.vmdk" in err
 
 
 def test_the_way_that_serves_is_found_without_being_named(image: Path) -> None:

@@ -151,7 +151,8 @@ void rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out);
  * point (its id, or RP_POINT_LATEST) and not the end of the log.  Nothing is
  * written, and a writer may go on beside it.  After each read and run it is
  * looked at the superblock, which tells what a destage has done meanwhile:
- * RP_STATE where that is in the way.  Open log and base again: the point may
+ * RP_STATE where that is in the way (told in time on one host, whose page cache
+ * both share; a network file system promises no such order).  Open log and base again: the point may
  * still be there.  Any other use of the base than by destages of this log must
  * be kept away.
  * Returns RP_OK, RP_NOT_FOUND, RP_STATE, RP_BAD_ARGUMENT (it is open for

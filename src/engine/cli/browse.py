@@ -118,6 +118,7 @@ def _disks_of(
     folder, name = os.path.split(os.path.abspath(file))
     if format is None and os.path.exists(os.path.join(folder, MANIFEST_NAME)):
         with Replica.open(folder) as replica:
+            _refuse_running(replica, name)
             disk = disk_of(replica, name) if replica.manifest.state != "Permanent" else None
             if disk is not None:
                 with view(replica, at or "latest") as seen:
@@ -131,6 +132,15 @@ def _disks_of(
         )
     with open_disk(file, format=format) as disk_open:
         yield {"disk": disk_open}, {"disk": file}
+
+
+def _refuse_running(replica: Replica, name: str) -> None:
+    recovered = replica.manifest.recovered
+    if recovered and recovered.running and name in recovered.interims.values():
+        raise StateError(
+            f"a machine runs from {name}: what it has not written yet is not there",
+            "copy the files out of the machine itself, or look at a restore point",
+        )
 
 
 # ---- what is printed ----
