@@ -61,6 +61,15 @@ def test_changes_are_in_the_hive_that_is_saved_and_are_told(made: bytes) -> None
         assert set(read.values(("A", "C"))) == {"x", "b"}
 
 
+def test_a_value_keeps_its_name_as_it_is_spelled(made: bytes) -> None:
+    with Hive(made, "t", writable=True) as edited:
+        edited.set(("a", "b"), "N", dword(9), "w")
+        saved = edited.save()
+    with Hive(saved, "t") as read:
+        assert read.values(("A", "B"))["n"] == dword(9)
+        assert "N" not in read.values(("A", "B"))
+
+
 def test_a_key_is_removed_with_all_below_it(made: bytes) -> None:
     with Hive(made, "t", writable=True) as edited:
         edited.set(("A", "B", "Below"), "v", dword(1), "w")

@@ -212,6 +212,9 @@ class Hive:
 
     def set(self, path: list[str], name: str, kind: int, data: bytes) -> Reply:
         node = self.make(path)
+        old = self.lib.hivex_node_get_value(self.handle, node, encoded(name))
+        if old:  # its name stays as it is spelled
+            name = self.taken_text(self.lib.hivex_value_key(self.handle, old)) or name
         wanted = SetValue(encoded(name), signed(kind), len(data), data)
         if self.lib.hivex_node_set_value(self.handle, node, ctypes.byref(wanted), 0) != 0:
             raise self.failed("node_set_value")
