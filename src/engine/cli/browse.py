@@ -6,25 +6,24 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from .. import browse as browsing
 from .. import config
 from ..access.base import Stat
 from ..access.tree import shown
-from ..browse import Browser, volume_facts
-from ..copy_out import Copied
 from ..disk import open_disk
 from ..errors import Error, StateError, UsageError
 from ..manifest import FILE_NAME as MANIFEST_NAME
 from ..replica import Replica
-from ..throwaway import Below
 from ..units import format_size, format_time
-from ..view import disk_of, view
 from .output import print_json, print_table
-from .shell import Shell
+
+if TYPE_CHECKING:  # other commands of these groups do without
+    from ..browse import Browser
+    from ..copy_out import Copied
+    from ..throwaway import Below
 
 _LETTERS = {"file": "-", "directory": "d", "link": "l", "other": "?"}
 
@@ -68,13 +67,18 @@ def browse(
 
     Without --list, --cat or --get it asks for commands, or reads them from a pipe.
     """
+    from .. import browse as browsing
+    from ..view import view
+
     with Replica.open(directory) as replica:
         settings = config.load(replica.directory).mount
         with view(replica, at or "latest") as shown_point:
             point = shown_point.point
             about = {"replica": replica.name, "point": point.id, "time": point.time}
             choose = browsing.ways_in(_mode(mode or settings.mode), settings.trust_guest)
-            with Browser(shown_point.disks, choose, volume=volume, subvolume=subvolume) as browser:
+            with browsing.Browser(
+                shown_point.disks, choose, volume=volume, subvolume=subvolume
+            ) as browser:
                 _Session(browser, about, as_json).act(list_path, cat, get)
 
 
@@ -96,9 +100,11 @@ def mount(
 
     A disk of a replica is shown as of a restore point, by default the newest.
     """
+    from .. import browse as browsing
+
     with _disks_of(file, at, format) as (disks, about):
         choose = browsing.ways_in(_mode(mode or "auto"))
-        with Browser(disks, choose, volume=volume, subvolume=subvolume) as browser:
+        with browsing.Browser(disks, choose, volume=volume, subvolume=subvolume) as browser:
             _Session(browser, about, as_json).act(list_path, cat, get)
 
 
@@ -115,6 +121,8 @@ def _disks_of(
     file: str, at: str | None, format: str | None
 ) -> Iterator[tuple[Mapping[str, Below], dict[str, object]]]:
     """The disk that a file is, or a replica's disk as of a point."""
+    from ..view import disk_of, view
+
     folder, name = os.path.split(os.path.abspath(file))
     if format is None and os.path.exists(os.path.join(folder, MANIFEST_NAME)):
         with Replica.open(folder) as replica:
@@ -202,6 +210,8 @@ class _Session:
         elif self._as_json:
             self.overview()
         else:
+            from .shell import Shell
+
             Shell(self, self._browser).run()
 
     def overview(self) -> None:
@@ -210,6 +220,8 @@ class _Session:
             _ = self._browser.tree
         guest = self._browser.guest
         if self._as_json:
+            from ..browse import volume_facts
+
             print_json(
                 {
                     **self._about,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from .. import rehearsal
 from ..errors import GuestError
-from ..rehearsal import Rehearsal
 from ..replica import Replica
 from ..units import format_size
 from .output import print_json, printable
+
+if TYPE_CHECKING:
+    from ..rehearsal import Rehearsal
 
 
 def rehearse(
@@ -35,6 +36,8 @@ def rehearse(
     def tell(step: str) -> None:
         if not as_json and sys.stdout.isatty():
             typer.echo(f"{step} ...")
+
+    from .. import rehearsal  # other commands of the group do without
 
     with Replica.open(directory) as replica:
         done = rehearsal.rehearse(replica, at, boot=boot, scratch_dir=scratch, on_step=tell)

@@ -7,14 +7,16 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
 from ..access.tree import shown
-from ..browse import Browser
 from ..errors import Error, NotFoundError, UsageError
 from .output import report_error
+
+if TYPE_CHECKING:
+    from ..browse import Browser
 
 _ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|n|t|r)")
 
