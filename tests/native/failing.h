@@ -6,8 +6,10 @@
  * fails, once or from then on.  Calls of the storage are counted by the fault
  * backend (io_fault.c); which site one came from is found out here.
  *
- * Below the door to storage (rp_file_*, rp_dir_*) nothing fails and nothing is
- * counted, for what lies there are the backends of tests; on real files it can.
+ * Below the door to storage (rp_file_*, rp_dir_*) memory does not fail and is
+ * not counted, for what lies there are the backends of tests; on real files it
+ * can.  A repair's view of a file is no such backend.  Doors behind a door (a
+ * slice of a file, a view) are sites, too.
  *
  * Every block is counted, too: after a run there are as many as before it.
  *
@@ -32,6 +34,7 @@
 #include <libdeflate.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 
 #include "check.h"
 #include "io.h"
@@ -48,6 +51,7 @@ enum failing_how {
   FAILING_EIO_FOREVER = 4,
   FAILING_ENOSPC_ONCE = 8,
   FAILING_ENOSPC_FOREVER = 16,
+  FAILING_MEMORY = 32,           /* storage that is kept in memory: a view */
 };
 
 struct failing_site {
@@ -275,29 +279,45 @@ __wrap_pthread_create (pthread_t *thread, const pthread_attr_t *how,
 
 struct failing_visit {
   const void *site;
+  bool        view;              /* its memory is the product's */
   uint64_t    before;            /* calls of the fault backend */
+  uint64_t    struck;            /* allocations that failed */
 };
 
-static struct failing_visit
-failing_enter (const void *site)
+static inline bool
+failing_is_view (const struct rp_file *file)
 {
-  struct failing_visit visit = { .site = site };
+  return strcmp (file->io->functions->name, "view") == 0;
+}
 
-  if (failing_depth++ == 0) {
-    pthread_mutex_lock (&failing.lock);
-    if (failing.faulty)
-      visit.before = rp_io_fault_calls (failing.faulty);
-    pthread_mutex_unlock (&failing.lock);
-  }
+static inline bool
+failing_is_none (const void *other)
+{
+  (void) other;
+  return false;
+}
+
+static struct failing_visit
+failing_enter (const void *site, bool view)
+{
+  struct failing_visit visit = { .site = site, .view = view };
+
+  failing_depth += !view;
+  pthread_mutex_lock (&failing.lock);
+  if (failing.faulty)
+    visit.before = rp_io_fault_calls (failing.faulty);
+  visit.struck = failing.struck;
+  pthread_mutex_unlock (&failing.lock);
   return visit;
 }
 
 static int
 failing_leave (struct failing_visit visit, int status)
 {
-  if (--failing_depth > 0)
-    return status;
+  failing_depth -= !visit.view;
   pthread_mutex_lock (&failing.lock);
+  if (visit.view && failing.armed && failing.struck > visit.struck)
+    failing_note (failing.storage, visit.site, FAILING_MEMORY);
   if (failing.faulty) {
     const uint64_t after = rp_io_fault_calls (failing.faulty);
     const bool forever = (failing.faulty_how
@@ -314,12 +334,17 @@ failing_leave (struct failing_visit visit, int status)
   return status;
 }
 
+#define FAILING_IS_VIEW(first, ...)                                        \
+  _Generic ((first), struct rp_file *: failing_is_view,                    \
+            default: failing_is_none) (first)
+
 #define FAILING_DOOR(name, parameters, arguments)                          \
   int __real_##name parameters;                                            \
   int __wrap_##name parameters;                                            \
   int __wrap_##name parameters                                             \
   {                                                                        \
-    const struct failing_visit visit = failing_enter (FAILING_SITE);       \
+    const struct failing_visit visit                                       \
+      = failing_enter (FAILING_SITE, FAILING_IS_VIEW arguments);           \
                                                                            \
     return failing_leave (visit, __real_##name arguments);                 \
   }

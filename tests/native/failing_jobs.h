@@ -98,13 +98,14 @@ failing_try (const struct job *job, bool storage, uint64_t step)
 {
   for (unsigned way = 0; way < 4; way++) {
     const int os_errno = way < 2 ? EIO : ENOSPC;
+    const uint64_t first = 1 + way % step;   /* each way has calls of its own */
 
     if (way < 2)
-      for (uint64_t call = 1 + way; failing_memory (job, call, way == 1);)
+      for (uint64_t call = first; failing_memory (job, call, way == 1);)
         call += step;
     if (storage)
-      for (uint64_t call = 1 + way; failing_storage (job, call, os_errno,
-                                                     way % 2 == 1);)
+      for (uint64_t call = first; failing_storage (job, call, os_errno,
+                                                   way % 2 == 1);)
         call += step;
   }
 }

@@ -2,6 +2,7 @@
 
 A program that includes failing.h writes the return addresses it met into the file of
 ROLLPOINT_SITES; the disassembly of the same program says which ones there are at all.
+Where the compiler made several calls of one in the source, they are one site.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,8 @@ TEST_BACKENDS = {
     "io_wrap.c", "journal_synthesize.c",
 }  # fmt: skip
 REACHED = 1
+# A call on a repair's view, which is kept in memory: there is no storage that could fail.
+FAILED_FOR_MEMORY = 0b100000
 # The bits of a site that failed in every way: once and for ever, and with EIO and ENOSPC.
 # Of the kernel: interrupted, and both errors; short counts are for reads and writes alone.
 ALL = {"memory": 0b00110, "storage": 0b11110, "kernel": 0b11110010}
@@ -31,9 +35,22 @@ class Site(NamedTuple):
     file: str
     line: int
     number: int
+    function: str = ""
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Where it is, whatever the lines above it become."""
+        return self.file, self.function, self.callee
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.callee}"
+
+
+# Calls that cannot fail in these ways, and why: by file, function, and what is called.
+CANNOT_FAIL = {
+    ("extent_repair.c", "give_back", "rp_file_truncate"): "of a view: it keeps a number",
+    ("extent_tables.c", "copy_grain", "rp_file_truncate"): "of a view: it keeps a number",
+}
 
 
 MEMORY = ("alloc", "strdup", "pthread_create")
@@ -59,21 +76,40 @@ def table(program: Path) -> dict[int, Site]:
             calls[int(match[1], 16)] = callee
         callee = match[2]
     told = subprocess.run(  # the place of a call is one byte before the place it returns to
-        ["addr2line", "-e", program], text=True, capture_output=True, check=True,
+        ["addr2line", "-f", "-e", program], text=True, capture_output=True, check=True,
         input="".join(f"{address - 1:x}\n" for address in calls),
     ).stdout.splitlines()  # fmt: skip
     found: dict[int, Site] = {}
-    numbers: dict[tuple[str, str], int] = {}
-    for (address, name), place in zip(calls.items(), told, strict=True):
+    numbers: dict[tuple[str, str, int], int] = {}
+    for (address, name), function, place in zip(calls.items(), told[::2], told[1::2], strict=True):
         path, _, line = place.partition(":")
         ends = ("free", "_free_compressor", "_free_decompressor", "rp_file_note", "_acknowledge")
         if "/_native/" not in path or Path(path).name in TEST_BACKENDS or name.endswith(ends):
             continue
         if kind_of(name) == "kernel" and Path(path).name != "io_posix.c":
             continue  # sockets and the like
-        number = numbers[name, place] = numbers.get((name, place), 0) + 1
-        found[address] = Site(kind_of(name), name, Path(path).name, int(line.split()[0]), number)
+        row = int(line.split()[0])
+        written = _source(path)[row - 1].count(f"{name} (")
+        number = numbers[name, path, row] = numbers.get((name, path, row), 0) + 1
+        found[address] = Site(
+            kind_of(name), name, Path(path).name, row, number if written > 1 else 1, function
+        )
     return found
+
+
+@cache
+def _source(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def is_failed(site: Site, bits: int) -> bool:
+    return bits & (ALL[site.kind] | (FAILED_FOR_MEMORY if site.kind == "storage" else 0)) != 0
+
+
+def is_failed_in_every_way(site: Site, bits: int) -> bool:
+    return bits & ALL[site.kind] == ALL[site.kind] or (
+        site.kind == "storage" and bits & FAILED_FOR_MEMORY != 0
+    )
 
 
 def met(path: Path, sites: dict[int, Site]) -> dict[Site, int]:
