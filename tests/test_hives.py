@@ -93,6 +93,13 @@ def test_a_hive_that_is_only_read_takes_no_change(made: bytes) -> None:
         read.set(("A",), "v", dword(1), "w")
 
 
+def test_values_that_would_be_written_as_windows_cannot_read_them_are_refused(made: bytes) -> None:
+    with Hive(made, "t", writable=True) as edited:
+        assert edited.set(("A", "D"), "v", binary(bytes(16344)), "w")
+        with pytest.raises(GuestError, match="16344"):
+            edited.set(("A", "E"), "v", binary(bytes(16345)), "w")
+
+
 def test_a_child_that_hangs_is_ended(made: bytes) -> None:
     with pytest.raises(GuestError, match="in time"):
         Hive(made, "t", seconds=0.001)

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 REQUEST_BYTES_MAX = 1 << 20
 HIVE_BYTES_MAX = 512 << 20
 VALUE_BYTES_MAX = 1 << 20
+PLAIN_BYTES_MAX = 16344  # longer ones are "big data", which libhivex does not write
 ANSWER_BYTES_MAX = 64 << 20
 ITEMS_MAX = 200_000
 _WRITE = 4  # HIVEX_OPEN_WRITE
@@ -210,8 +211,17 @@ class Hive:
         kind, data = self.read(value)
         return {"values": [(name, kind, data.hex())]}
 
+    def rewritable(self, node: int, data: bytes = b"") -> list[tuple[str, int, bytes]]:
+        """A key's values. libhivex writes all of them anew, long ones as Windows cannot read."""
+        found = self.all_values(node)
+        longest = max((len(value[2]) for value in found), default=0)
+        if max(longest, len(data)) > PLAIN_BYTES_MAX:
+            raise Failed(f"a value of more than {PLAIN_BYTES_MAX} bytes would have to be written")
+        return found
+
     def set(self, path: list[str], name: str, kind: int, data: bytes) -> Reply:
         node = self.make(path)
+        self.rewritable(node, data)
         old = self.lib.hivex_node_get_value(self.handle, node, encoded(name))
         if old:  # its name stays as it is spelled
             name = self.taken_text(self.lib.hivex_value_key(self.handle, old)) or name
@@ -222,7 +232,7 @@ class Hive:
 
     def remove_value(self, path: list[str], name: str) -> Reply:
         node = self.find(path)
-        kept = [v for v in self.all_values(node) if v[0].casefold() != name.casefold()]
+        kept = [v for v in self.rewritable(node) if v[0].casefold() != name.casefold()]
         array = (SetValue * max(1, len(kept)))(
             *(SetValue(encoded(key), signed(kind), len(data), data) for key, kind, data in kept)
         )
