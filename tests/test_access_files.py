@@ -538,6 +538,11 @@ def test_names_of_fat_are_the_same_in_any_case(tmp_path: Path) -> None:
         tree.replace("/efi/boot/BootX64.efi", b"three")
         assert tree.read("/EFI/BOOT/BOOTX64.EFI") == b"three"
         assert list(tree.list("/efi/boot")) == ["BOOTX64.EFI"]
+        names = ["grub.cfg", "Grub.cfg2", "shimx64.EFI", "FBX64.efi", "a long name.Txt", "x"]
+        for name in names:
+            tree.replace(f"/EFI/BOOT/{name}", b"one")
+            tree.replace(f"/EFI/BOOT/{name.swapcase()}", b"two")
+        assert sorted(tree.list("/efi/boot")) == sorted([*names, "BOOTX64.EFI"])
         tree.remove("/efi/boot/bootx64.EFI")
         assert not tree.exists("/EFI/BOOT/BOOTX64.EFI")
         tree.close()

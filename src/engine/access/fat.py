@@ -158,11 +158,13 @@ class Fat:
         folder, _, name = path.rpartition(b"/")
         self._directory(folder)
         _check_name(path, name)
-        spare = (folder + b"/" if folder else b"") + b"rp" + os.urandom(3).hex().encode()
+        if old is not None:
+            name = old.name
+            _check_name(name, name)  # it may have been found by its short one
+        spare = (folder + b"/" if folder else b"") + _spare_name(name)
         self._copy_in(path, spare, data)
         if old is not None:
             self._change("mdel", _place((folder + b"/" if folder else b"") + old.name))
-            name = old.name
         self._change("mren", _place(spare), os.fsdecode(name))
 
     def _copy_in(self, path: bytes, spare: bytes, data: bytes) -> None:
@@ -405,6 +407,18 @@ def _facts(entry: _Entry) -> Facts:
 
 def _folded(name: bytes) -> str:
     return name.decode("utf-8", "replace").casefold()
+
+
+def _spare_name(name: bytes) -> bytes:
+    """A name in small letters where name has them: mren leaves the marks for that as they are."""
+    base, _, extension = name.rpartition(b".") if b"." in name else (name, b"", b"")
+    spare = b"RP" + os.urandom(3).hex().upper().encode()
+    ending = b"TMP"
+    return (
+        (spare.lower() if base.islower() else spare)
+        + b"."
+        + (ending.lower() if extension.islower() else ending)
+    )
 
 
 def _place(path: bytes) -> str:
