@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from guest_volumes import make_volume, served
-from rollpoint.access import fat, remote
+from rollpoint.access import fat_entries, remote
 from rollpoint.access.base import FileSystem
 from rollpoint.access.choose import Ways
 from rollpoint.access.files import Files
@@ -460,7 +460,7 @@ def test_calls_that_nobody_needs_are_refused_by_the_kernel() -> None:
 
 
 def test_what_runs_in_the_cage_needs_the_standard_library_alone() -> None:
-    own = {"worker", "beneath", "drivers", "fat", "kernel", "syscalls"}
+    own = {"worker", "beneath", "drivers", "fat", "fat_entries", "kernel", "syscalls"}
     for name in own:
         path = Path(remote.__file__).with_name(f"{name}.py")
         for node in ast.walk(ast.parse(path.read_text())):
@@ -550,5 +550,7 @@ def test_names_of_fat_are_the_same_in_any_case(tmp_path: Path) -> None:
 
 def test_times_of_fat_are_those_of_the_calendar() -> None:
     for year, month, day in ((1980, 1, 1), (2000, 2, 29), (2024, 3, 1), (2099, 12, 31)):
-        found = fat._modified_ns((year - 1980) << 9 | month << 5 | day, 13 << 11 | 5 << 5 | 3)
+        found = fat_entries.modified_ns(
+            (year - 1980) << 9 | month << 5 | day, 13 << 11 | 5 << 5 | 3
+        )
         assert found == timegm((year, month, day, 13, 5, 6)) * 10**9
