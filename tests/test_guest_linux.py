@@ -81,7 +81,7 @@ def test_drivers_are_put_behind_each_initrd(tmp_path: Path) -> None:
         "etc/cmdline.d/90-rollpoint.conf",
     }
     listed = (tmp_path / "out/conf/conf.d/rollpoint").read_text()
-    assert listed == "printf '%s\\n' vmw_pvscsi sd_mod >>/conf/modules\n"
+    assert listed == "{ echo; printf '%s\\n' vmw_pvscsi sd_mod; } >>/conf/modules\n"
     driver = f"{top}/kernel/drivers/scsi/vmw_pvscsi.ko"
     assert (tmp_path / "out" / driver).read_bytes() == (root / driver).read_bytes()
     assert b"070701" in data[-512:]

@@ -117,7 +117,8 @@ def segment(
     loaded = list(early)
     if loaded:
         lines = " ".join(loaded)
-        archive.add(INITRAMFS_TOOLS, f"printf '%s\\n' {lines} >>/conf/modules\n".encode())
+        script = f"{{ echo; printf '%s\\n' {lines}; }} >>/conf/modules\n"
+        archive.add(INITRAMFS_TOOLS, script.encode())
         archive.add(DRACUT, f"rd.driver.pre={','.join(loaded)}\n".encode())
     for path, data in others.items():
         archive.add(path, data)
