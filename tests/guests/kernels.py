@@ -6,6 +6,7 @@ its own: what is not there is fetched with apt-get and unpacked into a folder.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -70,7 +71,8 @@ def _kernel_in(root: Path, ending: str) -> Kernel | None:
     for image in sorted((root / "boot").glob("vmlinuz-*")):
         version = image.name.removeprefix("vmlinuz-")
         modules = root / "lib" / "modules" / version
-        if re.search(ending + "$", version) and (modules / "kernel").is_dir():
+        readable = os.access(image, os.R_OK)  # not everywhere by everybody
+        if readable and re.search(ending + "$", version) and (modules / "kernel").is_dir():
             return Kernel(version, image, modules)
     return None
 
