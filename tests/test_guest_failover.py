@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,14 +151,16 @@ def test_what_was_running_when_its_power_went_boots_elsewhere(
     """The source is a machine that writes through the ingest, and is killed."""
     path = tmp_path / "replica"
 
-    def run(drive: Drive) -> None:
+    @contextlib.contextmanager
+    def source(drive: Drive) -> Iterator[None]:
         with machines.qemu_under(tmp_path) as qemu:
             line = machines.boot(qemu, drive, "virtio-blk", ends=False)
             assert machines.parse(line).verdict == "READY"
+            yield
             qemu.kill("guest")
 
-    protected.protect(path, guests.disk("plain"), run)
-    boots(path, Case("plain", "pvscsi"), earlier=1)
+    protected.protect(path, guests.disk("staying"), source)
+    boots(path, Case("staying", "pvscsi"), earlier=1)
     protected.undo(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,19 +23,21 @@ DISK = "system"
 
 
 def protect(
-    path: Path, disk: Path, meanwhile: Callable[[Drive], None] = lambda drive: None
+    path: Path,
+    disk: Path,
+    source: Callable[[Drive], AbstractContextManager[None]] = lambda drive: nullcontext(),
 ) -> None:
     """A replica of a guest's disk with one restore point.
 
     Args:
-        meanwhile: Called before the point is made, with the disk as a source writes it.
+        source: Writes the disk, as a drive of its own, while the point is made.
     """
     Replica.create(path, [(DISK, disk.stat().st_size)]).close()
     with Replica.open(path) as replica:
         replica.seed({DISK: disk})
     socket = path.parent / "socket"
-    with ingesting(path, socket), Replica.open(path) as replica:
-        meanwhile(Drive(str(socket), "nbd", DISK))
+    drive = Drive(str(socket), "nbd", DISK)
+    with ingesting(path, socket), Replica.open(path) as replica, source(drive):
         replication.mark(replica, "crash", "protected")
 
 

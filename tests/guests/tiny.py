@@ -42,6 +42,7 @@ class Recipe(NamedTuple):
             there as it is.
         dirty: An ext4 root is as a power cut leaves it: with a transaction in its journal,
             which counts the boots anew, from BOOTS_REPLAYED.
+        stays: It goes on running when it has told what it found.
     """
 
     kernel: str = kernels.CLOUD
@@ -52,6 +53,7 @@ class Recipe(NamedTuple):
     firmware: Literal["bios", "uefi"] = "bios"
     extra_modules: tuple[str, ...] = ()
     dirty: bool = True
+    stays: bool = False
 
     @property
     def root_device(self) -> str:
@@ -73,6 +75,7 @@ RECIPES = {
     "xfs": Recipe(boot_apart=True, root="xfs"),
     "dracut": Recipe(initramfs="dracut"),
     "uefi": Recipe(firmware="uefi"),
+    "staying": Recipe(stays=True),
 }
 
 
@@ -157,6 +160,8 @@ def make_root(recipe: Recipe, kernel: kernels.Kernel, root: Path) -> None:
     put(root / "etc" / "initramfs-tools" / "modules", "# as the guest's owner wrote it\n")
     put(root / "etc" / "fstab", fstab(recipe))
     put(root / "etc" / "mtab", "")
+    if recipe.stays:
+        put(root / "etc" / "tiny.stay", "")
     put(root / "var" / "log" / "counter", f"{BOOTS_BEFORE}\n")
     put(root / "boot" / "grub" / "grub.cfg", grub_cfg(recipe, kernel.version))
     put(root / "etc" / "default" / "grub", 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
