@@ -14,11 +14,16 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from guest_volumes import make_volume, served
+from rollpoint.access.choose import Ways
+from rollpoint.access.host import kernel_has
 from rollpoint.access.local import LocalFileSystem
 from rollpoint.access.tree import GuestTree
 from rollpoint.errors import Error
+from tools import require_tool
 
 SECRET = b"secret of the host\n"
 Trap = Callable[[Path, Path], None]  # root of the guest, directory of the host
@@ -277,4 +282,39 @@ def test_a_directory_that_turns_into_a_link_meanwhile(host: Path) -> None:
         thread.join()
         fs.close()
     assert read
+    assert state(host) == before
+
+
+@pytest.mark.parametrize("way", ["files", "host"])
+def test_traps_on_a_real_volume_reach_nothing_either(
+    host: Path, tmp_path: Path, way: Literal["files", "host"]
+) -> None:
+    """The same through a driver in its cage, whose /etc and /dev are none of this host's."""
+    if os.geteuid() != 0:
+        pytest.skip("device nodes want root")
+    if way == "host" and not kernel_has("ext4"):
+        pytest.skip("this kernel has no ext4")
+    for name in ("bwrap", "nbdfuse", "fuse2fs", "nbdkit", "mke2fs"):
+        require_tool(name)
+    root = host / "guest"
+    (root / "etc").mkdir()
+    for number, target in enumerate(("/etc/passwd", "../../../etc/passwd", "/dev/zero", "{host}")):
+        link(f"etc/l{number}", target)(root, host)
+    for number, kind in enumerate((stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK)):
+        node(f"etc/n{number}", kind, 1, 5)(root, host)
+    mode("etc/huge", 0o644, 1 << 30)(root, host)
+    volume = make_volume(tmp_path / "v.img", "ext4", "-d", str(root))
+    before = state(host)
+    with served(tmp_path / "v.img") as socket_path:
+        ways = Ways(socket_path, [volume], ["disk"], mode=way, trust_guest=way == "host")
+        tree = GuestTree({"/": ways.open(volume, writable=True)})
+        for name in ["l0", "l1", "l2", "l3", "n0", "n1", "n2"]:
+            with pytest.raises(Error):
+                tree.read(f"/etc/{name}")
+            with pytest.raises(Error):
+                tree.write(f"/etc/{name}", b"over", 0)
+        for name in [*tree.list("/etc"), "l3/secret", "n0/x"]:
+            attack(tree, f"/etc/{name}")
+        tree.close()
+        ways.close()
     assert state(host) == before
