@@ -14,6 +14,7 @@ import select
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -23,6 +24,9 @@ from .appliance_process import LAUNCH_SECONDS, MODULES, Process, launching
 State = Literal["launching", "ready", "gone"]
 CONNECT_SECONDS = 5.0
 ENDING_SECONDS = 5.0
+AGAIN_SECONDS = 60.0  # between one that was taken, or could not be launched, and the next
+POLL_SECONDS = 0.5
+JOIN_SECONDS = 15.0  # one that is just being built dies with this process
 
 
 def place(replica: str) -> str:
@@ -128,13 +132,67 @@ class Warm:
             wait_seconds = 0.0
         return "launching" if self.launch_seconds is None else "ready"
 
+    def leave(self, seconds: float) -> None:
+        """Let go of it, for somebody to take within that time; afterwards it ends."""
+        if self.state() == "ready":
+            with contextlib.suppress(Error):  # it was taken just now
+                self._process.ask("keep", {"seconds": seconds}, seconds=ENDING_SECONDS)
+            self._closed = True
+            self._process.kill()
+        self.close()
+
     def close(self) -> None:
         """Let go of it. One that was not taken ends; one that was goes on for its client."""
         if self.state() != "gone":
-            self._let_go(ENDING_SECONDS)
+            self._closed = True
+            self._process.kill(ENDING_SECONDS)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
 
-    def _let_go(self, wait_seconds: float = 0.0) -> None:
+    def _let_go(self) -> None:
         self._closed = True
-        self._process.kill(wait_seconds)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+        self._process.kill(0.0)
+
+
+class Keeper:
+    """Keeps a warm appliance at a place, on a thread of its own: a new one for each taken.
+
+    Args:
+        path: place() of the replica.
+        sizes: Of its disks, in bytes, in the machine's order.
+    """
+
+    def __init__(self, path: str, sizes: Sequence[int]) -> None:
+        self._path, self._sizes = path, tuple(sizes)
+        self._ending = threading.Event()
+        self._leave_seconds = 0.0
+        self._problem = ""
+        self._thread = threading.Thread(target=self._keep, name="warm", daemon=True)
+        self._thread.start()
+
+    @property
+    def problem(self) -> str:
+        """Why there is none just now; "" when nothing is known against it."""
+        return self._problem
+
+    def close(self, leave_seconds: float = 0.0) -> None:
+        """End it, or leave it for somebody to take within that time."""
+        self._leave_seconds = leave_seconds
+        self._ending.set()
+        self._thread.join(JOIN_SECONDS)
+
+    def _keep(self) -> None:
+        while True:
+            try:
+                warm = Warm(self._path, self._sizes)
+            except (Error, OSError) as error:
+                self._problem = str(error)
+            else:
+                while not self._ending.is_set() and warm.state() != "gone":
+                    self._ending.wait(POLL_SECONDS)
+                self._problem = warm.problem
+                if self._ending.is_set() and self._leave_seconds:
+                    warm.leave(self._leave_seconds)
+                warm.close()
+            if self._ending.wait(AGAIN_SECONDS):
+                return
