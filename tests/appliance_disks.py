@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent / "guests"))
 from lvm_writer import write as write_group
 
 BIG = bytes(range(256)) * 20_000  # more than one message of libguestfs holds
+LABEL = b"system_u:object_r:etc_t:s0"
 ODD = os.fsdecode(b"odd \xff\nname")
 PARTITIONS = [  # start and size in MiB, type, program and its options
     (1, 320, "83", "mkfs.xfs", ["-q", "-L", "root"]),
@@ -37,6 +39,8 @@ def make_tree(folder: Path) -> None:
     os.mkfifo(etc / "fifo")
     (folder / ODD).write_bytes(b"odd")
     (folder / "big").write_bytes(BIG)
+    with contextlib.suppress(OSError):  # who is not root sets none
+        os.setxattr(etc, "security.selinux", LABEL + b"\0")
 
 
 def make_disks(folder: Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from appliance_disks import BIG, ODD, make_disks
+from appliance_disks import BIG, LABEL, ODD, make_disks
 from rollpoint.access import appliance_process
 from rollpoint.access.appliance import Appliance
 from rollpoint.access.warm import Warm, connect
@@ -21,6 +21,7 @@ from rollpoint.disk import open_disk
 from rollpoint.errors import GuestError, NotFoundError, PathError, UnsupportedError
 from rollpoint.mount import Mount
 from rollpoint.volumes.base import Volume
+from tools import require_tool
 from volume_disks import call
 
 pytestmark = pytest.mark.appliance
@@ -159,6 +160,19 @@ def test_a_file_system_is_changed_and_shows_it(
     with pytest.raises(NotFoundError):
         opened.remove("made")
     opened.close()
+
+
+def test_a_new_file_has_the_label_of_its_directory(
+    mount: Mount, appliance: Appliance, disks: dict[str, Path]
+) -> None:
+    opened = appliance.open(named(mount, "plain"), writable=True)
+    opened.replace("etc/new", b"new")
+    opened.replace("etc/shadow", b"changed")
+    opened.close()
+    debugfs = [require_tool("debugfs"), "-R", "ea_get etc/new security.selinux", disks["plain"]]
+    told = subprocess.run(debugfs, capture_output=True, check=True).stdout
+    if os.geteuid() == 0:
+        assert LABEL in told
 
 
 def test_a_full_file_system_says_so_and_keeps_the_file(mount: Mount, appliance: Appliance) -> None:

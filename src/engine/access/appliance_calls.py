@@ -58,6 +58,9 @@ int guestfs_pwrite (guestfs_h *g, const char *path, const char *data, size_t len
                     int64_t offset);
 int guestfs_write (guestfs_h *g, const char *path, const char *data, size_t length);
 int guestfs_copy_attributes (guestfs_h *g, const char *from, const char *to, ...);
+char *guestfs_lgetxattr (guestfs_h *g, const char *path, const char *name, size_t *length);
+int guestfs_lsetxattr (guestfs_h *g, const char *name, const char *value, int length,
+                       const char *path);
 int guestfs_chmod (guestfs_h *g, int mode, const char *path);
 int guestfs_lchown (guestfs_h *g, int owner, int group, const char *path);
 int guestfs_rename (guestfs_h *g, const char *from, const char *to);

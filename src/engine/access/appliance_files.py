@@ -219,10 +219,13 @@ class FileSystem:
             self._guestfs.copy_attributes(source, target)
 
     def _own(self, path: str, made: str) -> None:
-        """Owner and group of the directory that path is in."""
+        """Owner, group and label of the directory that path is in."""
         if not self._plain:
-            folder = self._guestfs.lstat(self._whole(path.rpartition("/")[0]))
-            self._guestfs.lchown(made, folder.uid, folder.gid)
+            folder = self._whole(path.rpartition("/")[0])
+            found = self._guestfs.lstat(folder)
+            self._guestfs.lchown(made, found.uid, found.gid)
+            with contextlib.suppress(GuestfsError):  # without one it has none to give
+                self._guestfs.copy_label(folder, made)
 
     def _chmod(self, made: str, mode: int) -> None:
         if not self._plain:

@@ -20,6 +20,7 @@ from .appliance_calls import HEADER
 
 LIBRARY = "libguestfs.so.0"
 SECTOR = 512
+LABEL = "security.selinux"
 CHUNK_BYTES = 2 << 20  # a message of libguestfs holds 4 MiB
 
 _NO_AUTOMATIC_EXIT = 2  # GUESTFS_CREATE_NO_CLOSE_ON_EXIT
@@ -251,6 +252,18 @@ class Guestfs:
         """Mode, owner, group and extended attributes."""
         yes = self._option(_COPY_ALL, 1)
         self._do("copy_attributes", source, target, *yes, self._ffi.cast("int", _END))
+
+    def copy_label(self, source: str, target: str) -> None:
+        """SELinux's label. It is text: libguestfs cuts other values at their first zero."""
+        got = self._ffi.new("size_t *")
+        value = self._ok("lgetxattr", source, LABEL, got)
+        try:
+            label = bytes(self._ffi.buffer(value, got[0]))
+        finally:
+            self._lib.free(value)
+        text = label.rstrip(b"\0")
+        if b"\0" not in text:
+            self._do("lsetxattr", LABEL, text, min(len(label), len(text) + 1), target)
 
     def chmod(self, path: str, mode: int) -> None:
         self._do("chmod", mode, path)
