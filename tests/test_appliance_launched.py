@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -184,6 +183,16 @@ def test_a_full_file_system_says_so_and_keeps_the_file(mount: Mount, appliance: 
     opened.close()
 
 
+@contextmanager
+def killed(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Killed when the block ends, at the latest."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 ENGINE = """
 import sys, time
 from rollpoint.access.appliance import Appliance
@@ -215,7 +224,7 @@ def test_a_warm_appliance_serves_one_and_a_kill_leaves_nothing_but_a_journal(
     assert until(lambda: warm.state(0.5) != "launching", 300.0)
     assert (warm.state(), warm.problem) == ("ready", "")
     command = [sys.executable, "-c", ENGINE, path, f"parted={disk}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as engine:
+    with killed(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as engine:
         assert engine.stdout is not None
         was_warm, launched, waited = engine.stdout.readline().split()
         assert was_warm == "True"
@@ -226,7 +235,7 @@ def test_a_warm_appliance_serves_one_and_a_kill_leaves_nothing_but_a_journal(
         assert connect(path) is None
         inside = appliances()
         assert inside
-        engine.send_signal(signal.SIGKILL)
+        engine.kill()
     assert until(lambda: not inside & appliances()), "the appliance outlived the engine"
     warm.close()
     before = hashlib.sha256(disk.read_bytes()).hexdigest()
@@ -257,12 +266,12 @@ def test_a_killed_keeper_leaves_no_appliance(tmp_path: Path) -> None:
     path = tmp_path / "warm.sock"
     command = [sys.executable, "-c", KEEPER, str(path)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as keeper:
+    with killed(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as keeper:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == "kept\n"
         assert until(lambda: bool(appliances() - before))
         inside = appliances() - before
-        keeper.send_signal(signal.SIGKILL)
+        keeper.kill()
     assert until(lambda: not inside & appliances()), "the appliance outlived its keeper"
     assert connect(str(path)) is None
 

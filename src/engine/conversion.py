@@ -86,8 +86,11 @@ def wanted_on(settings: MachineSettings, config: Config) -> Wanted:
         raise UsageError(f"the machine's settings: {error}", "mend replica.toml") from None
 
 
-def convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
+def convert(mount: Mount, config: Config, wanted: Wanted, warm: str | None = None) -> Conversion:
     """Make the guest on these exports bootable as wanted.
+
+    Args:
+        warm: Socket of an appliance that was launched ahead, if there is one.
 
     Raises:
         GuestError: There is no system that is known, or it cannot be converted.
@@ -112,14 +115,14 @@ def convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
             f"fail over to a point before that; {NO_CONVERT_HINT}",
         )
     try:
-        return _convert(mount, config, wanted)
+        return _convert(mount, config, wanted, warm)
     except Error as error:
         if not error.hint:
             error.hint = NO_CONVERT_HINT
         raise
 
 
-def _convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
+def _convert(mount: Mount, config: Config, wanted: Wanted, warm: str | None) -> Conversion:
     from .access.choose import Ways  # a failover of a machine without a guest does without
     from .guest.convert import convert as convert_guest
     from .guest.inspect import inspect
@@ -134,6 +137,7 @@ def _convert(mount: Mount, config: Config, wanted: Wanted) -> Conversion:
         mount.disks,
         mode=config.mount.mode,
         trust_guest=config.mount.trust_guest,
+        warm=warm,
     )
     try:
         found = clock.time("inspect", lambda: inspect(mount.volumes, opener))

@@ -12,6 +12,7 @@ from .points import Point, now_text
 from .replica import Replica
 from .side_by_side import side_by_side
 from .steps import OnStep, Outcome, Runner, interim_paths, outcome_of
+from .warming import warm_place
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
@@ -167,7 +168,8 @@ class _Failover:
             return "left as it is"
         assert self._mount is not None
         wanted = conversion.wanted_on(settings, self._config)
-        done = conversion.convert(self._mount, self._config, wanted)
+        warm = warm_place(self._replica.path, self._config)
+        done = conversion.convert(self._mount, self._config, wanted, warm)
         done.operation, done.point = operation.id, operation.point
         conversion.store(self._replica.directory, done)
         return done.tell()

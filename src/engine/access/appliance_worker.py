@@ -35,8 +35,7 @@ class Worker:
     """One appliance and its one client."""
 
     def __init__(self, client: socket.socket) -> None:
-        self._client = self._keeper = client
-        self._left = False  # the keeper may go, and this stays for a while
+        self._client = client
         self._guestfs = Guestfs()
         self._stand_ins: StandIns | None = None
         self._launch_seconds = 0.0
@@ -70,40 +69,22 @@ class Worker:
             poll.register(client, select.POLLRDHUP)
             while not any(event & _GONE for _, event in poll.poll()):
                 pass
-            kept = self._left and client is self._keeper
-            if self._client is client and not self._done and not kept:
+            if self._client is client and not self._done:
                 os._exit(1)
 
         threading.Thread(target=wait, daemon=True).start()
 
     def _wait_for_client(self, listening: int) -> None:
-        """Warm: the first who connects is the client from now on.
-
-        Until then it ends with its keeper, unless that said to keep it for a while.
-        """
-        keeper, until = self._client, None
+        """Warm: the first who connects is the client from now on."""
         with socket.socket(fileno=listening) as listener:
-            poll = select.poll()
-            poll.register(listener, select.POLLIN)
-            poll.register(keeper, select.POLLIN)
-            while True:
-                left = None if until is None else max(0.0, until - time.monotonic()) * 1000
-                ready = [descriptor for descriptor, _ in poll.poll(left)]
-                if listener.fileno() in ready:
-                    taker, _ = listener.accept()
-                    break
-                if until is not None:
-                    os._exit(0)  # nobody came
-                try:
-                    seconds = float(receive(keeper).fields["seconds"])
-                except (HungUpError, KeyError, TypeError, ValueError):
-                    os._exit(1)
-                until, self._left = time.monotonic() + seconds, True
-                poll.unregister(keeper)
-                send(keeper, Message({}))
+            taker, _ = listener.accept()
+        keeper = self._client
         self._client = taker
         self._watch(taker)
-        keeper.close()  # which tells it that the appliance was taken
+        # Which tells it that the appliance was taken; the sandbox has copies of the descriptor.
+        with contextlib.suppress(OSError):
+            keeper.shutdown(socket.SHUT_RDWR)
+        keeper.close()
 
     def _answered(self, message: Message) -> Answer:
         fields = dict(message.fields)

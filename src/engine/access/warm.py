@@ -132,15 +132,6 @@ class Warm:
             wait_seconds = 0.0
         return "launching" if self.launch_seconds is None else "ready"
 
-    def leave(self, seconds: float) -> None:
-        """Let go of it, for somebody to take within that time; afterwards it ends."""
-        if self.state() == "ready":
-            with contextlib.suppress(Error):  # it was taken just now
-                self._process.ask("keep", {"seconds": seconds}, seconds=ENDING_SECONDS)
-            self._closed = True
-            self._process.kill()
-        self.close()
-
     def close(self) -> None:
         """Let go of it. One that was not taken ends; one that was goes on for its client."""
         if self.state() != "gone":
@@ -165,7 +156,6 @@ class Keeper:
     def __init__(self, path: str, sizes: Sequence[int]) -> None:
         self._path, self._sizes = path, tuple(sizes)
         self._ending = threading.Event()
-        self._leave_seconds = 0.0
         self._problem = ""
         self._thread = threading.Thread(target=self._keep, name="warm", daemon=True)
         self._thread.start()
@@ -175,9 +165,8 @@ class Keeper:
         """Why there is none just now; "" when nothing is known against it."""
         return self._problem
 
-    def close(self, leave_seconds: float = 0.0) -> None:
-        """End it, or leave it for somebody to take within that time."""
-        self._leave_seconds = leave_seconds
+    def close(self) -> None:
+        """End it, unless it was taken."""
         self._ending.set()
         self._thread.join(JOIN_SECONDS)
 
@@ -191,8 +180,6 @@ class Keeper:
                 while not self._ending.is_set() and warm.state() != "gone":
                     self._ending.wait(POLL_SECONDS)
                 self._problem = warm.problem
-                if self._ending.is_set() and self._leave_seconds:
-                    warm.leave(self._leave_seconds)
                 warm.close()
             if self._ending.wait(AGAIN_SECONDS):
                 return

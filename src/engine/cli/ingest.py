@@ -48,6 +48,7 @@ def ingest(
     Marks a restore point of all disks at one cut every --rpo in which there were writes.
     """
     from ..ingest import Ingest
+    from ..warming import kept_warm
 
     seconds = parse_duration(rpo)
     with Replica.open(directory) as replica:
@@ -68,7 +69,8 @@ def ingest(
                 if gap.end is None and gap.resync:
                     typer.echo(f"no restore point until the source has caught up: {gap.cause}")
         sys.stdout.flush()
-        service.run()
+        with kept_warm(replica):
+            service.run()
 
 
 def mark(
