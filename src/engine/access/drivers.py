@@ -159,7 +159,7 @@ def _open_ext(writable: bool) -> tuple[Files, Finish]:
 
 
 def _open_ntfs(writable: bool) -> tuple[Files, Finish]:
-    options = "no_detach,allow_other,big_writes,streams_interface=none,show_sys_files"
+    options = "no_detach,allow_other,big_writes,streams_interface=none"
     if writable:
         _replay_ntfs()
     else:
