@@ -393,8 +393,17 @@ def test_impossible_types_and_places_are_refused(
         for scratch in ("nowhere", "good.vmdk"):
             serve = ("disk", "serve", "good.vmdk", "--socket=s", "--snapshot")
             refused(*serve, f"--scratch={scratch}", names=scratch)
+            refused("replica", "rehearse", "r", f"--scratch={scratch}", names=scratch)
         for root in ("nowhere", "/nope"):
             refused("disk", "info", "child.vmdk", f"--allow-root={root}")
+        for at in ("", "tomorrow", "9" * 30, "-1", "x" * 300, "\udcff"):
+            for command in (("replica", "rehearse"), ("replica", "browse")):
+                refused(*command, "r", f"--at={at}")
+        for mode in ("", "magic", "\udcff"):
+            refused("replica", "browse", "r", f"--mode={mode}", "--list=/")
+            refused("disk", "mount", "good.vmdk", f"--mode={mode}", "--list=/")
+        for file in ("nowhere.vmdk", "r", "/", "/dev/null", "x" * 300):
+            refused("disk", "mount", file, "--list=/")
         refused("bench", "nonsense", names="nonsense")
         refused("bench", "--from", "/")
         for workspace in ("good.vmdk", "r", "good.vmdk/x", "x" * 300, "/proc/x", "/dev/null"):
@@ -403,9 +412,10 @@ def test_impossible_types_and_places_are_refused(
 
 # ---- misuse, and what a shell can do to a process ----
 
-GROUPS = {"disk": ("info", "map", "check", "create", "convert", "compare", "commit", "serve"),
+GROUPS = {"disk": ("info", "map", "check", "create", "convert", "compare", "commit", "serve",
+                   "mount"),
           "replica": ("create", "adopt", "seed", "set", "list", "show", "verify", "resync",
-                      "remove"),
+                      "browse", "rehearse", "remove"),
           "point": ("name", "pin", "unpin", "lock", "show")}  # fmt: skip
 ALL = [(command,) for command in COMMANDS if command not in GROUPS] + [
     (group, command) for group, commands in GROUPS.items() for command in commands

@@ -28,7 +28,7 @@ from .errors import DamagedError, Error, HypervisorError, NotFoundError, ToolMis
 from .manifest import REHEARSAL_NAME, MachineSettings
 from .mount import Mount
 from .points import Point, now_text
-from .throwaway import Throwaway
+from .throwaway import Throwaway, nameless_file
 from .view import View, view
 
 if TYPE_CHECKING:
@@ -119,10 +119,12 @@ def rehearse(
         NotFoundError, GapError, UsageError: There is no such point; replica.toml is wrong.
         StateError, LockedError: The replica cannot be looked at now.
         ToolMissingError: To start it: QEMU is not installed. Nothing was tried.
+        NotFoundError, StorageError: There is no scratch_dir, or nothing can be put there.
     """
     said = configuration.load(replica.directory)
     settings = configuration.machine_of(said, replica.manifest.machine)
     conversion.wanted_on(settings, said)  # what cannot be is told before anything is done
+    nameless_file(scratch_dir).close()
     if boot:
         _require_hypervisor()
     tell = on_step or (lambda _: None)

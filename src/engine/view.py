@@ -127,10 +127,10 @@ def _native_of(opened: _Opened) -> Disk:
 class View:
     """A restore point that is being looked at. Made by ``view``; a context manager."""
 
-    def __init__(self, directory: Dir, wanted: Point | str) -> None:
+    def __init__(self, directory: Dir, wanted: Point) -> None:
         self._directory = directory
-        self._lock: File | None = viewers.register(directory)
         self.disks: dict[str, OpenView] = {}  # by name, in the manifest's order
+        self._lock: File | None = viewers.register(directory)
         try:
             with (
                 Replica.open(directory.path, directory.io) as replica,
@@ -197,7 +197,10 @@ def view(replica: Replica, wanted: Point | str = "latest") -> View:
         LockedError: An operation is going on.
         DamagedError, StorageError: A file is damaged or missing.
     """
-    return View(replica.directory, wanted)
+    replica.refresh()
+    require_readable(replica.manifest)
+    point = _choose(replica, wanted)  # before anything is left in the directory
+    return View(replica.directory, point)
 
 
 def require_readable(manifest: Manifest) -> None:

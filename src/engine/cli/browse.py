@@ -72,10 +72,11 @@ def browse(
 
     with Replica.open(directory) as replica:
         settings = config.load(replica.directory).mount
-        with view(replica, at or "latest") as shown_point:
+        wish = settings.mode if mode is None else _mode(mode)
+        choose = browsing.ways_in(wish, settings.trust_guest)
+        with view(replica, "latest" if at is None else at) as shown_point:
             point = shown_point.point
             about = {"replica": replica.name, "point": point.id, "time": point.time}
-            choose = browsing.ways_in(_mode(mode or settings.mode), settings.trust_guest)
             with browsing.Browser(
                 shown_point.disks, choose, volume=volume, subvolume=subvolume
             ) as browser:
@@ -102,10 +103,12 @@ def mount(
     """
     from .. import browse as browsing
 
-    with _disks_of(file, at, format) as (disks, about):
-        choose = browsing.ways_in(_mode(mode or "auto"))
-        with browsing.Browser(disks, choose, volume=volume, subvolume=subvolume) as browser:
-            _Session(browser, about, as_json).act(list_path, cat, get)
+    choose = browsing.ways_in("auto" if mode is None else _mode(mode))
+    with (
+        _disks_of(file, at, format) as (disks, about),
+        browsing.Browser(disks, choose, volume=volume, subvolume=subvolume) as browser,
+    ):
+        _Session(browser, about, as_json).act(list_path, cat, get)
 
 
 def _mode(text: str) -> config.Mode:
@@ -129,7 +132,7 @@ def _disks_of(
             _refuse_running(replica, name)
             disk = disk_of(replica, name) if replica.manifest.state != "Permanent" else None
             if disk is not None:
-                with view(replica, at or "latest") as seen:
+                with view(replica, "latest" if at is None else at) as seen:
                     facts = {"disk": disk, "point": seen.point.id, "time": seen.point.time}
                     yield {disk: seen.disks[disk]}, facts
                 return
