@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import lvm_maker
@@ -24,12 +25,21 @@ PARTITIONS = "label: dos\nstart=2048, size=2048\nstart=8192, size=4096\n"
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Mounts make their directories here."""
-    folder = tmp_path / "t"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Mounts make their directories here: its path is short, as that of a socket has to be."""
+    with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_a_long_name_of_the_place_for_temporary_files_is_in_nobodys_way(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / ("long" * 30)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with Mount({"system": str(chain)}) as mount:
+        mount.check()
 
 
 @pytest.fixture

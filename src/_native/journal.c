@@ -222,14 +222,15 @@ int
 rp_journal_check_not_passed (struct rp_journal *journal,
                              struct rp_fault *fault)
 {
-  const uint64_t shown = journal->is_view ? journal->view_entry
-                                          : rp_journal_entry_count (journal);
   struct rp_log_super now;
   bool stale[RP_LOG_SUPER_COUNT];
+  uint64_t shown;
   int status;
 
   if (journal->writable || RP_SABOTAGED (43))  /* believes what it read */
     return RP_OK;
+  shown = journal->is_view ? journal->view_entry
+                           : rp_journal_entry_count (journal);
   status = rp_journal_read_super (journal->file, &now, stale, fault);
   if (status != RP_OK)
     return status;

@@ -171,7 +171,8 @@ class _Failover:
         warm = warm_place(self._replica.path, self._config)
         done = conversion.convert(self._mount, self._config, wanted, warm)
         done.operation, done.point = operation.id, operation.point
-        conversion.store(self._replica.directory, done)
+        if done.guest is not None:
+            conversion.store(self._replica.directory, done)
         return done.tell()
 
     def _close(self) -> str:

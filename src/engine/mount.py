@@ -39,6 +39,7 @@ CLIENT_SECONDS = 30.0
 STOP_MS = 5000
 GONE_SECONDS = 2.0
 FOLDER_PREFIX = "rollpoint-mount-"
+PLACE_BYTES_MAX = 60  # of the directory it is in: a socket's whole path has 107
 _PROBE_BYTES = 4096
 _SOCKET_NAME = "nbd.sock"
 
@@ -246,9 +247,12 @@ class _Folder:
     """A directory for one socket, 0700, locked for as long as its process lives."""
 
     def __init__(self) -> None:
-        _sweep(tempfile.gettempdir())
+        place = tempfile.gettempdir()
+        if len(os.fsencode(place)) > PLACE_BYTES_MAX:
+            place = "/tmp"
+        _sweep(place)
         while True:
-            path = tempfile.mkdtemp(prefix=FOLDER_PREFIX)
+            path = tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place)
             handle = _locked(path)
             if handle is not None:
                 break  # or a sweep came between the two, and took it
