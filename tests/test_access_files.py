@@ -14,6 +14,7 @@ import tempfile
 import time
 from calendar import timegm
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from guest_volumes import make_volume, served
@@ -21,6 +22,7 @@ from rollpoint.access import fat_entries, remote
 from rollpoint.access.base import FileSystem
 from rollpoint.access.choose import Ways
 from rollpoint.access.files import Files
+from rollpoint.access.host import kernel_has
 from rollpoint.access.tree import GuestTree
 from rollpoint.errors import Error, GuestError, NotFoundError, PathError, UnsupportedError
 from rollpoint.volumes.base import Piece, Volume
@@ -223,6 +225,31 @@ def test_a_driver_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
                 call(fs)
             wait_until_gone(socket_path)
         files.close()
+
+
+@pytest.mark.parametrize("way", ["files", "host"])
+def test_a_server_that_hangs_holds_nobody_up(
+    tmp_path: Path, way: Literal["files", "host"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exports stop to answer in the middle of a write: an error, and all is gone."""
+    if way == "host" and (os.geteuid() != 0 or not kernel_has("ext4")):
+        pytest.skip("kernel mounts want root and ext4")
+    image = tmp_path / "v.img"
+    volume = make_volume(image, "ext4")
+    monkeypatch.setattr(remote, "CALL_SECONDS", 0.3)
+    with served(image) as socket_path:
+        server = [p for p in caged(socket_path) if _name(p) == "nbdkit\n"]
+        ways = Ways(socket_path, [volume], ["disk"], mode=way, trust_guest=way == "host")
+        fs = ways.open(volume, writable=True)
+        try:
+            os.kill(server[0], signal.SIGSTOP)
+            with pytest.raises(GuestError, match="no answer in time"):
+                fs.replace("file", b"x" * 100000)
+            wait_until_gone(socket_path)
+            assert not [p for p in descendants(os.getpid()) if _name(p) == "nbdfuse\n"]
+        finally:
+            os.kill(server[0], signal.SIGCONT)
+        ways.close()
 
 
 def test_what_a_driver_says_is_believed_in_its_form_only(tmp_path: Path) -> None:
