@@ -61,6 +61,12 @@ def test_every_call_works_and_nothing_is_left(tmp_path: Path, kind: str) -> None
         with pytest.raises(PathError):
             fs.read("link")
         assert mounts() == seen
+        assert not [
+            process
+            for process in descendants(os.getpid())
+            if Path(f"/proc/{process}/comm").read_text() == "nbdfuse\n"
+            and "/run/root" in Path(f"/proc/{process}/mounts").read_text()
+        ], "nbdfuse must never have to unmount what it serves"
         fs.close()
         fs = host.open(volume, writable=False)
         assert fs.read("caf\u00e9") == b"last"

@@ -17,6 +17,7 @@ import time
 
 from .beneath import Refused
 
+PRIVATE_BELOW = 0x40000 | 0x4000  # MS_PRIVATE, MS_REC
 NOSUID, NODEV, NOEXEC, NOSYMFOLLOW, READ_ONLY = 2, 4, 8, 256, 1
 _MNT_DETACH = 2
 _POLL_SECONDS = 0.002

@@ -25,7 +25,7 @@ from typing import Any
 
 from .beneath import Facts, Refused
 from .drivers import DISK, Files, open_files, show_volume
-from .kernel import unmount
+from .kernel import PRIVATE_BELOW, mount, unmount
 from .syscalls import refuse_calls
 
 FIRST_ID = 1 << 31  # ids of this host that nobody has: 2^31 of them
@@ -149,6 +149,18 @@ def _enter_own_users(ready: int, mapped: int) -> None:
     _drop_capabilities()
 
 
+def _enter_own_mounts() -> None:
+    """In the child: mounts that nbdfuse does not have.
+
+    Whoever dies as the last one of a mount namespace unmounts what is in it. A kernel
+    file system above nbdfuse's file must not wait for nbdfuse to do that: it would wait
+    for itself.
+    """
+    if _LIBC.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    mount("none", "/", "", PRIVATE_BELOW, "")
+
+
 def _map_users(child: int) -> None:
     for kind in ("uid_map", "gid_map"):
         with open(f"/proc/{child}/{kind}", "w", encoding="ascii") as file:
@@ -160,6 +172,8 @@ def _child(config: dict[str, Any], ready: int, mapped: int) -> None:
     try:
         if config["own_users"]:
             _enter_own_users(ready, mapped)
+        else:
+            _enter_own_mounts()
         refuse_calls()
         _serve(config)
     except Refused as refused:
