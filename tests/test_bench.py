@@ -13,6 +13,7 @@ from rollpoint import bench
 from rollpoint.errors import NotFoundError, UsageError
 
 
+@pytest.mark.long  # a minute; .ci/run asks for it by name
 def test_every_group_runs_and_leaves_its_results(tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -66,6 +66,7 @@ def test_recovered_disks_read_the_same_in_qemu(native: NativeBuild, tmp_path: Pa
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long  # tests/proof/faults is all of it, and runs in .ci/run
 def test_most_call_sites_of_memory_and_storage_fail(native: NativeBuild, tmp_path: Path) -> None:
     """Each site is known by its address; those that a short run reaches do fail."""
     for tool in ("objdump", "addr2line"):
