@@ -48,12 +48,12 @@ P=$(cat "$W/q.pid"); kill "$P"; while kill -0 "$P" 2>/dev/null; do sleep 0.005; 
 """
 
 
-@pytest.fixture
-def guest(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny guest's disk, as a power cut left it."""
-    disk = tmp_path / "guest.raw"
-    tiny.build(tiny.Recipe(kernel=kernels.CLOUD), disk, tmp_path / "packages")
-    return disk
+    folder = tmp_path_factory.mktemp("guest")
+    tiny.build(tiny.Recipe(kernel=kernels.CLOUD), folder / "guest.raw", folder / "packages")
+    return folder / "guest.raw"
 
 
 def convert(path: Path) -> float:
