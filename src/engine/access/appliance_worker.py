@@ -125,6 +125,9 @@ class Worker:
             with contextlib.suppress(GuestfsError):  # it is part of the kernel, or missing
                 self._guestfs.load_module(name)
         self._devices = self._guestfs.devices()
+        if self._devices:  # so that its programs are read and have run when it matters
+            self._guestfs.read_partitions_again(self._devices[0])
+            self._guestfs.partitions()
         if len(self._devices) != len(sizes):
             raise RefusedError("guest", f"the appliance shows {self._devices} for {sizes}")
         self._launch_seconds = time.monotonic() - started
