@@ -871,11 +871,32 @@ sizes_are_sound (const struct rp_log_super *super)
          && (super->capacity_bytes - 1) / grain < UINT64_C (1) << 32;
 }
 
+/* A sparse extent that never was a journal has no magic where superblocks
+ * are. */
+static int
+look_for_magic (struct rp_journal *journal, bool *found,
+                struct rp_fault *fault)
+{
+  int status = RP_OK;
+
+  *found = false;
+  for (uint32_t i = 0; status == RP_OK && i < RP_LOG_SUPER_COUNT; i++) {
+    uint8_t magic[8];
+
+    status = rp_file_pread_all (journal->file, magic, sizeof magic,
+                                (1 + i) * RP_LOG_PAGE_BYTES, fault);
+    *found |= status == RP_OK && memcmp (magic, "RPJOURN", 7) == 0;
+  }
+  return status;
+}
+
 /* Sector 0 and the superblock, and that they agree. */
 static int
 read_head (struct rp_journal *journal, struct rp_fault *fault)
 {
   uint8_t sector[RP_SECTOR_BYTES];
+  struct rp_fault seen;
+  bool is_journal;
   uint64_t capacity, directory, size;
   uint32_t grain_bytes;
   int status = rp_file_size (journal->file, &size, fault);
@@ -893,23 +914,20 @@ read_head (struct rp_journal *journal, struct rp_fault *fault)
                     rp_journal_name (journal));
   status = rp_journal_read_super (journal->file, &journal->super,
                                   journal->super_stale, fault);
-  if (status != RP_OK) {
-    uint8_t magic[8];
-    struct rp_fault ignored;
+  if (status == RP_CORRUPT) {
+    const int looked = look_for_magic (journal, &is_journal, &seen);
 
-    /* a sparse extent that never was a journal has no magic there */
-    if (status == RP_CORRUPT
-        && rp_file_pread_all (journal->file, magic, 8, RP_LOG_PAGE_BYTES,
-                              &ignored) == RP_OK
-        && memcmp (magic, "RPJOURN", 7) != 0
-        && rp_file_pread_all (journal->file, magic, 8, 2 * RP_LOG_PAGE_BYTES,
-                              &ignored) == RP_OK
-        && memcmp (magic, "RPJOURN", 7) != 0)
+    if (looked != RP_OK) {       /* nobody knows what is there */
+      *fault = seen;
+      return looked;
+    }
+    if (!is_journal)
       return rp_fail (fault, RP_FORMAT, RP_LOG_PAGE_BYTES,
                       "%s: a sparse extent, but no journal log",
                       rp_journal_name (journal));
-    return status;
   }
+  if (status != RP_OK)
+    return status;
   if (!sizes_are_sound (&journal->super))
     return rp_fail (fault, RP_CORRUPT, RP_LOG_PAGE_BYTES,
                     "%s: the superblock has sizes that no log has",
