@@ -73,6 +73,10 @@ static struct failing failing = { .lock = PTHREAD_MUTEX_INITIALIZER };
 static _Atomic int64_t failing_blocks;
 static _Thread_local unsigned failing_depth;
 
+/* NULL, or what somebody else does before the next call of the storage. */
+static void (*failing_meanwhile) (void *context, const char *call);
+static void *failing_context;
+
 static void
 failing_note (struct failing_site *sites, const void *site, uint32_t how)
 {
@@ -298,10 +302,12 @@ failing_is_none (const void *other)
 }
 
 static struct failing_visit
-failing_enter (const void *site, bool view)
+failing_enter (const void *site, const char *name, bool view)
 {
   struct failing_visit visit = { .site = site, .view = view };
 
+  if (failing_meanwhile && failing_depth == 0)
+    failing_meanwhile (failing_context, name);
   failing_depth += !view;
   pthread_mutex_lock (&failing.lock);
   if (failing.faulty)
@@ -344,7 +350,7 @@ failing_leave (struct failing_visit visit, int status)
   int __wrap_##name parameters                                             \
   {                                                                        \
     const struct failing_visit visit                                       \
-      = failing_enter (FAILING_SITE, FAILING_IS_VIEW arguments);           \
+      = failing_enter (FAILING_SITE, #name, FAILING_IS_VIEW arguments);    \
                                                                            \
     return failing_leave (visit, __real_##name arguments);                 \
   }

@@ -127,13 +127,14 @@ main (int argc, char **argv)
     for (unsigned way = 0; way < 2; way++) {
       const int os_errno = way ? EIO : ENOSPC;
 
-      for (uint64_t call = 1 + way; without_memory (&lab, seed, call, way);)
+      for (uint64_t call = 1 + way % step; without_memory (&lab, seed, call,
+                                                           way);)
         call += step;
       for (uint64_t call = 1; without_storage (&lab, seed, call, os_errno,
                                                false);)
         call += step;
-      for (uint64_t call = 2; without_storage (&lab, seed, call, os_errno,
-                                               true);)
+      for (uint64_t call = 1 + 1 % step; without_storage (&lab, seed, call,
+                                                          os_errno, true);)
         call += step;
     }
   lab_end (&lab);

@@ -25,6 +25,7 @@
 #include "io.h"
 
 #define BYTES  70000u
+#define STREAM_PARTS 128         /* of so many bytes: more than 8 MiB */
 #define SITES  256u
 
 /* What happens to a call; a bit each, for tests/proof/sites.py. */
@@ -327,20 +328,24 @@ change_names (struct scene *scene, struct rp_fault *fault)
                          : status;
 }
 
-/* So long that writing back begins early. */
+/* So much that writing back begins early, and so long that what lies behind
+ * is waited for. */
 static int
 stream_data (struct scene *scene, struct rp_fault *fault)
 {
+  struct iovec parts[STREAM_PARTS];
   struct rp_file *file = NULL;
   int status = rp_file_open (scene->dir, "stream", RP_OPEN_WRITE
                              | RP_OPEN_CREATE, 0600, &file, fault);
 
+  for (int i = 0; i < STREAM_PARTS; i++)
+    parts[i] = (struct iovec) { .iov_base = bytes, .iov_len = BYTES };
   if (status == RP_OK)
     rp_file_stream (file);
-  for (uint64_t at = 0; status == RP_OK && at < UINT64_C (90) << 20;
-       at += UINT64_C (9) << 20)
-    status = rp_file_pwrite (file, bytes, 4096, at + (UINT64_C (9) << 20)
-                             - 4096, fault);
+  if (status == RP_OK)
+    status = rp_file_pwrite (file, bytes, 4096, UINT64_C (90) << 20, fault);
+  if (status == RP_OK)
+    status = rp_file_pwritev (file, parts, STREAM_PARTS, 0, fault);
   if (status == RP_OK)
     status = rp_file_sync (file, fault);
   rp_file_close (file);

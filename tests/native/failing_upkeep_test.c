@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Looking after a journal while memory or storage fails: making, opening,
- * reading, scrubbing, mending, digesting, destaging; each allocation and each
- * call of the storage in turn, once and for ever.
+ * reading, scrubbing, mending, digesting, destaging, recovering, rolling back
+ * and looking at a point; each allocation and each call of the storage in turn,
+ * once and for ever.
  *
  * Whatever fails, it says so; then, with memory and storage again, the disk
  * reads as before, each point that is listed is exact, damage is found, and no
@@ -15,9 +16,10 @@
 #include "copy.h"
 #include "gate.h"
 #include "image.h"
+#include "journal_format.h"
 #include "journal_model.h"
 
-#define STEP    5u
+#define STEP    11u
 #define GRAIN   4096u
 #define GRAINS  48u
 #define BYTES   (GRAINS * GRAIN)
@@ -40,6 +42,8 @@ struct scene {
   struct damage damage;          /* that was found in the damaged grain */
   bool done;
 };
+
+static char folder[64] = "/";    /* where the files are */
 
 struct rig {
   struct rp_dir   *dir;
@@ -72,7 +76,7 @@ open_rig (struct rp_io *io, int flags, struct rig *rig, struct rp_fault *fault)
   int status;
 
   memset (rig, 0, sizeof *rig);
-  status = rp_dir_open (io, "/", &rig->dir, fault);
+  status = rp_dir_open (io, folder, &rig->dir, fault);
   if (status == RP_OK)
     status = rp_file_open (rig->dir, "base", how, 0, &rig->base_file, fault);
   spec.file = rig->base_file;
@@ -100,7 +104,7 @@ make_log (struct rp_io *io, const char *name, struct rp_fault *fault)
   };
   struct rp_file *file = NULL;
   struct rp_dir *dir;
-  int status = rp_dir_open (io, "/", &dir, fault);
+  int status = rp_dir_open (io, folder, &dir, fault);
 
   if (status != RP_OK)
     return status;
@@ -146,18 +150,16 @@ write_journal (struct rp_journal *journal)
 }
 
 static void
-set (struct scene *scene)
+fill_place (struct scene *scene)
 {
   struct rp_dir *dir;
   struct rp_file *file;
   struct rp_fault fault;
   struct rig rig;
 
-  memset (scene, 0, sizeof *scene);
-  OK (rp_io_simulate_create (&scene->sim, &fault));
   scene->io = scene->sim;
   memset (model[POINTS], 0xb5, BYTES);
-  OK (rp_dir_open (scene->sim, "/", &dir, &fault));
+  OK (rp_dir_open (scene->sim, folder, &dir, &fault));
   OK (rp_file_open (dir, "base", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600, &file,
                     &fault));
   OK (rp_file_pwrite (file, model[POINTS], BYTES, 0, &fault));
@@ -167,7 +169,6 @@ set (struct scene *scene)
   OK (open_rig (scene->sim, RP_JOURNAL_WRITE, &rig, &fault));
   write_journal (rig.journal);
   close_rig (&rig);
-  OK (rp_sim_settle (scene->sim, &fault));
 }
 
 static void
@@ -360,6 +361,514 @@ job_gate (struct scene *scene, struct rp_fault *fault)
   return status;
 }
 
+/* ---- metadata that is damaged ---- */
+
+static void
+find_any (void *context, const struct rp_journal_damage *damage)
+{
+  struct damage *found = context;
+
+  found->count++;
+  found->segment = damage->segment;
+  found->position = damage->position;
+}
+
+/* Flip a byte there; `bytes` holds what was in its block before.  The damages
+ * that are found then: how many, and the last one. */
+static void
+spoil (struct scene *scene, uint64_t position, uint64_t within)
+{
+  struct rp_fault fault;
+  struct rig rig;
+  uint8_t byte;
+
+  OK (open_rig (scene->sim, RP_JOURNAL_WRITE, &rig, &fault));
+  OK (rp_file_pread_all (rig.log, bytes, GRAIN, position, &fault));
+  byte = (uint8_t) ~bytes[within];
+  OK (rp_file_pwrite (rig.log, &byte, 1, position + within, &fault));
+  close_rig (&rig);
+  OK (open_rig (scene->sim, RP_JOURNAL_READ, &rig, &fault));
+  OK (rp_journal_scrub (rig.journal, &(struct rp_scrub) {
+                          .each = find_any, .context = &scene->damage,
+                        }, &fault));
+  CHECK (scene->damage.count > 0);
+  close_rig (&rig);
+}
+
+/* The end of the first segment that is closed. */
+static struct rp_log_trailer
+first_trailer (struct rp_io *io)
+{
+  uint8_t page[RP_LOG_PAGE_BYTES];
+  struct rp_log_trailer trailer;
+  struct rp_fault fault;
+  struct rig rig;
+  uint64_t end = RP_LOG_HEAD_BYTES;
+
+  OK (open_rig (io, RP_JOURNAL_READ, &rig, &fault));
+  do {
+    end += SEGMENT;
+    OK (rp_file_pread_all (rig.log, page, sizeof page, end - sizeof page,
+                           &fault));
+  } while (!rp_log_get_trailer (page, &trailer));
+  close_rig (&rig);
+  return trailer;
+}
+
+/* The second batch of a segment. */
+static void
+harm_header (struct scene *scene)
+{
+  const struct rp_log_trailer trailer = first_trailer (scene->sim);
+  struct rp_log_batch batch;
+  struct rp_fault fault;
+  struct rig rig;
+  uint64_t position = trailer.position;
+  uint32_t seen = 0;
+
+  OK (open_rig (scene->sim, RP_JOURNAL_READ, &rig, &fault));
+  while (seen < 2) {
+    position += GRAIN;
+    CHECK (position < trailer.end_position);
+    OK (rp_file_pread_all (rig.log, bytes, GRAIN, position, &fault));
+    seen += rp_log_get_batch (bytes, GRAIN, &batch);
+  }
+  close_rig (&rig);
+  spoil (scene, position, 77);
+}
+
+static void
+harm_summary (struct scene *scene)
+{
+  spoil (scene, first_trailer (scene->sim).summary_position, 33);
+}
+
+static void
+harm_root (struct scene *scene)
+{
+  struct rp_journal_info info;
+  struct rp_fault fault;
+  struct rig rig;
+
+  OK (open_rig (scene->sim, RP_JOURNAL_READ, &rig, &fault));
+  rp_journal_info (rig.journal, &info);
+  close_rig (&rig);
+  spoil (scene, info.root_sector * 512, 5);
+}
+
+/* The block, or NULL: out of the batches. */
+static int
+mend_block (struct scene *scene, const uint8_t *right, struct rp_fault *fault)
+{
+  struct rig rig;
+  int status = open_rig (scene->io, RP_JOURNAL_WRITE, &rig, fault);
+
+  if (status == RP_OK)
+    status = rp_journal_mend (rig.journal, scene->damage.segment,
+                              scene->damage.position, right, fault);
+  if (status == RP_OK)
+    status = rp_file_sync (rig.log, fault);
+  scene->done = status == RP_OK;
+  close_rig (&rig);
+  return status;
+}
+
+static int
+job_mend_header (struct scene *scene, struct rp_fault *fault)
+{
+  uint8_t right[GRAIN];
+
+  memcpy (right, bytes, GRAIN);
+  return mend_block (scene, right, fault);
+}
+
+static int
+job_mend_summary (struct scene *scene, struct rp_fault *fault)
+{
+  return mend_block (scene, NULL, fault);
+}
+
+static int
+job_damaged_root (struct scene *scene, struct rp_fault *fault)
+{
+  struct damage found = { .count = 0 };
+  struct rig rig;
+  int status = open_rig (scene->io, RP_JOURNAL_READ, &rig, fault);
+
+  if (status == RP_OK)
+    status = rp_journal_scrub (rig.journal, &(struct rp_scrub) {
+                                 .each = find_any, .context = &found,
+                               }, fault);
+  CHECK (status != RP_OK || found.count >= 1);
+  close_rig (&rig);
+  return status;
+}
+
+/* A sparse extent that never was a journal. */
+static void
+set_no_journal (struct scene *scene)
+{
+  const struct rp_sparse_create how = {
+    .kind = RP_EXTENT_SPARSE, .capacity_sectors = 1 << 20,
+    .grain_sectors = 8,
+  };
+  struct rp_file *file;
+  struct rp_dir *dir;
+  struct rp_fault fault;
+
+  OK (rp_dir_open (scene->sim, folder, &dir, &fault));
+  OK (rp_file_open (dir, "none", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600, &file,
+                    &fault));
+  OK (rp_sparse_create (file, &how, &fault));
+  rp_file_close (file);
+  rp_dir_close (dir);
+}
+
+/* What cannot be read is not called damaged. */
+static int
+job_no_journal (struct scene *scene, struct rp_fault *fault)
+{
+  struct rp_journal *journal;
+  struct rp_file *file = NULL;
+  struct rp_dir *dir;
+  int status = rp_dir_open (scene->io, folder, &dir, fault);
+
+  if (status != RP_OK)
+    return status;
+  status = rp_file_open (dir, "none", RP_OPEN_READ, 0, &file, fault);
+  if (status == RP_OK) {
+    status = rp_journal_open (file, NULL, RP_JOURNAL_READ, 0, &journal, fault);
+    CHECK (status != RP_OK);
+    if (status == RP_FORMAT)
+      status = RP_OK;
+  }
+  rp_file_close (file);
+  rp_dir_close (dir);
+  return status;
+}
+
+/* ---- a scrub of a bad disk ---- */
+
+static int
+scrub_over (struct scene *scene, uint64_t call, uint64_t *calls,
+            struct rp_fault *fault)
+{
+  const struct rp_fault_plan plan = {
+    .call = call, .kinds = RP_FAULT_READ, .os_errno = EIO,
+  };
+  struct damage found = { .count = 0 };
+  struct rp_io *bad;
+  struct rig rig;
+  int status = rp_io_fault_create (scene->io, &plan, &bad, fault);
+
+  if (status != RP_OK)
+    return status;
+  status = open_rig (bad, RP_JOURNAL_READ, &rig, fault);
+  if (status == RP_OK)
+    status = rp_journal_scrub (rig.journal, &(struct rp_scrub) {
+                                 .each = find_damage, .context = &found,
+                               }, fault);
+  CHECK (status != RP_OK || found.count >= 1);
+  close_rig (&rig);
+  *calls = rp_io_fault_calls (bad);
+  rp_io_destroy (bad);
+  return status;
+}
+
+/* A long read fails, the one that costs the most others: each grain of it is
+ * read for itself. */
+static uint64_t
+find_worst (struct scene *scene)
+{
+  uint64_t worst = 0, most = 0, calls = 0;
+  struct rp_fault fault;
+
+  for (uint64_t call = 1; call < 80; call++)
+    if (scrub_over (scene, call, &calls, &fault) == RP_OK && calls > most) {
+      most = calls;
+      worst = call;
+    }
+  return worst;
+}
+
+static uint64_t worst_read;
+
+static void
+harm_window (struct scene *scene)
+{
+  harm (scene);
+  if (worst_read == 0)
+    worst_read = find_worst (scene);
+  CHECK (worst_read > 0);
+}
+
+static int
+job_bad_window (struct scene *scene, struct rp_fault *fault)
+{
+  uint64_t calls;
+
+  return scrub_over (scene, worst_read, &calls, fault);
+}
+
+/* ---- what a writer left that was killed, after a destage ---- */
+
+static void
+leave_open (struct scene *scene)
+{
+  struct rp_destage done;
+  struct rp_fault fault;
+  struct rig rig;
+
+  OK (open_rig (scene->sim, RP_JOURNAL_WRITE, &rig, &fault));
+  OK (rp_journal_destage (rig.journal, 2, rig.base, NULL, NULL, &done,
+                          &fault));
+  CHECK (done.freed_bytes > 0);
+  for (uint32_t i = 0; i < 5; i++) {
+    memset (model[POINTS] + i * 30000, (int) (i + 0x31), 3000);
+    OK (rp_disk_pwrite (rp_journal_disk (rig.journal),
+                        model[POINTS] + i * 30000, 3000, i * 30000, &fault));
+    OK (rp_journal_commit (rig.journal, &fault));
+  }
+  close_rig (&rig);
+}
+
+static int
+job_recover (struct scene *scene, struct rp_fault *fault)
+{
+  struct rp_destage done;
+  struct rp_roll shown;
+  struct rig rig;
+  int status = open_rig (scene->io, RP_JOURNAL_WRITE, &rig, fault);
+
+  if (status == RP_OK)
+    status = rp_journal_roll (rig.journal, POINTS, &shown, fault);
+  if (status == RP_OK)
+    status = rp_journal_destage (rig.journal, POINTS, rig.base, NULL, NULL,
+                                 &done, fault);
+  if (status == RP_OK)
+    status = rp_disk_pread (rp_journal_disk (rig.journal), bytes, BYTES, 0,
+                            fault);
+  CHECK (status != RP_OK || memcmp (bytes, model[POINTS], BYTES) == 0);
+  if (status == RP_OK)
+    status = rp_journal_close_clean (rig.journal, fault);
+  close_rig (&rig);
+  return status;
+}
+
+/* What had been committed is there. */
+static void
+check_recovered (struct scene *scene)
+{
+  struct damage found = { .count = 0 };
+  struct rp_fault fault;
+  struct rig rig;
+
+  OK (open_rig (scene->sim, RP_JOURNAL_WRITE, &rig, &fault));
+  OK (rp_disk_pread (rp_journal_disk (rig.journal), bytes, BYTES, 0, &fault));
+  CHECK (memcmp (bytes, model[POINTS], BYTES) == 0);
+  OK (rp_journal_scrub (rig.journal, &(struct rp_scrub) {
+                          .each = find_damage, .context = &found,
+                        }, &fault));
+  CHECK (found.count == 0);
+  close_rig (&rig);
+}
+
+static int
+job_view (struct scene *scene, struct rp_fault *fault)
+{
+  struct rig rig;
+  int status = open_rig (scene->io, RP_JOURNAL_READ, &rig, fault);
+
+  if (status == RP_OK)
+    status = rp_journal_view (rig.journal, 2, fault);
+  if (status == RP_OK)
+    status = rp_disk_pread (rp_journal_disk (rig.journal), bytes, BYTES, 0,
+                            fault);
+  CHECK (status != RP_OK || memcmp (bytes, model[1], BYTES) == 0);
+  close_rig (&rig);
+  return status;
+}
+
+/* ---- a large disk, whose map is long ---- */
+
+#define LARGE   (UINT64_C (10) << 30)   /* five pages of the directory */
+#define ZEROS   ((UINT64_C (4) << 30) + (64 << 20))
+
+static int
+nothing_change (struct rp_disk *disk, const void *data, size_t length,
+                uint64_t offset, struct rp_fault *fault)
+{
+  (void) disk; (void) data; (void) length; (void) offset; (void) fault;
+  return RP_OK;
+}
+
+static int
+nothing_pread (struct rp_disk *disk, void *data, size_t length,
+               uint64_t offset, struct rp_fault *fault)
+{
+  (void) disk; (void) offset; (void) fault;
+  memset (data, 0, length);
+  return RP_OK;
+}
+
+static int
+nothing_zero (struct rp_disk *disk, uint64_t length, uint64_t offset,
+              bool may_trim, struct rp_fault *fault)
+{
+  (void) disk; (void) length; (void) offset; (void) may_trim; (void) fault;
+  return RP_OK;
+}
+
+static int
+nothing_flush (struct rp_disk *disk, struct rp_fault *fault)
+{
+  (void) disk; (void) fault;
+  return RP_OK;
+}
+
+static int
+nothing_run (struct rp_disk *disk, uint64_t offset, uint64_t length,
+             struct rp_run *out, struct rp_fault *fault)
+{
+  (void) disk; (void) fault;
+  *out = (struct rp_run) {
+    .offset_bytes = offset, .length_bytes = length, .kind = RP_RUN_DATA,
+  };
+  return RP_OK;
+}
+
+/* A base of that size that keeps nothing. */
+static const struct rp_disk_functions nothing_functions = {
+  .name = "nothing", .pread = nothing_pread, .pwrite = nothing_change,
+  .zero = nothing_zero, .flush = nothing_flush, .run = nothing_run,
+};
+static struct rp_disk nothing = {
+  .functions = &nothing_functions, .size_bytes = LARGE,
+};
+
+struct large {
+  struct rp_dir  *dir;
+  struct rp_file *log;
+  struct rp_journal *journal;
+};
+
+static void
+close_large (struct large *large)
+{
+  rp_journal_destroy (large->journal);
+  rp_file_close (large->log);
+  rp_dir_close (large->dir);
+}
+
+static int
+open_large (struct rp_io *io, struct large *large, struct rp_fault *fault)
+{
+  int status;
+
+  memset (large, 0, sizeof *large);
+  status = rp_dir_open (io, folder, &large->dir, fault);
+  if (status == RP_OK)
+    status = rp_file_open (large->dir, "large", RP_OPEN_WRITE, 0, &large->log,
+                           fault);
+  return status == RP_OK
+         ? rp_journal_open (large->log, &nothing, RP_JOURNAL_WRITE, 0,
+                            &large->journal, fault) : status;
+}
+
+static void
+set_large (struct scene *scene)
+{
+  const struct rp_journal_options options = {
+    .capacity_bytes = LARGE, .grain_bytes = GRAIN, .segment_bytes = SEGMENT,
+    .id = "failing, large", .epoch = 1,
+  };
+  static const uint8_t zeros[RP_LOG_PAGE_BYTES];
+  const struct rp_point point = make_point (1);
+  struct rp_roll shown;
+  struct rp_file *file;
+  struct rp_dir *dir;
+  struct rp_fault fault;
+  struct large large;
+
+  OK (rp_dir_open (scene->sim, folder, &dir, &fault));
+  OK (rp_file_open (dir, "large", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600, &file,
+                    &fault));
+  OK (rp_journal_create (file, &options, &fault));
+  rp_file_close (file);
+  rp_dir_close (dir);
+  OK (open_large (scene->sim, &large, &fault));
+  OK (rp_disk_pwrite (rp_journal_disk (large.journal), "one", 3, LARGE - 5000,
+                      &fault));
+  OK (rp_journal_mark (large.journal, &point, &fault));
+  OK (rp_journal_roll (large.journal, 1, &shown, &fault));
+  /* zeros in a hole are a hole's zeros */
+  OK (rp_file_pwrite (large.log, zeros, sizeof zeros,
+                      shown.root_sector * 512 + 2 * RP_LOG_PAGE_BYTES,
+                      &fault));
+  OK (rp_file_sync (large.log, &fault));
+  close_large (&large);
+}
+
+/* A writer beside the one who writes a root, in the same thread: between its
+ * hold of the lock and the first call for the root's space. */
+static void
+write_beside (void *context, const char *call)
+{
+  struct rp_journal *journal = context;
+  struct rp_fault ignored;
+
+  if (strcmp (call, "rp_file_punch") != 0)
+    return;
+  failing_meanwhile = NULL;
+  (void) rp_disk_pwrite (rp_journal_disk (journal), "two", 3, LARGE - 5000,
+                         &ignored);
+}
+
+static int
+job_large (struct scene *scene, struct rp_fault *fault)
+{
+  const struct rp_point point = make_point (2);
+  struct rp_destage done;
+  struct large large;
+  uint8_t found[3];
+  int status = open_large (scene->io, &large, fault);
+
+  if (status == RP_OK)
+    status = rp_disk_zero (rp_journal_disk (large.journal), ZEROS, 0, false,
+                           fault);
+  if (status == RP_OK)
+    status = rp_journal_mark (large.journal, &point, fault);
+  failing_context = large.journal;
+  failing_meanwhile = status == RP_OK ? write_beside : NULL;
+  if (status == RP_OK)
+    status = rp_journal_destage (large.journal, 2, &nothing, NULL, NULL, &done,
+                                 fault);
+  CHECK (status != RP_OK || !failing_meanwhile);
+  failing_meanwhile = NULL;
+  if (status == RP_OK)
+    status = rp_disk_pread (rp_journal_disk (large.journal), found, 3,
+                            LARGE - 5000, fault);
+  CHECK (status != RP_OK || memcmp (found, "two", 3) == 0
+         || memcmp (found, "one", 3) == 0);
+  close_large (&large);
+  return status;
+}
+
+static void
+check_large (struct scene *scene)
+{
+  struct damage found = { .count = 0 };
+  struct large large;
+  struct rp_fault fault;
+
+  OK (open_large (scene->sim, &large, &fault));
+  OK (rp_journal_scrub (large.journal, &(struct rp_scrub) {
+                          .each = find_damage, .context = &found,
+                        }, &fault));
+  CHECK (found.count == 0);
+  close_large (&large);
+}
+
 /* ---- afterwards ---- */
 
 static void
@@ -408,21 +917,54 @@ check_scene (struct scene *scene, bool harmed)
   close_rig (&rig);
 }
 
+static void
+check_plain (struct scene *scene)
+{
+  check_scene (scene, false);
+}
+
+static void
+check_harmed (struct scene *scene)
+{
+  check_scene (scene, true);
+}
+
+static void
+check_mended (struct scene *scene)
+{
+  if (scene->done)
+    check_scene (scene, false);
+}
+
+static void
+check_nothing (struct scene *scene)
+{
+  (void) scene;
+}
+
 struct job {
   const char *name;
   int  (*run) (struct scene *scene, struct rp_fault *fault);
-  bool harmed;                   /* a grain is damaged */
-  bool mends;
+  void (*set) (struct scene *scene);     /* after the journal was written */
+  void (*check) (struct scene *scene);
 };
 
 static const struct job jobs[] = {
-  { "create", job_create, false, false },
-  { "read", job_read, false, false },
-  { "scrub", job_scrub, true, false },
-  { "mend", job_mend, true, true },
-  { "digest", job_digest, false, false },
-  { "destage", job_destage, false, false },
-  { "gate", job_gate, false, false },
+  { "create", job_create, check_nothing, check_plain },
+  { "read", job_read, check_nothing, check_plain },
+  { "scrub", job_scrub, harm, check_harmed },
+  { "mend", job_mend, harm, check_mended },
+  { "digest", job_digest, check_nothing, check_plain },
+  { "destage", job_destage, check_nothing, check_plain },
+  { "gate", job_gate, check_nothing, check_plain },
+  { "header", job_mend_header, harm_header, check_mended },
+  { "summary", job_mend_summary, harm_summary, check_mended },
+  { "root", job_damaged_root, harm_root, check_nothing },
+  { "no journal", job_no_journal, set_no_journal, check_nothing },
+  { "bad window", job_bad_window, harm_window, check_harmed },
+  { "recover", job_recover, leave_open, check_recovered },
+  { "view", job_view, check_nothing, check_plain },
+  { "large", job_large, set_large, check_large },
 };
 
 static struct scene scene;
@@ -436,9 +978,13 @@ job_name (const struct job *job)
 static struct rp_io *
 job_set (const struct job *job)
 {
-  set (&scene);
-  if (job->harmed)
-    harm (&scene);
+  struct rp_fault fault;
+
+  memset (&scene, 0, sizeof scene);
+  OK (rp_io_simulate_create (&scene.sim, &fault));
+  fill_place (&scene);
+  job->set (&scene);
+  OK (rp_sim_settle (scene.sim, &fault));
   return scene.sim;
 }
 
@@ -452,8 +998,81 @@ job_run (const struct job *job, struct rp_io *io, struct rp_fault *fault)
 static void
 job_check (const struct job *job)
 {
-  if (!job->mends || scene.done)
-    check_scene (&scene, job->harmed && !job->mends);
+  job->check (&scene);
+}
+
+/* ---- on real files ---- */
+
+static void
+unlink_one (void *context, const char *name)
+{
+  struct rp_fault fault;
+
+  OK (rp_dir_unlink (context, name, &fault));
+}
+
+/* A file system that reserves nothing, so that zeros are written. */
+static int
+allocate (struct rp_fault *fault)
+{
+  const struct rp_posix_limits limits = { .no_fallocate = true };
+  struct rp_file *file = NULL;
+  struct rp_dir *dir = NULL;
+  struct rp_io *io;
+  int status = rp_io_posix_create_limited (&limits, &io, fault);
+
+  if (status != RP_OK)
+    return status;
+  status = rp_dir_open (io, folder, &dir, fault);
+  if (status == RP_OK)
+    status = rp_file_open (dir, "zeros", RP_OPEN_WRITE | RP_OPEN_CREATE, 0600,
+                           &file, fault);
+  if (status == RP_OK)
+    status = rp_file_truncate (file, 10000, fault);
+  if (status == RP_OK)
+    status = rp_file_punch (file, 100, 9000, fault);
+  rp_file_close (file);
+  rp_dir_close (dir);
+  rp_io_destroy (io);
+  return status;
+}
+
+/* There a scrub has a thread that reads ahead.  Memory below the door fails in
+ * `allocate` alone. */
+static bool
+without_memory_below (uint64_t call, bool scrub, bool sticky)
+{
+  const int64_t blocks = failing_blocks;
+  struct rp_dir *dir;
+  struct rp_fault fault;
+  uint64_t struck;
+  int status;
+
+  memset (&scene, 0, sizeof scene);
+  snprintf (folder, sizeof folder, "/dev/shm/rp-failing-XXXXXX");
+  if (!mkdtemp (folder)) {
+    snprintf (folder, sizeof folder, "/tmp/rp-failing-XXXXXX");
+    CHECK (mkdtemp (folder));
+  }
+  OK (rp_io_posix_create (&scene.sim, &fault));
+  OK (rp_dir_open (scene.sim, folder, &dir, &fault));
+  if (scrub) {
+    fill_place (&scene);
+    harm (&scene);
+  }
+  failing_arm (call, sticky);
+  failing.below = !scrub;
+  status = scrub ? job_scrub (&scene, &fault) : allocate (&fault);
+  struck = failing_disarm ();
+  CHECK (status == RP_OK || (struck > 0 && status == RP_NO_MEMORY));
+  OK (rp_dir_list (dir, unlink_one, dir, &fault));
+  rp_dir_close (dir);
+  rp_io_destroy (scene.sim);
+  CHECK (rmdir (folder) == 0);
+  snprintf (folder, sizeof folder, "/");
+  CHECK (failing_blocks == blocks);
+  failing_runs++;
+  return struck > 0;
 }
 
 int
@@ -464,6 +1083,9 @@ main (int argc, char **argv)
   for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++)
     if (argc < 2 || strncmp (jobs[i].name, argv[1], strlen (argv[1])) == 0)
       failing_try (&jobs[i], true, step);
+  for (unsigned way = 0; argc < 2 && way < 4; way++)
+    for (uint64_t call = 1; without_memory_below (call, way / 2, way % 2);)
+      call += step;
   failing_summary ("failing_upkeep_test");
   return EXIT_SUCCESS;
 }

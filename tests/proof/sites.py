@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+NATIVE = Path(__file__).resolve().parents[2] / "src" / "_native"
 # Storage that only tests have: what fails there is no site of the product.
 TEST_BACKENDS = {
     "io_crash.c", "io_fault.c", "io_order.c", "io_record.c", "io_simulate.c", "io_tree.c",
@@ -89,7 +90,7 @@ def table(program: Path) -> dict[int, Site]:
         if kind_of(name) == "kernel" and Path(path).name != "io_posix.c":
             continue  # sockets and the like
         row = int(line.split()[0])
-        written = _source(path)[row - 1].count(f"{name} (")
+        written = _source(Path(path).name)[row - 1].count(f"{name} (")
         number = numbers[name, path, row] = numbers.get((name, path, row), 0) + 1
         found[address] = Site(
             kind_of(name), name, Path(path).name, row, number if written > 1 else 1, function
@@ -98,8 +99,8 @@ def table(program: Path) -> dict[int, Site]:
 
 
 @cache
-def _source(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
+def _source(name: str) -> list[str]:
+    return (NATIVE / name).read_text().splitlines()
 
 
 def is_failed(site: Site, bits: int) -> bool:
@@ -129,3 +130,17 @@ def union(runs: Iterable[dict[Site, int]]) -> dict[Site, int]:
         for site, bits in run.items():
             together[site] = together.get(site, 0) | bits
     return together
+
+
+def unexplained(found: dict[Site, int]) -> list[str]:
+    """Sites that have not failed and are not known to be unable to; names of no site."""
+    places = {site.place for site in found}
+    return [
+        f"has not failed: {site} in {site.function}"
+        for site, bits in sorted(found.items())
+        if not is_failed(site, bits) and site.place not in CANNOT_FAIL
+    ] + [
+        f"no such call, which CANNOT_FAIL names: {' '.join(place)}"
+        for place in CANNOT_FAIL
+        if place not in places
+    ]
