@@ -37,7 +37,15 @@ def _run(program: Path, folder: Path, **more: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("source", TESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "source",
+    # With threads: looked at by the thread sanitizer always, and by this one in .ci/run.
+    [
+        pytest.param(path, marks=pytest.mark.long if "_threads_" in path.name else ())
+        for path in TESTS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_under_address_and_undefined_sanitizers(
     source: Path, native: NativeBuild, tmp_path: Path
 ) -> None:
@@ -51,6 +59,7 @@ def test_under_the_thread_sanitizer(source: Path, native: NativeBuild, tmp_path:
     _run(native.program(source, "thread"), tmp_path)
 
 
+@pytest.mark.long  # tests/proof/crash is ten times that, and runs in .ci/run
 def test_no_crash_state_of_a_hundred_thousand_breaks_a_promise(
     native: NativeBuild, tmp_path: Path
 ) -> None:
