@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -48,7 +49,10 @@ class Exports:
 
     def kill(self) -> None:
         if self.pid:
+            process = os.pidfd_open(self.pid)
             os.kill(self.pid, signal.SIGKILL)
+            select.select([process], [], [], 30)  # until it is gone it has its pid file
+            os.close(process)
             poll(lambda: not Path(f"/proc/{self.pid}/exe").exists())
             self.pid = 0
 
