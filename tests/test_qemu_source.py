@@ -53,7 +53,6 @@ class Exports:
             os.kill(self.pid, signal.SIGKILL)
             select.select([process], [], [], 30)  # until it is gone it has its pid file
             os.close(process)
-            poll(lambda: not Path(f"/proc/{self.pid}/exe").exists())
             self.pid = 0
 
 
