@@ -47,7 +47,7 @@ def _check_firmware(found: Found, wanted: Wanted, edits: Edits) -> None:
         raise GuestError(
             f"the machine has {wanted.firmware} firmware, and the guest's disks are prepared for "
             f"{' and '.join(boot)} alone",
-            f'set firmware = "{boot[0]}" in [machine] of replica.toml (rollpoint replica set)',
+            f'set firmware = "{boot[0]}" in [machine] of replica.toml',
         )
 
 
