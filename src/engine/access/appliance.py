@@ -80,14 +80,14 @@ class Appliance:
 
     def refusal(self, volume: Volume) -> str:
         """Why it cannot open that volume here; "" when it can."""
-        lacking = appliance_process.missing()
-        if lacking is not None:
-            return str(lacking)
         if volume.problem:
             return volume.problem
         # What nobody but the appliance can string together, it looks into itself.
         if volume.kind not in DRIVERS and (volume.pieces or volume.kind != "unknown"):
             return f"{volume.name} holds no file system ({volume.kind})"
+        lacking = appliance_process.missing()
+        if lacking is not None:
+            return str(lacking)
         if self._device(volume) is None:
             return f"{volume.name} is no name that the appliance can look for"
         return ""
