@@ -571,18 +571,24 @@ is_moving (struct rp_journal *journal)
 }
 
 /* A reader has no lock, and may look while a writer writes: what looks like
- * damage then is gone at the next look, or at one of the next while segments
- * are being given back. */
+ * damage then is gone at the next look, or is somewhere else, further on; or
+ * it is gone at one of the next while segments are being given back. */
 static int
 recover (struct rp_journal *journal, struct rp_fault *fault)
 {
+  uint64_t before = UINT64_MAX;
   int status = RP_OK;
 
   for (int i = 0; i < OPEN_ATTEMPTS_MAX; i++) {
+    bool stays;
+
     forget (journal);
     status = rp_journal_recover (journal, fault);
-    if (status != RP_CORRUPT || journal->writable
-        || (i + 1 >= OPEN_ATTEMPTS && !is_moving (journal)))
+    if (status != RP_CORRUPT || journal->writable)
+      break;
+    stays = fault->position == before;
+    before = fault->position;
+    if (i + 1 >= OPEN_ATTEMPTS && stays && !is_moving (journal))
       break;
   }
   return status;
