@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -97,8 +98,16 @@ def listens(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
+_LIBNBD = threading.Lock()  # writers in a test ask for it at once
+
+
 def libnbd() -> ModuleType:
     """Debian's libnbd for Python, without putting all of Debian's modules in the way."""
+    with _LIBNBD:
+        return _libnbd()
+
+
+def _libnbd() -> ModuleType:
     if "nbd" in sys.modules:
         return sys.modules["nbd"]
     for name in ("libnbdmod", "nbd"):
