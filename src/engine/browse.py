@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from .access.base import READ_BYTES_MAX, FileSystem, Stat
 from .access.tree import GuestTree, shown
+from .closing import Closing
 from .config import Mode
 from .copy_out import Copied, copy_out
 from .errors import Error, GuestError, NotFoundError
@@ -55,7 +55,7 @@ def ways_in(mode: Mode = "auto", trust_guest: bool = False) -> Chooser:
     return choose
 
 
-class Browser:
+class Browser(Closing):
     """A guest's disks, to be looked into. A context manager.
 
     Args:
@@ -212,17 +212,6 @@ class Browser:
             tree, self._tree = self._tree, None
             if tree is not None:
                 stack.callback(tree.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def volume_facts(volumes: Sequence[Volume]) -> list[dict[str, object]]:

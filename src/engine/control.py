@@ -20,10 +20,9 @@ import selectors
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Self
 
 from . import errors
+from .closing import Closing
 from .errors import Error, LockedError, NotFoundError, StorageError
 
 LINE_BYTES_MAX = 64 << 10
@@ -114,7 +113,7 @@ def _is_socket(place: str) -> bool:
     return stat.S_ISSOCK(os.lstat(place).st_mode)
 
 
-class Connection:
+class Connection(Closing):
     """A connection to the ingest at this control socket. One request at a time.
 
     Raises:
@@ -191,17 +190,6 @@ class Connection:
             ) from None
         except (FileNotFoundError, ConnectionError, NotADirectoryError) as error:
             raise NotRunningError(f"no ingest answers at {self._path}: {error}") from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def ask(

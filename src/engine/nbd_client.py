@@ -14,10 +14,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from .closing import Closing
 from .control import short_path
 from .errors import Error, FormatError, HeldError, NotFoundError, StorageError, UsageError
 
@@ -82,7 +82,7 @@ def parse_uri(text: str) -> Place:
 _URI_HINT = "write nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT"
 
 
-class NbdClient:
+class NbdClient(Closing):
     """A connection to an export.
 
     changes: how many requests of ours changed the disk.
@@ -344,14 +344,3 @@ class NbdClient:
         if not found:
             raise self._strange("does not say what it was asked about")
         self._known = found
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -11,13 +11,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from msgspec import structs
 
 from . import _native, below, control, rpo
 from . import manifest as manifests
+from .closing import Closing
 from .errors import Error, LockedError, NotFoundError, StateError, UsageError
 from .journal import GRAIN_BYTES, SEGMENT_BYTES
 from .journals import Journals
@@ -41,7 +40,7 @@ _WAYS_ON = {
 }
 
 
-class Replica:
+class Replica(Closing):
     """An open replica. `manifest` is what the last look at it, or our own last save, said."""
 
     def __init__(self, directory: _native.Dir, manifest: Manifest) -> None:
@@ -347,17 +346,6 @@ class Replica:
     def close(self) -> None:
         """Let the directory go."""
         self.directory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def list_replicas(

@@ -8,10 +8,10 @@ only read; its space goes back whatever becomes of this process.
 from __future__ import annotations
 
 import tempfile
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from ._native import OPEN_CREATE, OPEN_EXCLUSIVE, OPEN_WRITE, Disk, File, Io, scratch_disk
+from .closing import Closing
 from .errors import StateError
 
 _FILE_NAME = "overlay"
@@ -24,7 +24,7 @@ class Below(Protocol):
     def reading(self) -> Disk: ...
 
 
-class Throwaway:
+class Throwaway(Closing):
     """A writable disk above another one. A context manager.
 
     Args:
@@ -70,17 +70,6 @@ class Throwaway:
         if self._native is not None:
             self._native = None
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def nameless_file(folder: str | None) -> File:

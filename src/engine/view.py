@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from . import viewers
 from ._native import Dir, Disk, Swap
 from .chains import links_of
+from .closing import Closing
 from .disk import OpenDisk, open_disk
 from .errors import Error, LockedError, NotFoundError, StateError
 from .journal import OpenJournal, journal_names, open_journal
@@ -124,7 +124,7 @@ def _native_of(opened: _Opened) -> Disk:
     return opened.reading if isinstance(opened, OpenDisk) else opened.disk
 
 
-class View:
+class View(Closing):
     """A restore point that is being looked at. Made by ``view``; a context manager."""
 
     def __init__(self, directory: Dir, wanted: Point) -> None:
@@ -172,17 +172,6 @@ class View:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def view(replica: Replica, wanted: Point | str = "latest") -> View:

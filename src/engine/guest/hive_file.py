@@ -7,9 +7,7 @@ differ are written. Should that end half-way, the interim overlay it happened in
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
+from ..closing import Closing
 from ..errors import GuestError
 from .base import Change
 from .edits import Edits, Tree, printable
@@ -20,7 +18,7 @@ _BLOCK = 4096
 _LOGS = (".LOG1", ".LOG2", ".LOG")
 
 
-class HiveFile:
+class HiveFile(Closing):
     """A hive of a guest. Leave it with ``with`` or close.
 
     Attributes:
@@ -43,17 +41,6 @@ class HiveFile:
         recovered = recover(self._old, logs, printable(self.path))
         self.entries, self.unclean = recovered.entries, recovered.unclean
         self.hive = Hive(recovered.data, name, writable=writable)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the child that has it. May be called twice."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ..access.sandbox import CALL_SECONDS, Cage
+from ..closing import Closing
 from ..errors import GuestError, ToolMissingError
 
 _WORKER = "/run/hive_worker.py"  # in the cage
@@ -99,7 +99,7 @@ class _Reply(msgspec.Struct):
     error: str = ""
 
 
-class Hive:
+class Hive(Closing):
     """A hive in its child process. Leave it with ``with`` or close.
 
     Args:
@@ -130,17 +130,6 @@ class Hive:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the child. May be called twice."""
