@@ -17,9 +17,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-import socket
 import stat
-import struct
 import tempfile
 import time
 from collections.abc import Mapping
@@ -30,7 +28,8 @@ from urllib.parse import quote
 from . import _native
 from .control import listen
 from .disk import OpenDisk, open_disk
-from .errors import StateError, StorageError, UsageError, VerificationError
+from .errors import StateError, UsageError, VerificationError
+from .nbd_client import NbdClient, Place
 from .side_by_side import side_by_side
 from .volumes.base import Volume
 from .volumes.find import find
@@ -307,56 +306,8 @@ def read_export(
 ) -> tuple[int, list[bytes]]:
     """Size of an NBD export, and length bytes at each place, read as a client would.
 
-    Source: the NBD protocol, doc/proto.md of NetworkBlockDevice/nbd: fixed newstyle
-    negotiation with NBD_OPT_GO, simple replies.
-
     Raises:
-        StorageError: The server refused, or answered with something else.
+        Error: As NbdClient.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(CLIENT_SECONDS)
-        client.connect(socket_path)
-        size_bytes = _negotiate(client, name)
-        pieces = []
-        for cookie, place in enumerate(places):
-            client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, cookie, place, length))
-            magic, error, echoed = struct.unpack(">IIQ", _receive(client, 16))
-            if magic != 0x67446698 or error or echoed != cookie:
-                raise StorageError(
-                    f"reading export {name} at {place}: the server answered error {error}",
-                    os_errno=error,
-                )
-            pieces.append(_receive(client, length))
-        client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0))  # disconnect
-        client.shutdown(socket.SHUT_WR)
-        client.recv(1)  # the server has let go of us when it closes
-    return size_bytes, pieces
-
-
-def _negotiate(client: socket.socket, name: str) -> int:
-    greeting, magic, _ = struct.unpack(">8s8sH", _receive(client, 18))
-    if greeting != b"NBDMAGIC" or magic != b"IHAVEOPT":
-        raise StorageError("the export's server does not speak NBD")
-    encoded = name.encode()
-    option = struct.pack(">I", len(encoded)) + encoded + struct.pack(">H", 0)
-    client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 7, len(option)) + option)
-    size_bytes = -1
-    while True:
-        header = struct.unpack(">QIII", _receive(client, 20))
-        kind, body = header[2], _receive(client, header[3])
-        if kind == 1:
-            return size_bytes
-        if kind == 3 and body[:2] == b"\0\0":
-            size_bytes = struct.unpack(">Q", body[2:10])[0]
-        elif kind != 3:
-            raise StorageError(f"the server refused export {name}: reply {kind:#x}")
-
-
-def _receive(client: socket.socket, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        piece = client.recv(length - len(data))
-        if not piece:
-            raise StorageError("the export's server hung up")
-        data += piece
-    return data
+    with NbdClient(Place(name, socket_path), CLIENT_SECONDS) as client:
+        return client.size_bytes, [client.pread(length, place) for place in places]
