@@ -8,6 +8,7 @@ wants links followed resolves them in the guest's own tree: tree.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
 from ..volumes.base import Volume
@@ -116,3 +117,21 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Close what is open, end every process. May be called twice, and after failures."""
+
+
+class Closable(Protocol):
+    """What has an end."""
+
+    def close(self) -> None: ...
+
+
+def close_all(opened: Iterable[Closable]) -> None:
+    """Close every one; the first error is raised when all are closed."""
+    failed: Exception | None = None
+    for one in opened:
+        try:
+            one.close()
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed

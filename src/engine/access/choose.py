@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import GuestError, ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
-from .base import Backend, FileSystem, Mode
+from .base import Backend, FileSystem, Mode, close_all
 
 Wish = Literal["auto", "files", "appliance", "host"]
 ORDER: tuple[Mode, ...] = ("files", "appliance", "host")  # the host's kernel when nothing else is
@@ -119,11 +119,4 @@ class Ways:
 
     def close(self) -> None:
         """Close every way; the first error is raised when all are closed."""
-        failed: Exception | None = None
-        for backend in self._backends.values():
-            try:
-                backend.close()
-            except Exception as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        close_all(self._backends.values())

@@ -10,8 +10,8 @@ import os
 
 from ..errors import ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
-from .base import FileSystem, Mode
-from .remote import RemoteFileSystem, close_all
+from .base import FileSystem, Mode, close_all
+from .remote import RemoteFileSystem
 from .sandbox import missing_tools
 
 TOOLS = {

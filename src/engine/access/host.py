@@ -12,9 +12,9 @@ import os
 
 from ..errors import ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
-from .base import FileSystem, Mode
+from .base import FileSystem, Mode, close_all
 from .kernel import DRIVERS, NEVER_WRITTEN
-from .remote import RemoteFileSystem, close_all
+from .remote import RemoteFileSystem
 from .sandbox import missing_tools
 
 _KERNEL = "linux-image-amd64 (Debian), linux-modules-extra (Ubuntu) or kernel-modules (RHEL)"

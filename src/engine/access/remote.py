@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -61,7 +62,7 @@ class RemoteFileSystem:
         config = {
             "mode": mode,
             "kind": volume.kind,
-            "uri": f"nbd+unix:///{_quoted(volume.name)}?socket={_SOCKET}",
+            "uri": f"nbd+unix:///{quote(volume.name, safe='')}?socket={_SOCKET}",
             "writable": writable,
             "subvolume": subvolume,
             "own_users": mode == "files" and os.geteuid() == 0,
@@ -197,21 +198,3 @@ class RemoteFileSystem:
         if answer.error:
             raise_refused(answer.error, f"{self._what}: {shown(answer.message)}")
         return answer, data
-
-
-def close_all(opened: list[RemoteFileSystem]) -> None:
-    """Close every one; the first error is raised when all are closed."""
-    failed: Exception | None = None
-    for fs in opened:
-        try:
-            fs.close()
-        except Exception as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed
-
-
-def _quoted(name: str) -> str:
-    """An export's name in a URI."""
-    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._"
-    return "".join(c if c in plain else "".join(f"%{b:02X}" for b in c.encode()) for c in name)

@@ -11,8 +11,8 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 
-from ..errors import Error, GuestError, NotFoundError, PathError
-from .base import FileSystem, Space, Stat
+from ..errors import GuestError, NotFoundError, PathError
+from .base import FileSystem, Space, Stat, close_all
 
 LINKS_MAX = 40  # as Linux: MAXSYMLINKS
 PARTS_MAX = 4096  # in one resolution, links included
@@ -243,14 +243,7 @@ class GuestTree:
         mounts = sorted(self._mounts.items(), key=lambda item: -len(item[0]))
         self._mounts = {}
         self._forget_all()
-        failed: Error | None = None
-        for _, fs in mounts:
-            try:
-                fs.close()
-            except Error as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        close_all(fs for _, fs in mounts)
 
     def _is(self, path: str) -> bool:
         with contextlib.suppress(PathError):
