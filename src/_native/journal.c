@@ -337,11 +337,8 @@ enter_session (struct rp_journal *journal, struct rp_fault *fault)
     return RP_OK;
   rp_journal_lead (journal);
   status = rp_journal_not_held (journal, fault);
-  if (status == RP_OK) {
+  if (status == RP_OK)
     status = rp_journal_begin_session (journal, fault);
-    if (status != RP_OK)
-      rp_journal_fail (journal, status, fault);
-  }
   rp_journal_end_lead (journal);
   return status;
 }

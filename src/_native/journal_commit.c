@@ -157,14 +157,16 @@ rp_journal_begin_session (struct rp_journal *journal, struct rp_fault *fault)
   if (journal->in_session)
     return RP_OK;
   status = rp_journal_check_epoch (journal, fault);
+  if (status == RP_OK) {
+    next = journal->super;
+    next.session++;
+    next.clean = false;
+    next.epoch = journal->epoch;
+    next.durable_sequence = journal->durable_sequence;
+    status = rp_journal_put_super (journal, &next, fault);
+  }
   if (status != RP_OK)
-    return status;
-  next = journal->super;
-  next.session++;
-  next.clean = false;
-  next.epoch = journal->epoch;
-  next.durable_sequence = journal->durable_sequence;
-  status = rp_journal_put_super (journal, &next, fault);
+    rp_journal_fail (journal, status, fault);
   journal->in_session = status == RP_OK;
   return status;
 }

@@ -315,7 +315,8 @@ int rp_journal_put_super (struct rp_journal *journal,
 int rp_journal_put_ring (struct rp_journal *journal,
                          const struct rp_log_ring *ring,
                          struct rp_fault *fault);
-/* Before the first write of this handle: a new session, not clean. */
+/* Before the first write of this handle: a new session, not clean.  Where that
+ * fails, the journal has failed. */
 int rp_journal_begin_session (struct rp_journal *journal,
                               struct rp_fault *fault);
 /* Write the summaries that are due; the next sync makes them durable. */

@@ -352,11 +352,8 @@ begin (struct rp_journal *journal, struct rp_fault *fault)
   pthread_mutex_lock (&journal->lock);
   rp_journal_lead (journal);
   status = rp_journal_not_held (journal, fault);
-  if (status == RP_OK) {
+  if (status == RP_OK)
     status = rp_journal_begin_session (journal, fault);
-    if (status != RP_OK)
-      rp_journal_fail (journal, status, fault);
-  }
   if (status == RP_OK)
     status = rp_journal_load_map (journal, fault);
   rp_journal_end_lead (journal);

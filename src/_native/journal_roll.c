@@ -1044,8 +1044,6 @@ roll (struct rp_journal *journal, uint64_t point_id, struct rp_roll *out,
   out->point_id = target.point_id;
   if (target.entry != journal->root.entry || !whole) {
     status = rp_journal_begin_session (journal, fault);
-    if (status != RP_OK)
-      rp_journal_fail (journal, status, fault);
     if (status == RP_OK)
       status = build_map (journal, &target, &map, &use, out, fault);
     if (status == RP_OK)
