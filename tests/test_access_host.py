@@ -137,6 +137,13 @@ def test_what_is_missing_is_named_with_its_package(monkeypatch: pytest.MonkeyPat
         assert "libnbd-bin" in str(caught.value)
 
 
+def test_a_volume_of_which_a_part_is_missing_is_no_matter_of_installing() -> None:
+    volume = Volume("group/root", (), 1 << 20, "unknown", problem="physical volume a is missing")
+    with pytest.raises(UnsupportedError, match="a is missing") as caught:
+        Ways("nowhere", [volume], ["disk"]).open(volume, writable=True)
+    assert "install" not in caught.value.hint
+
+
 def test_the_first_way_that_serves_is_taken(tmp_path: Path) -> None:
     for name in ("bwrap", "nbdfuse", "fuse2fs", "nbdkit"):
         require_tool(name)

@@ -23,7 +23,7 @@ from ..volumes.base import Volume
 from . import appliance_process, warm
 from .appliance_nbd import FLAGS, READ_ONLY, Export, RefusedError, enter, leave
 from .appliance_process import LAUNCH_SECONDS, Process, launching
-from .base import READ_BYTES_MAX, Kind, Mode, Space, Stat
+from .base import READ_BYTES_MAX, Kind, Lacking, Mode, Space, Stat
 
 # Kind of a volume: the driver in the appliance, and its mount options.
 DRIVERS = {
@@ -87,7 +87,7 @@ class Appliance:
             return f"{volume.name} holds no file system ({volume.kind})"
         lacking = appliance_process.missing()
         if lacking is not None:
-            return str(lacking)
+            return Lacking(lacking)
         if self._device(volume) is None:
             return f"{volume.name} is no name that the appliance can look for"
         return ""

@@ -98,6 +98,10 @@ class FileSystem(Protocol):
         """Sync, unmount, end what served it. May be called twice."""
 
 
+class Lacking(str):
+    """A refusal that ends when something is installed, or loaded, on this host."""
+
+
 class Backend(Protocol):
     """One way in."""
 
@@ -105,7 +109,7 @@ class Backend(Protocol):
     def mode(self) -> Mode: ...
 
     def refusal(self, volume: Volume) -> str:
-        """Why it cannot open that volume here ("" when it can): tool and package, kind, trust."""
+        """Why it cannot open that volume here ("" when it can): kind, trust; or what is Lacking."""
 
     def open(self, volume: Volume, *, writable: bool, subvolume: str = "") -> FileSystem:
         """Mount it. A dirty journal is replayed first when writable.

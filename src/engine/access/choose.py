@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import GuestError, ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
-from .base import Backend, FileSystem, Mode, close_all
+from .base import Backend, FileSystem, Lacking, Mode, close_all
 
 Wish = Literal["auto", "files", "appliance", "host"]
 ORDER: tuple[Mode, ...] = ("files", "appliance", "host")  # the host's kernel when nothing else is
@@ -80,7 +80,7 @@ class Ways:
             backend = self._backend(way)
             reason = backend.refusal(volume)
             if reason:
-                lacking = lacking or "missing" in reason
+                lacking = lacking or isinstance(reason, Lacking)
             else:
                 try:
                     opened = backend.open(volume, writable=writable, subvolume=subvolume)

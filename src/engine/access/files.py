@@ -10,7 +10,7 @@ import os
 
 from ..errors import ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
-from .base import FileSystem, Mode, close_all
+from .base import FileSystem, Lacking, Mode, close_all
 from .remote import RemoteFileSystem
 from .sandbox import missing_tools
 
@@ -48,14 +48,16 @@ class Files:
         if volume.kind not in TOOLS:
             return f"there is no user-space file system for {volume.kind} (volume {volume.name})"
         return missing_tools(["bwrap", "prlimit", "nbdfuse", *TOOLS[volume.kind]]) or (
-            "" if os.path.exists("/dev/fuse") else "/dev/fuse is missing: load the kernel's fuse"
+            ""
+            if os.path.exists("/dev/fuse")
+            else Lacking("/dev/fuse is missing: load the kernel's fuse")
         )
 
     def open(self, volume: Volume, *, writable: bool, subvolume: str = "") -> FileSystem:
         """Mount it in a cage."""
         refusal = self.refusal(volume)
         if refusal:
-            kind = ToolMissingError if " missing: " in refusal else UnsupportedError
+            kind = ToolMissingError if isinstance(refusal, Lacking) else UnsupportedError
             raise kind(refusal, "use another mount.mode, or install what is named")
         if subvolume:
             raise UnsupportedError(

@@ -12,7 +12,7 @@ import os
 
 from ..errors import ToolMissingError, UnsupportedError
 from ..volumes.base import Volume
-from .base import FileSystem, Mode, close_all
+from .base import FileSystem, Lacking, Mode, close_all
 from .kernel import DRIVERS, NEVER_WRITTEN
 from .remote import RemoteFileSystem
 from .sandbox import missing_tools
@@ -56,7 +56,7 @@ class Host:
         """Mount it."""
         refusal = self.refusal(volume)
         if refusal:
-            kind = ToolMissingError if " missing: " in refusal else UnsupportedError
+            kind = ToolMissingError if isinstance(refusal, Lacking) else UnsupportedError
             raise kind(refusal, "use another mount.mode, or put right what is named")
         opened = RemoteFileSystem(
             self._socket_path,
@@ -80,11 +80,12 @@ def _lacking(driver: str) -> str:
     if tools:
         return tools
     if not os.path.exists("/dev/fuse"):
-        return f"/dev/fuse is missing: load the module fuse, of the kernel's package {_KERNEL}"
+        what = f"load the module fuse, of the kernel's package {_KERNEL}"
+        return Lacking(f"/dev/fuse is missing: {what}")
     if not os.path.exists("/dev/loop-control"):
-        return f"loop devices are missing: load the module loop, of {_KERNEL}"
+        return Lacking(f"loop devices are missing: load the module loop, of {_KERNEL}")
     if not kernel_has(driver):
-        return f"{driver} in this host's kernel is missing: install {_KERNEL}"
+        return Lacking(f"{driver} in this host's kernel is missing: install {_KERNEL}")
     return ""
 
 

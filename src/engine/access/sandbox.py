@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from ..errors import GuestError, ToolMissingError
+from .base import Lacking
 
 CALL_SECONDS = 60.0
 HEADER_MAX = 64 << 20
@@ -64,7 +65,8 @@ def missing_tools(names: Sequence[str]) -> str:
         return ""
     packages = sorted({PACKAGES[name] for name in lacking})
     said = " and ".join(lacking)
-    return f"{said} {'is' if len(lacking) == 1 else 'are'} missing: install {' '.join(packages)}"
+    verb = "is" if len(lacking) == 1 else "are"
+    return Lacking(f"{said} {verb} missing: install {' '.join(packages)}")
 
 
 def interpreter() -> tuple[str, str]:
