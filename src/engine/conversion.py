@@ -63,7 +63,7 @@ class Conversion(msgspec.Struct, kw_only=True):
         more = f", {len(self.warnings)} warnings" if self.warnings else ""
         launch = self.seconds.get("launch", 0.0)
         apart = f" (and {launch:.1f} s for the appliance)" if launch else ""
-        name = "".join(c if c.isprintable() else "?" for c in self.guest.name)[:80]
+        name = printable(self.guest.name, 80)
         return (
             f"{name or self.guest.os}: {done}{more}; {self.mode} mode, "
             f"{self.seconds['total']:.2f} s{apart}"
@@ -157,6 +157,11 @@ def _convert(mount: Mount, config: Config, wanted: Wanted, warm: str | None) -> 
         warnings=_notes(mount.volumes) + edits.warnings,
         seconds={**clock.seconds, "launch": launch, "total": clock.total() - launch},
     )
+
+
+def printable(text: str, limit: int) -> str:
+    """What a guest says, in a note or a file that people look at."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:limit]
 
 
 def _notes(volumes: Sequence[Volume]) -> list[str]:

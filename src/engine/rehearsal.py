@@ -23,7 +23,7 @@ import msgspec
 from . import config as configuration
 from . import conversion
 from .config import Config
-from .conversion import Conversion
+from .conversion import Conversion, printable
 from .errors import DamagedError, Error, HypervisorError, NotFoundError, ToolMissingError
 from .manifest import REHEARSAL_NAME, MachineSettings
 from .mount import Mount
@@ -204,9 +204,9 @@ def _boot(mount: Mount, said: Config, settings: MachineSettings, name: str) -> B
         hypervisor.power_off(id)
     return Boot(
         reached=reached,
-        said=_printable(line, 4 * LINE_LENGTH_MAX),
+        said=printable(line, 4 * LINE_LENGTH_MAX),
         seconds=time.perf_counter() - begun,
-        console=[_printable(text, LINE_LENGTH_MAX) for text in console],
+        console=[printable(text, LINE_LENGTH_MAX) for text in console],
     )
 
 
@@ -249,11 +249,6 @@ def _hypervisor(id: str) -> Iterator[Qemu]:
         assert watch.stdin is not None
         watch.stdin.close()
         watch.wait()
-
-
-def _printable(text: str, limit: int) -> str:
-    """What a guest prints goes into a file that people look at."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:limit]
 
 
 # ---- kept with the replica ----
