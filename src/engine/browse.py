@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from .access.base import READ_BYTES_MAX, FileSystem, Stat
-from .access.tree import GuestTree, shown
+from .access.tree import GuestTree
 from .closing import Closing
 from .config import Mode
 from .copy_out import Copied, copy_out
@@ -22,6 +22,7 @@ from .guest.base import Guest
 from .guest.inspect import inspect
 from .mount import Mount
 from .throwaway import Below, Throwaway
+from .units import printable
 from .volumes.base import Volume
 
 # Kinds that hold files, as far as is known.
@@ -99,8 +100,8 @@ class Browser(Closing):
         for volume in self.volumes:
             if volume.name == name:
                 return volume
-        known = ", ".join(shown(volume.name) for volume in self.volumes)
-        raise NotFoundError(f"there is no volume {shown(name)!r}", f"there are {known}")
+        known = ", ".join(printable(volume.name) for volume in self.volumes)
+        raise NotFoundError(f"there is no volume {printable(name)!r}", f"there are {known}")
 
     # ---- the files ----
 
@@ -127,7 +128,7 @@ class Browser(Closing):
             if len(with_files) == 1:  # a disk of data
                 self.notes.append(error.message)
                 return GuestTree({"/": self._open(with_files[0])})
-            names = ", ".join(shown(volume.name) for volume in with_files)
+            names = ", ".join(printable(volume.name) for volume in with_files)
             raise GuestError(
                 error.message, f"look at one volume alone, with --volume: {names}"
             ) from None
@@ -143,19 +144,21 @@ class Browser(Closing):
             if at in tree.mounts:
                 continue
             if name in open_already:
-                self.notes.append(f"{shown(at)} is another part of {shown(name)}: see --volume")
+                self.notes.append(
+                    f"{printable(at)} is another part of {printable(name)}: see --volume"
+                )
                 continue
             try:
                 fs = self._open(self._find(name), guest.subvolumes.get(at, ""))
                 open_already.add(name)
             except Error as error:
-                self.notes.append(f"{shown(at)} cannot be looked into: {error.message}")
+                self.notes.append(f"{printable(at)} cannot be looked into: {error.message}")
                 continue
             try:
                 tree.mount(at, fs)
             except Error as error:
                 fs.close()
-                self.notes.append(f"{shown(at)}: {error.message}")
+                self.notes.append(f"{printable(at)}: {error.message}")
 
     def _open(self, volume: Volume, subvolume: str = "") -> FileSystem:
         """With its journal replayed, or as it lies where that cannot be done."""
@@ -167,7 +170,7 @@ class Browser(Closing):
             return self._ways.open(volume, writable=True, subvolume=subvolume)
         except GuestError as error:
             fs = self._ways.open(volume, writable=False, subvolume=subvolume)
-            self.notes.append(f"{shown(volume.name)} is shown as it lies: {error.message}")
+            self.notes.append(f"{printable(volume.name)} is shown as it lies: {error.message}")
             return fs
 
     def list(self, path: str) -> dict[str, Stat]:
@@ -180,7 +183,7 @@ class Browser(Closing):
             return dict(sorted(self.tree.list(path).items()))
         facts = self.tree.stat(path, follow=False)
         if facts is None:
-            raise NotFoundError(f"there is no {shown(path)} in the guest", "check the path")
+            raise NotFoundError(f"there is no {printable(path)} in the guest", "check the path")
         return {path.rstrip("/").rpartition("/")[2]: facts}
 
     def read(self, path: str, limit_bytes: int = READ_BYTES_MAX) -> bytes:

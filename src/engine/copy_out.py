@@ -14,8 +14,9 @@ import os
 from dataclasses import dataclass, field
 
 from .access.base import FileSystem, Stat
-from .access.tree import GuestTree, shown
+from .access.tree import GuestTree
 from .errors import Error, ExistsError, GuestError, NotFoundError, UsageError, system_error
+from .units import printable
 
 DEPTH_MAX = 200  # of directories: damaged ones may contain themselves
 CHUNK_BYTES = 4 << 20
@@ -43,7 +44,7 @@ class Copied:
         """Something stays behind."""
         self.skipped_count += 1
         if len(self.skipped) < SKIPPED_MAX:
-            self.skipped.append((shown(path), why))
+            self.skipped.append((printable(path), why))
 
 
 def copy_out(tree: GuestTree, path: str, target: str) -> Copied:
@@ -67,33 +68,34 @@ def copy_out(tree: GuestTree, path: str, target: str) -> Copied:
     place = tree.real(path, follow_last=False)
     facts = tree.stat(path, follow=False)
     if facts is None:
-        raise NotFoundError(f"there is no {shown(path)} in the guest", "check the path")
+        raise NotFoundError(f"there is no {printable(path)} in the guest", "check the path")
     if os.path.isdir(target):
         folder, name = target, os.path.basename(place)
     else:
         folder, name = os.path.split(target.rstrip("/"))
     if not _is_name(name):
         raise UsageError(
-            f"{shown(target)!r} cannot be the copy of {shown(path)}",
+            f"{printable(target)!r} cannot be the copy of {printable(path)}",
             "name a file that is not there",
         )
     copied = Copied()
     try:
         at = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotFoundError(f"there is no directory {shown(folder)}", "make it first") from None
+        raise NotFoundError(f"there is no directory {printable(folder)}", "make it first") from None
     except OSError as error:
-        raise system_error(f"opening {shown(folder or '.')}", error.errno or 0) from None
+        raise system_error(f"opening {printable(folder or '.')}", error.errno or 0) from None
     try:
         _Copy(tree, copied).one(place, facts, at, name, 0)
     except FileExistsError:
         raise ExistsError(
-            f"{shown(os.path.join(folder, name))} exists", "name another target, or move it away"
+            f"{printable(os.path.join(folder, name))} exists",
+            "name another target, or move it away",
         ) from None
     except OSError as error:
         if isinstance(error, Error):
             raise
-        raise system_error(f"writing below {shown(folder or '.')}", error.errno or 0) from None
+        raise system_error(f"writing below {printable(folder or '.')}", error.errno or 0) from None
     finally:
         os.close(at)
     if copied.skipped and not (copied.files or copied.directories or copied.links):

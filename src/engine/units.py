@@ -1,4 +1,4 @@
-"""Sizes, durations and moments as people write them, and back.
+"""Sizes, durations and moments as people write them, and back; text that may be printed.
 
 Sizes are bytes, or a number with K, M, G or T (powers of 1024). Durations are
 a number with ms, s, m, h or d. Moments are ISO 8601; without an offset they are
@@ -112,3 +112,12 @@ def format_duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} m"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text from elsewhere as a message or terminal may print it: the rest is escaped.
+
+    Args:
+        keep: Characters that stay as they are all the same.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)

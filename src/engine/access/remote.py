@@ -10,11 +10,11 @@ from urllib.parse import quote
 import msgspec
 
 from ..errors import GuestError
+from ..units import printable
 from ..volumes.base import Volume
 from .base import READ_BYTES_MAX, Kind, Mode, Space, Stat
 from .local import raise_refused, raw
 from .sandbox import CALL_SECONDS, Cage
-from .tree import shown
 
 OPEN_SECONDS = 120.0  # a journal may have to be replayed
 CLOSE_SECONDS = 120.0
@@ -196,5 +196,5 @@ class RemoteFileSystem:
         except (msgspec.DecodeError, RecursionError) as error:
             raise GuestError(f"{self._what}: its driver's answer is none: {error}", _HINT) from None
         if answer.error:
-            raise_refused(answer.error, f"{self._what}: {shown(answer.message)}")
+            raise_refused(answer.error, f"{self._what}: {printable(answer.message)}")
         return answer, data

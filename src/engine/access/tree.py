@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from ..errors import GuestError, NotFoundError, PathError
+from ..units import printable
 from .base import FileSystem, Space, Stat, close_all
 
 LINKS_MAX = 40  # as Linux: MAXSYMLINKS
@@ -132,7 +133,7 @@ class GuestTree:
         facts = self._wanted(path)
         if facts.size_bytes > limit_bytes:
             raise GuestError(
-                f"{shown(path)} in the guest is {facts.size_bytes} bytes long; "
+                f"{printable(path)} in the guest is {facts.size_bytes} bytes long; "
                 f"{limit_bytes} are read at most",
                 "look at the file: it is larger than any of its kind",
             )
@@ -170,7 +171,9 @@ class GuestTree:
         """A file, a link itself, or an empty directory."""
         place = tuple(self._walk(path, False))
         if place in self._mounts:
-            raise PathError(f"{shown(path)}: a file system is mounted there", "unmount it first")
+            raise PathError(
+                f"{printable(path)}: a file system is mounted there", "unmount it first"
+            )
         fs, relative = self._place(place)
         with self._changing(place):
             fs.remove(relative)
@@ -196,7 +199,9 @@ class GuestTree:
         """A symbolic link, in place of a file or link that is there."""
         place = tuple(self._walk(path, False))
         if place in self._mounts:
-            raise PathError(f"{shown(path)}: a file system is mounted there", "unmount it first")
+            raise PathError(
+                f"{printable(path)}: a file system is mounted there", "unmount it first"
+            )
         fs, relative = self._place(place)
         with self._changing(place):
             fs.make_link(relative, target)
@@ -224,7 +229,7 @@ class GuestTree:
                 listed += 1
                 if listed > GLOB_DIRECTORIES_MAX or len(matches) > GLOB_MATCHES_MAX:
                     raise PathError(
-                        f"{shown(pattern)} in the guest matches too many files to look at",
+                        f"{printable(pattern)} in the guest matches too many files to look at",
                         "look at the file that names it",
                     )
                 names = sorted(self.list(base or "/"))
@@ -322,16 +327,9 @@ class GuestTree:
             elif not last and (facts is None or facts.kind != "directory"):
                 raise _missing(path)
         raise PathError(
-            f"{shown(path)} in the guest leads through more than {LINKS_MAX} symbolic links",
+            f"{printable(path)} in the guest leads through more than {LINKS_MAX} symbolic links",
             "they may lead in a circle: correct them in the guest",
         )
-
-
-def shown(text: str) -> str:
-    """Text of a guest as a message or terminal may print it: nothing but printable characters."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def matches_name(name: str, pattern: str) -> bool:
@@ -361,12 +359,12 @@ def _split(path: str) -> list[str]:
 
 def _parts(path: str, keep_dots: bool = False) -> list[str]:
     if not path.startswith("/") or "\0" in path:
-        raise PathError(f"{shown(path)!r} is no absolute path", "give one that starts with /")
+        raise PathError(f"{printable(path)!r} is no absolute path", "give one that starts with /")
     parts = _split(path)
     if not keep_dots and any(part in (".", "..") for part in parts):
-        raise PathError(f"{shown(path)} has a . or .. part", "give a path without them")
+        raise PathError(f"{printable(path)} has a . or .. part", "give a path without them")
     return parts
 
 
 def _missing(path: str) -> NotFoundError:
-    return NotFoundError(f"there is no {shown(path)} in the guest", "check the path")
+    return NotFoundError(f"there is no {printable(path)} in the guest", "check the path")

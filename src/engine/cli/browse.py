@@ -12,12 +12,11 @@ import typer
 
 from .. import config
 from ..access.base import Stat
-from ..access.tree import shown
 from ..disk import open_disk
 from ..errors import Error, StateError, UsageError
 from ..manifest import FILE_NAME as MANIFEST_NAME
 from ..replica import Replica
-from ..units import format_size, format_time
+from ..units import format_size, format_time, printable
 from .output import print_json, print_table
 
 if TYPE_CHECKING:  # other commands of these groups do without
@@ -182,13 +181,13 @@ def _row(name: str, facts: Stat) -> list[str]:
     bits = "".join(
         letter if facts.mode >> (8 - place) & 1 else "-" for place, letter in enumerate("rwxrwxrwx")
     )
-    target = f" -> {shown(facts.target)}" if facts.kind == "link" else ""
+    target = f" -> {printable(facts.target)}" if facts.kind == "link" else ""
     return [
         _LETTERS[facts.kind] + bits,
         f"{facts.uid}:{facts.gid}",
         str(facts.size_bytes),
         _moment(facts.modified_ns),
-        shown(name) + target,
+        printable(name) + target,
     ]
 
 
@@ -235,7 +234,8 @@ class _Session:
             )
             return
         typer.echo(", ".join(f"{what} {value}" for what, value in self._about.items()))
-        typer.echo(f"system: {'none is known' if guest is None else shown(guest.name or guest.os)}")
+        system = "none is known" if guest is None else printable(guest.name or guest.os)
+        typer.echo(f"system: {system}")
         self.volumes()
         self._tell_notes()
 
@@ -243,7 +243,10 @@ class _Session:
         print_table(
             ("volume", "size", "kind", "label", "problem"),
             [
-                [shown(v.name), format_size(v.size_bytes), v.kind, shown(v.label), shown(v.problem)]
+                [
+                    *(printable(v.name), format_size(v.size_bytes), v.kind),
+                    *(printable(v.label), printable(v.problem)),
+                ]
                 for v in self._browser.volumes
             ],
         )
@@ -264,7 +267,7 @@ class _Session:
         data = self._browser.read(path)
         self._tell_notes()
         if sys.stdout.isatty():  # nothing that a terminal would obey
-            typer.echo("\n".join(shown(line) for line in _text(data).splitlines()))
+            typer.echo("\n".join(printable(line) for line in _text(data).splitlines()))
             return
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
@@ -277,7 +280,7 @@ class _Session:
             return
         self._tell_notes()
         for where, why in done.skipped:
-            print(f"left out: {where}: {shown(why)}", file=sys.stderr)
+            print(f"left out: {where}: {printable(why)}", file=sys.stderr)
         if done.skipped_count > len(done.skipped):
             print(f"and {done.skipped_count - len(done.skipped)} more", file=sys.stderr)
         typer.echo(
@@ -287,7 +290,7 @@ class _Session:
 
     def _tell_notes(self) -> None:
         for note in self._browser.notes[self._told :]:
-            print(f"note: {shown(note)}", file=sys.stderr)
+            print(f"note: {printable(note)}", file=sys.stderr)
         self._told = len(self._browser.notes)
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from .. import units
 from ..errors import Error, UsageError
 
 
@@ -30,7 +31,7 @@ def report_error(error: Error, *, as_json: bool) -> int:
 
 def printable(text: str) -> str:
     """Names in it come from untrusted files: no control character reaches the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return units.printable(text, keep="\n")
 
 
 def print_json(value: object) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import typer
 
-from ..access.tree import shown
 from ..errors import Error, NotFoundError, UsageError
+from ..units import printable
 from .output import report_error
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ class Shell(cmd.Cmd):
 
     def default(self, line: str) -> None:
         word = line.split()[0]
-        raise UsageError(f"there is no command {shown(word)!r}", "help lists them")
+        raise UsageError(f"there is no command {printable(word)!r}", "help lists them")
 
     def _words(self, line: str, least: int, most: int) -> list[str]:
         try:
             words = shlex.split(line)
         except ValueError as error:
-            raise UsageError(f"{shown(line)!r}: {error}", "close the quotes") from None
+            raise UsageError(f"{printable(line)!r}: {error}", "close the quotes") from None
         if not least <= len(words) <= most:
             raise UsageError(f"it takes {least} to {most} words, not {len(words)}", "see help")
         return words
@@ -102,13 +102,13 @@ class Shell(cmd.Cmd):
         words = self._words(line, 0, 1)
         path = self._path(words[0]) if words else "/"
         if not self._browser.tree.is_directory(path):
-            raise NotFoundError(f"there is no directory {shown(path)}", "list with ls")
+            raise NotFoundError(f"there is no directory {printable(path)}", "list with ls")
         self._here = self._browser.tree.real(path)
 
     def do_pwd(self, line: str) -> None:
         """pwd: where we are."""
         self._words(line, 0, 0)
-        typer.echo(shown(self._here))
+        typer.echo(printable(self._here))
 
     def do_cat(self, line: str) -> None:
         """cat PATH: print a file."""
@@ -155,7 +155,7 @@ def join(here: str, text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """A name as `shown` prints it, back."""
+    """A name as `printable` prints it, back."""
     return _ESCAPE.sub(
         lambda match: {"n": "\n", "t": "\t", "r": "\r"}.get(match[1]) or chr(int(match[1][1:], 16)),
         text,
