@@ -20,7 +20,7 @@ from replicas import (
     seen_by_qemu,
 )
 from rollpoint import operation as room
-from rollpoint import replication, undoing
+from rollpoint import hypervisors, replication
 from rollpoint.disk import open_disk
 from rollpoint.errors import (
     Error,
@@ -491,7 +491,7 @@ def test_a_real_machine_boots_from_the_recovered_disk(tmp_path: Path) -> None:
         for number, text in ((1, "FIRST"), (2, "SECOND")):
             done = room.failover(replica, number, settings=settings)
             assert done.steps[-1].note == f"console: MARK {text}"
-            hypervisor = undoing.local_hypervisor(replica)
+            hypervisor = hypervisors.of_replica(replica)
             assert hypervisor.status(replica.manifest.id) == "running"
             assert room.undo(replica).state == "Ready"
             assert hypervisor.status(replica.manifest.id) == "off"

@@ -1,4 +1,5 @@
-"""`replica.toml`: what the operator says of a replica's machine, its mount and its guest.
+"""`replica.toml`: what the operator says of a replica's machine, its guest, where it runs and
+what guards its failover.
 
 It lies in the replica's directory, is optional, and is read at every use. What it does
 not say keeps its default; what nobody knows is an error with its line.
@@ -12,6 +13,14 @@ from typing import Any, Literal
 import msgspec
 
 from ._native import Dir
+from .config_tables import (
+    ChecksTable,
+    FailbackTable,
+    FencingTable,
+    HoldTable,
+    HypervisorTable,
+    SourceTable,
+)
 from .errors import UsageError
 from .guest.base import BootMode, Controller, Network, Nic, Target, Wanted
 from .manifest import MachineSettings
@@ -28,7 +37,8 @@ class MachineTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a failover starts. None: as the replica was failed over before, or the default.
 
     memory, timeout: As people write them: "2G", "90s".
-    network: What the cards are connected to: none, or user (behind this host's address).
+    network: What the cards are connected to: none; user (behind this host's address) on
+        qemu; elsewhere the name of a network there.
     """
 
     memory: str | None = None
@@ -37,7 +47,7 @@ class MachineTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     firmware: BootMode | None = None
     controller: Controller | None = None
     nic: Nic | None = None
-    network: Literal["none", "user"] | None = None
+    network: str | None = None
     marker: str | None = None
     timeout: str | None = None
 
@@ -80,6 +90,12 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     machine: MachineTable = msgspec.field(default_factory=MachineTable)
     mount: MountTable = msgspec.field(default_factory=MountTable)
     guest: GuestTable = msgspec.field(default_factory=GuestTable)
+    hypervisor: HypervisorTable = msgspec.field(default_factory=HypervisorTable)
+    source: SourceTable | None = None
+    hold: HoldTable | None = None
+    fencing: FencingTable = msgspec.field(default_factory=FencingTable)
+    checks: ChecksTable = msgspec.field(default_factory=ChecksTable)
+    failback: FailbackTable = msgspec.field(default_factory=FailbackTable)
 
     def machine_settings(self) -> dict[str, Any]:
         """What it says of manifest.MachineSettings.

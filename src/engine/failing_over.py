@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import config, conversion, interim, replication, rollback, undoing
+from . import config, conversion, hypervisors, interim, replication, rollback, undoing
 from .errors import ExistsError
 from .manifest import DiskEntry, Recovered, Running
 from .mount import Mount
@@ -185,7 +185,7 @@ class _Failover:
         """Known before it runs, so that whoever comes after a crash can find it."""
         manifest = self._replica.manifest
         if self._hypervisor is None:
-            self._hypervisor = undoing.local_hypervisor(self._replica)
+            self._hypervisor = hypervisors.of_replica(self._replica)
         assert manifest.recovered is not None
         manifest.recovered.running = Running(
             hypervisor=type(self._hypervisor).__name__.lower(),

@@ -24,6 +24,15 @@ from .keeping import Merging as Merging
 from .keeping import PointNote as PointNote
 from .keeping import Retention as Retention
 from .lags import Lag
+from .records import AuditHead as AuditHead
+from .records import CheckResult as CheckResult
+from .records import Cut as Cut
+from .records import Evidence as Evidence
+from .records import Failback as Failback
+from .records import Running as Running
+from .records import Target as Target
+from .records import Timer as Timer
+from .records import Trial as Trial
 
 if TYPE_CHECKING:
     from ._native import Dir
@@ -42,7 +51,20 @@ State = Literal[
     "Ready", "Processing", "Failover", "ReadyToSwitch", "Failback", "Failed", "Permanent"
 ]
 StepState = Literal["pending", "running", "done", "skipped", "failed"]
-Kind = Literal["create", "adopt", "seed", "remove", "failover", "undo", "permanent"]
+Kind = Literal[
+    "create",
+    "adopt",
+    "seed",
+    "remove",
+    "failover",
+    "repoint",
+    "undo",
+    "permanent",
+    "failback",
+    "switch",
+    "commit failback",
+    "undo failback",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 # What this project or VMDK tools append to a disk's name to make file names.
@@ -177,14 +199,6 @@ class MachineSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     timeout_seconds: float = 60.0
 
 
-class Running(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A machine that was powered on, as its hypervisor knows it."""
-
-    hypervisor: str
-    machine: str
-    started: str
-
-
 class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One step of an operation."""
 
@@ -207,7 +221,15 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     found_held: bool = False
     power_on: bool = False
     convert: bool = True  # the guest, when there is one
+    planned: bool = False  # the source is shut down first
     disks: dict[str, str] = {}  # seed: disk name -> source file
+    who: str = ""
+    reason: str = ""
+    evidence: list[Evidence] = []
+    checks: list[CheckResult] = []
+    skip: dict[str, str] = {}  # check -> why it is not run
+    rpo_seconds: float | None = None  # newest data lost, in time, by a failover
+    rto_seconds: float | None = None  # from the command until the machine was on, or up
     outcome: Literal["running", "done", "rolled back", "failed"] = "running"
     error: str | None = None
     seconds: float | None = None
@@ -224,7 +246,8 @@ class Recovered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the replica is failed over to.
 
     parents: disk name -> the link that the overlay lies on, which shows a long-term
-    point; empty when the journals show the point.
+    point; empty when the journals show the point. interims: what is written now; where a
+    failback froze overlays, they lie between it and the parent.
     """
 
     operation: str
@@ -232,6 +255,11 @@ class Recovered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     interims: dict[str, str]  # disk name -> descriptor of its overlay
     parents: dict[str, str] = {}
     running: Running | None = None
+    frozen: list[dict[str, str]] = []  # former tops, disk -> descriptor, oldest first
+    timer: Timer | None = None
+    cut: Cut | None = None
+    evidence: list[Evidence] = []
+    live: Literal["", "merging", "merged"] = ""  # see live_merge.py
 
 
 class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -260,6 +288,10 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ingest: IngestRecord | None = None
     machine: MachineSettings = msgspec.field(default_factory=MachineSettings)
     recovered: Recovered | None = None
+    former: Recovered | None = None  # what a change of the point leaves, until it has worked
+    tests: list[Trial] = []
+    failback: Failback | None = None
+    audit: AuditHead | None = None
     operation: Operation | None = None
     history: list[Operation] = []
     checksum: str = ""

@@ -21,7 +21,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import config, conversion, failing_over, replication, undoing, viewers
+from . import config, conversion, failing_over, hypervisors, replication, undoing, viewers
 from .errors import StateError
 from .manifest import MachineSettings
 from .points import Point
@@ -92,7 +92,7 @@ def failover(
         conversion.wanted_on(machine, said)
         replica.manifest.machine = machine
         if power_on and hypervisor is None:
-            hypervisor = undoing.local_hypervisor(replica)
+            hypervisor = hypervisors.of_replica(replica)
         begin(
             replica,
             "failover",

@@ -12,13 +12,11 @@ Each step can be done again after a crash. Nothing of the base or of the log cha
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from typing import TYPE_CHECKING
 
-from . import interim, replication
+from . import hypervisors, interim, replication
 from ._native import POINT_LATEST
-from .errors import Error, NotFoundError, ToolMissingError
+from .errors import Error, NotFoundError
 from .replica import Replica
 from .steps import OnStep, Outcome, Runner, outcome_of
 
@@ -26,20 +24,6 @@ if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
 STEPS = ("power off", "drop interim", "roll back", "release", "state")
-RUN_DIRECTORY = "run"  # of local machines, in the replica
-
-
-def local_hypervisor(replica: Replica) -> Hypervisor:
-    """QEMU on this host, with its files in the replica's directory.
-
-    Raises:
-        ToolMissingError: It is not installed.
-    """
-    from .hypervisor.qemu import INSTALL_HINT, QEMU_PROGRAM, Qemu
-
-    if shutil.which(QEMU_PROGRAM) is None:
-        raise ToolMissingError(f"{QEMU_PROGRAM} is not installed", INSTALL_HINT)
-    return Qemu(os.path.join(replica.path, RUN_DIRECTORY))
 
 
 def run(
@@ -110,7 +94,7 @@ def power_off(replica: Replica, hypervisor: Hypervisor | None) -> str:
     recovered = replica.manifest.recovered
     if recovered is None or recovered.running is None:
         return "was not on"
-    hypervisor = hypervisor or local_hypervisor(replica)
+    hypervisor = hypervisor or hypervisors.of_replica(replica)
     hypervisor.power_off(recovered.running.machine)
     recovered.running = None
     return "off"

@@ -1,13 +1,18 @@
-"""What the operations ask of a hypervisor: start a machine, watch its console, stop it.
+"""What the operations ask of a hypervisor: start a machine, watch it, freeze its disks, stop it.
 
 Upstream: failover and demo build a Machine from a replica's disks. Downstream: one
 module for each hypervisor. A machine is known by its id alone after it was started,
-so that another process, or this one after a crash, can stop it or ask for it.
+so that another process, or this one after a crash, can stop it or ask for it. Whether
+a call that got no answer had its effect is found by asking: every machine carries the
+id of the operation that started it.
+
+All hypervisors pass tests/test_hypervisors.py, which is this page as a program.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,10 +23,14 @@ from ..guest.base import Nic
 
 Accelerator = Literal["tcg", "kvm"]
 State = Literal["running", "paused", "off"]
+# What a machine that is on already has in common with one that is to be started.
+ConflictKind = Literal["uuid", "mac", "address", "disk"]
 __all__ = [
     "Accelerator",
     "Bus",
     "Card",
+    "Conflict",
+    "ConflictKind",
     "Drive",
     "Firmware",
     "Handle",
@@ -57,13 +66,16 @@ class Card:
 
     Args:
         mac: Six pairs of hex digits with colons.
-        network: "none": the card is there, no wire is in it. "user": a network of this
-            machine alone, with DHCP, from which the hypervisor lets it reach others.
+        network: "none": the card is there, no wire is in it. On QEMU "user": a network
+            of this machine alone, with DHCP, from which the hypervisor lets it reach
+            others. Elsewhere the name of a network as that hypervisor knows it.
+        addresses: That the guest will have there, for the search for duplicates.
     """
 
     model: Nic
     mac: str
-    network: Literal["none", "user"] = "none"
+    network: str = "none"
+    addresses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if _MAC.fullmatch(self.mac) is None:
@@ -88,6 +100,10 @@ class Machine:
         firmware: What boots the first drive.
         accelerator: "kvm" is probed first and refused where it does not prove usable.
         paused: Start it without letting the guest run.
+        operation: Id of the operation that starts it; with the replica's name and the
+            point it is noted on the machine where the hypervisor can keep notes.
+        replica, point: Likewise.
+        uuid: That the guest's firmware shows; "": as the hypervisor chooses.
     """
 
     id: str
@@ -100,6 +116,10 @@ class Machine:
     firmware: Firmware = "bios"
     accelerator: Accelerator = "tcg"
     paused: bool = False
+    operation: str = ""
+    replica: str = ""
+    point: int | None = None
+    uuid: str = ""
 
     def __post_init__(self) -> None:
         if _ID.fullmatch(self.id) is None:
@@ -132,14 +152,39 @@ class Handle:
     qmp_socket: str = ""
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """Something that runs now and cannot run beside a machine that is to be started.
+
+    Args:
+        what: The UUID, the MAC, the IP address, or the file.
+        where: Which machine, or station, has it; for people.
+    """
+
+    kind: ConflictKind
+    what: str
+    where: str
+
+
 class Hypervisor(Protocol):
-    """The interface. Every method may be called from any process that can reach the machine."""
+    """The interface. Every method may be called from any process that can reach the machine.
+
+    Attributes:
+        kind: "qemu", "vsphere": as in replica.toml and in the manifest.
+        needs_files: Its machines take disks as VMDK files only, not as NBD exports.
+        overlay_kind: The kind of overlay that it writes: see interim.KINDS.
+    """
+
+    kind: str
+    needs_files: bool
+    overlay_kind: str
 
     def start(self, machine: Machine) -> Handle:
         """Power the machine on and return once the hypervisor says that it runs.
 
         Asked again while it runs with the same drives, it changes nothing and returns
-        the facts of the running machine.
+        the facts of the running machine. One that is not known yet is made; one that is
+        gets these drives in place of those it had, which let_go gives back.
 
         Raises:
             HypervisorError: It did not start, with the hypervisor's own words.
@@ -147,12 +192,34 @@ class Hypervisor(Protocol):
             StateError: The id runs already, with other drives.
         """
 
-    def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
-        """The first whole line of the serial console, since power-on, that holds the marker.
+    def power_on(self, machine_id: str) -> Handle:
+        """Power on a machine that the hypervisor knows, as it is. It may be on already.
 
         Raises:
-            HypervisorError: It was not printed in time, or the machine went off; the
-                message holds the console's last lines.
+            NotFoundError: There is no such machine.
+            HypervisorError: It did not start.
+        """
+
+    def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
+        """Wait until the guest is up; returns how that was seen.
+
+        QEMU: the first whole line of the serial console, since power-on, that holds the
+        marker. vSphere: VMware Tools run and beat; the marker is the wanted colour of
+        the heartbeat, "" takes green or yellow.
+
+        Raises:
+            HypervisorError: It was not seen in time, or the machine went off; the
+                message holds what was last seen.
+        """
+
+    def shut_down(self, machine_id: str, timeout_seconds: float) -> str:
+        """Ask the guest to shut down; after the time-out, pull the plug.
+
+        Returns:
+            What happened, for people: "shut down", "powered off: ...", "was off".
+
+        Raises:
+            HypervisorError: It is still there.
         """
 
     def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
@@ -164,5 +231,62 @@ class Hypervisor(Protocol):
             HypervisorError: It is still there after the time-out and a kill.
         """
 
+    def let_go(self, machine_id: str) -> None:
+        """The machine, which is off, has its former disks again, or is forgotten.
+
+        From then on nothing at the hypervisor names the drives that start gave it.
+        Asked again, or for a machine that is not known, it changes nothing.
+
+        Raises:
+            StateError: It is on.
+        """
+
     def status(self, machine_id: str) -> State:
-        """Whether the machine runs now."""
+        """Whether the machine runs now. One that is not known is off."""
+
+    def started_by(self, machine_id: str) -> str:
+        """Id of the operation that started the machine, as noted on it; "" when unknown."""
+
+    def is_known(self, machine_id: str) -> bool:
+        """Whether there is such a machine, on or off."""
+
+    def isolate(self, machine_id: str) -> str:
+        """Pull the wires out of all its network cards; returns what was done.
+
+        Raises:
+            NotFoundError: There is no such machine.
+            UnsupportedError: The hypervisor cannot.
+        """
+
+    def conflicts(self, machine: Machine) -> list[Conflict]:
+        """What is on now, is another machine, and has this one's UUID, MAC, address or disks."""
+
+    def freeze(self, machine_id: str, overlays: Mapping[str, str]) -> None:
+        """Put empty overlays above the disks of a running machine, all at one cut.
+
+        From then on nothing is written below them. Done already, it changes nothing.
+
+        Args:
+            overlays: Path of the disk's present top -> path of its new top, which was
+                made by interim.create_interim as a child of it.
+
+        Raises:
+            UnsupportedError: The hypervisor makes its overlays itself, or cannot.
+        """
+
+    def commit(
+        self, machine_id: str, tops: Mapping[str, str], progress: Callable[[int, int], bool]
+    ) -> None:
+        """Merge the chains of a running machine into their bases, while it runs.
+
+        Returns when the machine writes to the bases and to nothing else.
+
+        Args:
+            tops: Path of the disk's present top -> path of its base.
+            progress: Called with bytes done and bytes in all; False gives up, and then
+                the machine runs from the chains as before.
+
+        Raises:
+            UnsupportedError: The hypervisor cannot; it has to be done while it is off.
+            HypervisorError: It failed, and the machine runs from the chains as before.
+        """
