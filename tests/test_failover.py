@@ -19,8 +19,8 @@ from replicas import (
     make,
     seen_by_qemu,
 )
-from rollpoint import operation as room
 from rollpoint import hypervisors, replication
+from rollpoint import operation as room
 from rollpoint.disk import open_disk
 from rollpoint.errors import (
     Error,
