@@ -129,12 +129,13 @@ def test_nothing_is_overwritten_unless_the_record_says_so(replica: Dir, tmp_path
 
 def test_removing_twice_happens_once(replica: Dir, tmp_path: Path) -> None:
     before = replica.list()
-    for left in ({interim_name("web"), delta_name("web")}, {delta_name("web")}, set()):
+    descriptor, extent = interim_name("web"), delta_name(interim_name("web"))
+    for left in ({descriptor, extent}, {extent}, set()):
         create_interim(replica, "web", "web.vmdk", SIZE, replace=True)
-        for name in {interim_name("web"), delta_name("web")} - left:
+        for name in {descriptor, extent} - left:
             replica.unlink(name)
-        remove_interim(replica, "web")
-        remove_interim(replica, "web")
+        remove_interim(replica, interim_name("web"))
+        remove_interim(replica, interim_name("web"))
         assert replica.list() == before
 
 
@@ -165,7 +166,7 @@ def test_an_interim_is_whole_or_not_there_after_a_power_cut(kind: str) -> None:
     io.settle()
     create_interim(dir, "web", "web.vmdk", size, kind=kind)
     io.acknowledge(1)
-    remove_interim(dir, "web")
+    remove_interim(dir, interim_name("web"))
     io.acknowledge(2)
     create_interim(dir, "web", "web.vmdk", size, kind=kind, replace=True)
     io.acknowledge(3)
@@ -181,7 +182,7 @@ def test_an_interim_is_whole_or_not_there_after_a_power_cut(kind: str) -> None:
             create_interim(left, "web", "web.vmdk", size, kind=kind, replace=True)
         with open_disk("/web-interim.vmdk", io=state.io) as disk:
             assert disk.pread(size, 0) == content, state.explain()
-        remove_interim(left, "web")
+        remove_interim(left, interim_name("web"))
         assert names(left) == []
     assert len(seen) == 7
 

@@ -27,7 +27,8 @@ def require_room(replica: Replica) -> None:
         ExistsError: It names the file.
     """
     for disk in replica.manifest.disks:
-        for name in (interim.interim_name(disk.name), interim.delta_name(disk.name)):
+        overlay = interim.interim_name(disk.name)
+        for name in (overlay, interim.delta_name(overlay)):
             if replica.directory.exists(name):
                 raise ExistsError(
                     f"{replica.file(name)} exists, and no failover of this replica made it",
@@ -143,9 +144,10 @@ class _Failover:
         def create(disk: DiskEntry) -> None:
             parent = parents.get(disk.name, disk.journal)
             assert parent is not None
+            overlay = interim.interim_name(disk.name)
             left = any(
                 directory.exists(name)
-                for name in (interim.interim_name(disk.name), interim.delta_name(disk.name))
+                for name in (overlay, interim.delta_name(overlay))
             )
             interim.create_interim(
                 directory, disk.name, parent, disk.size_bytes, replace=left

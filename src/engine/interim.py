@@ -24,14 +24,14 @@ KINDS = {
 }
 
 
-def interim_name(disk_name: str) -> str:
-    """Name of the overlay's descriptor."""
-    return f"{disk_name}-interim.vmdk"
+def interim_name(disk_name: str, number: int = 1) -> str:
+    """Name of an overlay's descriptor. A failover makes the first; others count from 2."""
+    return f"{disk_name}-interim" + (f"-{number:06d}" if number > 1 else "") + ".vmdk"
 
 
-def delta_name(disk_name: str) -> str:
-    """Name of the overlay's extent."""
-    return f"{disk_name}-interim-delta.vmdk"
+def delta_name(descriptor: str) -> str:
+    """Name of the extent of the overlay with that descriptor."""
+    return descriptor.removesuffix(".vmdk") + "-delta.vmdk"
 
 
 def create_interim(
@@ -41,6 +41,7 @@ def create_interim(
     size_bytes: int,
     *,
     kind: str = "hosted",
+    number: int = 1,
     replace: bool = False,
 ) -> str:
     """Make an empty overlay above a parent; durable and whole, or not there.
@@ -52,6 +53,7 @@ def create_interim(
         size_bytes: Of the disk.
         kind: "hosted" for QEMU: every grain table allocated, as holes, because
             QEMU destroys an image where one is missing; "vmfsSparse" for ESXi.
+        number: Of the overlay, among those of the disk.
         replace: Take away first what an earlier try left. Only for a caller whose
             record says that nothing has been written into it.
 
@@ -72,11 +74,12 @@ def create_interim(
             f" overlay would have {size_bytes}",
             "give the size of the disk",
         )
+    name = interim_name(disk_name, number)
     if replace:
-        remove_interim(dir, disk_name)
+        remove_interim(dir, name)
     with NewDisk(
         dir,
-        interim_name(disk_name),
+        name,
         create_type,
         size_bytes,
         parent=(parent_descriptor, parent.cid),
@@ -84,18 +87,18 @@ def create_interim(
         split_sectors=size_bytes // SECTOR_BYTES,
         zero_grains=True,
         redundant=False,  # QEMU would write every table entry twice
-        file_names=[delta_name(disk_name)],
+        file_names=[delta_name(name)],
     ) as new:
         new.publish()
-    return interim_name(disk_name)
+    return name
 
 
-def remove_interim(dir: Dir, disk_name: str) -> None:
-    """Drop the overlay, durably. Asked twice, or after a crash, it happens once.
+def remove_interim(dir: Dir, descriptor: str) -> None:
+    """Drop an overlay, durably. Asked twice, or after a crash, it happens once.
 
     The descriptor goes first: an extent that no descriptor names is no disk.
     """
-    for name in (interim_name(disk_name), delta_name(disk_name)):
+    for name in (descriptor, delta_name(descriptor)):
         with contextlib.suppress(NotFoundError):
             dir.unlink(name)
         dir.sync()

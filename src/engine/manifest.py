@@ -261,6 +261,11 @@ class Recovered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     evidence: list[Evidence] = []
     live: Literal["", "merging", "merged"] = ""  # see live_merge.py
 
+    def overlays(self, disk: str) -> list[str]:
+        """Descriptors of the overlays of a disk, the one that is written now first."""
+        frozen = [tops[disk] for tops in reversed(self.frozen) if disk in tops]
+        return [self.interims[disk], *frozen]
+
 
 class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All of replica.json."""

@@ -115,8 +115,11 @@ def _clean_up(replica: Replica) -> str:
     manifest = replica.manifest
     if manifest.state != "Permanent":
         raise StateError("nothing is removed before the replica is Permanent")
+    recovered = manifest.recovered
+    assert recovered is not None
     for disk in manifest.disks:
-        interim.remove_interim(replica.directory, disk.name)
+        for overlay in recovered.overlays(disk.name):
+            interim.remove_interim(replica.directory, overlay)
         remove_journal(replica.directory, disk.name)
         chains.remove_links(replica.directory, manifest, disk)
     for disk in manifest.disks:

@@ -323,10 +323,19 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_directory(directory)
 
 
+def _overlays(manifest: Manifest, entry: DiskEntry) -> list[str]:
+    found = {interim.interim_name(entry.name)}
+    for recovered in (manifest.recovered, manifest.former):
+        if recovered is not None:
+            found.update(recovered.overlays(entry.name))
+    return sorted(found)
+
+
 def _remove_files(directory: Dir, manifest: Manifest) -> None:
     for entry in manifest.disks:
-        interim.remove_interim(directory, entry.name)
-        names = [interim.interim_name(entry.name)]
+        names = _overlays(manifest, entry)
+        for name in names:
+            interim.remove_interim(directory, name)
         if entry.journal is not None:
             seed.remove_journal(directory, entry.name)
             names.append(entry.journal)

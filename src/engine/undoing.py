@@ -105,11 +105,12 @@ def drop_interims(replica: Replica) -> str:
     recovered = replica.manifest.recovered
     if recovered is None:
         return "there were none"
-    for name, descriptor in recovered.interims.items():
-        interim.remove_interim(replica.directory, name)
+    overlays = [each for name in recovered.interims for each in recovered.overlays(name)]
+    for descriptor in overlays:
+        interim.remove_interim(replica.directory, descriptor)
         with contextlib.suppress(NotFoundError):  # it was being made when the power went
             replica.directory.unlink(f"{descriptor}.new")
-    return f"{len(recovered.interims)} dropped"
+    return f"{len(overlays)} dropped"
 
 
 def _roll_to_latest(replica: Replica) -> str:
