@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import require_tool
+from fakes import Plain
 from replicas import (
     SEGMENT_BYTES,
     SIZES,
@@ -276,7 +277,7 @@ def test_a_file_in_an_overlays_place_is_not_touched(small: tuple[Path, History])
 # ---- steps that fail, and machines ----
 
 
-class FakeHypervisor:
+class FakeHypervisor(Plain):
     """Keeps machines in memory; can fail to start, or to stop, or stay silent."""
 
     def __init__(self, refuse: str = "") -> None:

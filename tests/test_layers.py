@@ -46,7 +46,8 @@ ROWS = [
     {"ingest_group"},
     {"ingest_answers"},
     {"ingest", "steps"},
-    {"undoing", "merging", "failing_over"},
+    {"undoing", "merging", "bringing_up"},
+    {"failing_over"},
     {"operation"},
     {"report", "demo_guest"},
     {"demo_source", "demo_replica"},
@@ -58,7 +59,6 @@ SAME_ROW = {
     ("descriptor_write", "descriptor"),
     ("points", "manifest"),
     ("journal", "disk"),
-    ("failing_over", "undoing"),
 }
 # Dependencies that one place alone may import.
 ONLY = {"pyVmomi": "hypervisor", "pyVim": "hypervisor", "qemu": "hypervisor", "typer": "cli"}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes import Plain
 from replicas import SIZES, Source, checked_by_qemu, empty_model, ingesting, make, seen_by_qemu
 from rollpoint import merging, operation, replication, undoing
 from rollpoint.disk import open_disk
@@ -27,7 +28,7 @@ Snapshot = dict[str, bytes]
 Action = Callable[[Replica, Callable[[Step], None]], object]
 
 
-class FileHypervisor:
+class FileHypervisor(Plain):
     """Machines that outlive the process that started them: one file each, with its starts."""
 
     def __init__(self, path: Path) -> None:

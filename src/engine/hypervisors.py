@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
 RUN_DIRECTORY = "run"  # of local machines, in the replica
+OVERLAY_KINDS = {"qemu": "hosted", "vsphere": "vmfsSparse"}  # what each writes: interim.KINDS
 
 
 def of_replica(replica: Replica) -> Hypervisor:

@@ -21,18 +21,21 @@ def machine(
     *,
     id: str,
     name: str,
-    isolated: bool = False,
+    network: str | None = None,
+    operation: str = "",
+    point: int | None = None,
 ) -> Machine:
     """What a hypervisor is to start.
 
     Args:
-        isolated: No wire is in its network cards, whatever the settings say.
+        network: What its network cards are connected to, whatever the settings say.
+        operation, point: Noted on the machine, where its hypervisor can.
 
     Raises:
         UsageError: The settings are none that a machine can have.
     """
     try:
-        wired = settings.network == "user" and not isolated
+        wire = settings.network if network is None else network
         return Machine(
             id=id,
             name=name,
@@ -43,18 +46,24 @@ def machine(
             firmware=msgspec.convert(settings.firmware, Firmware),
             accelerator=msgspec.convert(settings.accelerator, Accelerator),
             cards=tuple(
-                Card(msgspec.convert(settings.nic, Nic), mac, "user" if wired else "none")
-                for mac in _macs(said, id)
+                Card(msgspec.convert(settings.nic, Nic), mac, wire, addresses)
+                for mac, addresses in _stations(said, id)
                 if settings.nic is not None
             ),
+            operation=operation,
+            replica=name,
+            point=point,
         )
     except msgspec.ValidationError as error:
         raise UsageError(f"the machine's settings: {error}", "mend replica.toml") from None
 
 
-def _macs(said: Config, id: str) -> list[str]:
-    """Those that are said; without, one that stays the same for that machine."""
+def _stations(said: Config, id: str) -> list[tuple[str, tuple[str, ...]]]:
+    """MAC and addresses of each card that is said; without, a MAC that the machine keeps."""
     if said.guest.network:
-        return [card.mac for card in said.guest.network]
+        return [
+            (card.mac, tuple(each.partition("/")[0] for each in card.addresses))
+            for card in said.guest.network
+        ]
     digits = xxhash.xxh3_64_hexdigest(id.encode())
-    return ["52:54:00:" + ":".join(digits[i : i + 2] for i in (0, 2, 4))]
+    return [("52:54:00:" + ":".join(digits[i : i + 2] for i in (0, 2, 4)), ())]

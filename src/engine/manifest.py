@@ -228,6 +228,7 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     evidence: list[Evidence] = []
     checks: list[CheckResult] = []
     skip: dict[str, str] = {}  # check -> why it is not run
+    cut: Cut | None = None  # planned: what was compared
     rpo_seconds: float | None = None  # newest data lost, in time, by a failover
     rto_seconds: float | None = None  # from the command until the machine was on, or up
     outcome: Literal["running", "done", "rolled back", "failed"] = "running"

@@ -21,7 +21,16 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from . import config, conversion, failing_over, hypervisors, replication, undoing, viewers
+from . import (
+    bringing_up,
+    config,
+    conversion,
+    failing_over,
+    hypervisors,
+    replication,
+    undoing,
+    viewers,
+)
 from .errors import StateError
 from .manifest import MachineSettings
 from .points import Point
@@ -86,7 +95,7 @@ def failover(
         replica.need_state("Ready", doing="fail over {}")
         point = _choose(replica, to)  # again after the hold, which may mark a last one
         require_chains(replica)
-        failing_over.require_room(replica)
+        bringing_up.require_room(replica)
         said = config.load(replica.directory)  # with a mistake in it nothing begins
         machine = settings or config.machine_of(said, replica.manifest.machine)
         conversion.wanted_on(machine, said)

@@ -195,7 +195,7 @@ def _boot(mount: Mount, said: Config, settings: MachineSettings, name: str) -> B
     begun = time.perf_counter()
     with _hypervisor(id) as hypervisor:
         drives = [Drive(mount.socket_path, "nbd", disk) for disk in mount.disks]
-        hypervisor.start(machine(settings, said, drives, id=id, name=name, isolated=True))
+        hypervisor.start(machine(settings, said, drives, id=id, name=name, network="none"))
         try:
             reached, line = True, _wait(hypervisor, id, settings)
         except HypervisorError as error:

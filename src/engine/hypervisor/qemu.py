@@ -52,6 +52,10 @@ class Qemu:
         program: QEMU's executable: a name to look up or a path.
     """
 
+    kind = "qemu"
+    needs_files = False
+    overlay_kind = "hosted"
+
     def __init__(self, run_directory: str | os.PathLike[str], program: str = QEMU_PROGRAM) -> None:
         self._root = os.path.realpath(run_directory)
         self._program = program

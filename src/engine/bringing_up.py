@@ -1,0 +1,220 @@
+"""From a restore point to a machine that runs: what failing over and changing the point share.
+
+  roll back  every journal shows its disk as of the point; a long-term point needs none
+  interim    an empty overlay for every disk, above its journal, or above the link that
+             shows the long-term point
+  export     the overlays are mounted: served to this host, read at both ends
+  convert    the guest gets what its new hardware needs; without one nothing is changed
+  close      the exports end; nobody has the disks open any more
+  power on   the machine starts from the overlays; every later write lands there
+
+Each method does one of them, and may be called again after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from . import config, conversion, hypervisors, interim, replication, rollback
+from .errors import ExistsError
+from .manifest import DiskEntry, Recovered, Running
+from .mount import Mount
+from .points import Point, now_text
+from .replica import Replica
+from .side_by_side import side_by_side
+from .steps import Runner, interim_paths
+from .warming import warm_place
+
+if TYPE_CHECKING:
+    from .hypervisor.base import Hypervisor, Machine
+
+
+def require_room(replica: Replica, number: int = 1) -> None:
+    """Refuse where a file stands in the place of an overlay of that number.
+
+    Raises:
+        ExistsError: It names the file.
+    """
+    for disk in replica.manifest.disks:
+        overlay = interim.interim_name(disk.name, number)
+        for name in (overlay, interim.delta_name(overlay)):
+            if replica.directory.exists(name):
+                raise ExistsError(
+                    f"{replica.file(name)} exists, and no failover of this replica made it",
+                    "move it away",
+                )
+
+
+class BringUp:
+    """The replica's disks and its machine, as the manifest's `recovered` is to have them.
+
+    Args:
+        runner: Of the operation in progress. Inside `locked`.
+        hypervisor: None: the one that replica.toml names, when it is needed.
+        number: Of the overlays.
+    """
+
+    def __init__(
+        self, replica: Replica, runner: Runner, hypervisor: Hypervisor | None, number: int = 1
+    ) -> None:
+        self._replica = replica
+        self._runner = runner
+        self._hypervisor = hypervisor
+        self._number = number
+        self.config = config.load(replica.directory)
+        self._point: Point | None = None
+        self._mount: Mount | None = None
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """Where the machine runs; connected to when it is first asked for."""
+        if self._hypervisor is None:
+            self._hypervisor = hypervisors.of_replica(self._replica)
+        return self._hypervisor
+
+    @property
+    def known_hypervisor(self) -> Hypervisor | None:
+        """The same, where there is one by now."""
+        return self._hypervisor
+
+    def abandon(self) -> None:
+        """A step failed: let go of the disks."""
+        if self._mount is not None:
+            self._mount.abandon()
+
+    def point(self) -> Point:
+        """The point, looked up once; "latest" means what the hold left as the latest."""
+        if self._point is None:
+            operation, points = self._runner.operation, self._replica.points
+            number = operation.point
+            self._point = points.latest if number is None else points.by_id(number)
+            operation.point = self._point.id
+        return self._point
+
+    def recovered(self) -> Recovered:
+        """What the manifest is to say of it from before the first overlay is made."""
+        manifest, point = self._replica.manifest, self.point()
+        long_term = manifest.long_term(point.id)
+        return Recovered(
+            operation=self._runner.operation.id,
+            point=point.id,
+            interims={
+                disk.name: interim.interim_name(disk.name, self._number)
+                for disk in manifest.disks
+            },
+            parents={} if long_term is None else dict(long_term.links),
+            cut=self._runner.operation.cut,
+            evidence=list(self._runner.operation.evidence),
+        )
+
+    def roll(self) -> str:
+        point = self.point()
+        if self._parents():
+            return "not needed: a long-term point"
+        walked, tables = roll_journals(self._replica, point)
+        return f"{walked} writes walked, {tables} tables written"
+
+    def make_interims(self) -> str:
+        directory, parents = self._replica.directory, self._parents()
+        kind = hypervisors.OVERLAY_KINDS[self.config.hypervisor.kind]
+        if self._hypervisor is not None:
+            kind = self._hypervisor.overlay_kind
+
+        def create(disk: DiskEntry) -> None:
+            parent = parents.get(disk.name, disk.journal)
+            assert parent is not None
+            overlay = interim.interim_name(disk.name, self._number)
+            left = any(
+                directory.exists(name) for name in (overlay, interim.delta_name(overlay))
+            )
+            interim.create_interim(
+                directory,
+                disk.name,
+                parent,
+                disk.size_bytes,
+                kind=kind,
+                number=self._number,
+                replace=left,
+            )
+
+        side_by_side(create, self._replica.manifest.disks)
+        return f"{len(self._replica.manifest.disks)} disk(s)"
+
+    def export(self) -> str:
+        self._mount = Mount(interim_paths(self._replica), self._replica.directory.io)
+        self._mount.check()
+        return "read at both ends"
+
+    def convert(self) -> str:
+        operation, settings = self._runner.operation, self._replica.manifest.machine
+        if not operation.convert or self.config.guest.convert == "never":
+            return "left as it is"
+        assert self._mount is not None
+        wanted = conversion.wanted_on(settings, self.config)
+        warm = warm_place(self._replica.path, self.config)
+        done = conversion.convert(self._mount, self.config, wanted, warm)
+        done.operation, done.point = operation.id, operation.point
+        if done.guest is not None:
+            conversion.store(self._replica.directory, done)
+        return done.tell()
+
+    def close(self) -> str:
+        assert self._mount is not None
+        mount, self._mount = self._mount, None
+        mount.close()
+        return "no client left"
+
+    def announce_machine(self) -> None:
+        """Known before it runs, so that whoever comes after a crash can find it."""
+        recovered = self._replica.manifest.recovered
+        assert recovered is not None
+        recovered.running = Running(
+            hypervisor=self.hypervisor.kind,
+            machine=hypervisors.machine_id(self._replica),
+            started=now_text(),
+        )
+
+    def machine(self) -> Machine:
+        """What is to be started."""
+        from .hypervisor.base import Drive
+        from .machines import machine
+
+        manifest, operation = self._replica.manifest, self._runner.operation
+        drives = [Drive(path) for path in interim_paths(self._replica).values()]
+        return machine(
+            manifest.machine,
+            self.config,
+            drives,
+            id=hypervisors.machine_id(self._replica),
+            name=manifest.name,
+            operation=operation.id,
+            point=operation.point,
+        )
+
+    def power_on(self) -> str:
+        settings, machine = self._replica.manifest.machine, self.machine()
+        self.hypervisor.start(machine)
+        if settings.marker is None:
+            return "running"
+        line = self.hypervisor.wait_for(machine.id, settings.marker, settings.timeout_seconds)
+        return f"console: {line[:200]}"
+
+    def _parents(self) -> dict[str, str]:
+        """Disk name -> what its overlay lies on, unless that is its journal."""
+        recovered = self._replica.manifest.recovered
+        assert recovered is not None
+        return recovered.parents
+
+
+def roll_journals(replica: Replica, point: Point) -> tuple[int, int]:
+    """Have all journals show a point; returns writes walked and tables written. Locked."""
+    journals = replica.journals(writable=True, wait_seconds=replication.LOCK_SECONDS)
+    with contextlib.closing(journals):  # closed in order it would show the end of the log again
+        done = side_by_side(
+            lambda row: rollback.roll_back(dict([row]), point),
+            list(zip(journals.names, journals.natives, strict=True)),
+        )
+    walked = sum(report.entries_walked for reports in done for report in reports)
+    tables = sum(report.tables_written for reports in done for report in reports)
+    return walked, tables
