@@ -435,7 +435,7 @@ def test_asked_twice_with_one_id_it_happens_once(small: tuple[Path, History]) ->
         assert [step.name for step in second.steps] == list(room.FAILOVER_STEPS)
         assert hypervisor.starts == 1
         with pytest.raises(StateError, match="state is Failover"):
-            room.failover(replica, 2, hypervisor=hypervisor, operation_id="two")
+            room.failover(replica, hypervisor=hypervisor, operation_id="two")
         with pytest.raises(UsageError, match="was failover, not undo"):
             room.undo(replica, hypervisor=hypervisor, operation_id="one")
         room.undo(replica, hypervisor=hypervisor, operation_id="three")

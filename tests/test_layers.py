@@ -47,7 +47,7 @@ ROWS = [
     {"ingest_answers"},
     {"ingest", "steps"},
     {"undoing", "merging", "bringing_up"},
-    {"failing_over"},
+    {"failing_over", "repointing"},
     {"operation"},
     {"report", "demo_guest"},
     {"demo_source", "demo_replica"},

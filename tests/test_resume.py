@@ -13,91 +13,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import Plain
-from replicas import SIZES, Source, checked_by_qemu, empty_model, ingesting, make, seen_by_qemu
+from killing import (
+    KILLED,
+    MOMENTS,
+    FileHypervisor,
+    Snapshot,
+    feed,
+    killed_at,
+    overlay_writes,
+)
+from replicas import SIZES, checked_by_qemu, seen_by_qemu
 from rollpoint import merging, operation, replication, undoing
-from rollpoint.disk import open_disk
 from rollpoint.errors import Error, StateError
-from rollpoint.hypervisor.base import Handle, Machine, State
 from rollpoint.manifest import Step
 from rollpoint.replica import Replica
-
-KILLED = 9
-MOMENTS = ("running", "done")  # of a step: recorded, not begun; done, not recorded
-Snapshot = dict[str, bytes]
-Action = Callable[[Replica, Callable[[Step], None]], object]
-
-
-class FileHypervisor(Plain):
-    """Machines that outlive the process that started them: one file each, with its starts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(exist_ok=True)
-
-    def start(self, machine: Machine) -> Handle:
-        if self.status(machine.id) == "off":
-            with open(self.path / machine.id, "a") as file:
-                file.write("started\n")
-        return Handle(machine.id, 1, 0, "")
-
-    def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
-        return marker
-
-    def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
-        (self.path / machine_id).unlink(missing_ok=True)
-
-    def status(self, machine_id: str) -> State:
-        return "running" if (self.path / machine_id).exists() else "off"
-
-    def starts(self) -> list[str]:
-        return [file.read_text() for file in self.path.iterdir()]
 
 
 @pytest.fixture(scope="module")
 def fed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Snapshot]]:
-    """A replica with three points, to be copied by each test."""
-    folder = tmp_path_factory.mktemp("fed")
-    make(folder / "r")
-    snapshots = []
-    with ingesting(folder / "r", folder / "s"), Replica.open(folder / "r") as replica:
-        source = Source(folder / "s", empty_model(), 11)
-        for _ in range(3):
-            for _ in range(12):
-                source.act()
-            replication.mark(replica)
-            snapshots.append(source.snapshot())
-        source.close()
-    return folder / "r", snapshots
-
-
-def killed_at(path: Path, action: Action, name: str, moment: str) -> None:
-    """Do the action in a child that dies in that step."""
-    child = os.fork()
-    if child == 0:
-
-        def die(step: Step) -> None:
-            if (step.name, step.state) == (name, moment):
-                os._exit(KILLED)
-
-        try:
-            with Replica.open(path) as replica:
-                action(replica, die)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == KILLED, f"did not come to {name}, {moment}"
-
-
-def overlay_writes(interims: dict[str, str], models: dict[str, bytearray]) -> None:
-    rng = random.Random(3)
-    for name, interim in interims.items():
-        with open_disk(interim, writable=True) as disk:
-            for _ in range(8):
-                data = rng.randbytes(rng.randrange(1, 70_000))
-                offset = rng.randrange(len(models[name]) - len(data))
-                disk.pwrite(data, offset)
-                models[name][offset : offset + len(data)] = data
+    return feed(tmp_path_factory.mktemp("fed"))
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -14,6 +14,7 @@ from ._native import OPEN_BENEATH, OPEN_READ, Dir
 from .create import NewDisk
 from .descriptor import LIMIT_BYTES, Descriptor, parse, require_base_name
 from .errors import NotFoundError, UsageError
+from .manifest import Recovered
 from .units import SECTOR_BYTES
 
 # QEMU syncs once for each new grain, so it gets large ones; ESXi is only known
@@ -27,6 +28,15 @@ KINDS = {
 def interim_name(disk_name: str, number: int = 1) -> str:
     """Name of an overlay's descriptor. A failover makes the first; others count from 2."""
     return f"{disk_name}-interim" + (f"-{number:06d}" if number > 1 else "") + ".vmdk"
+
+
+def free_number(recovered: Recovered) -> int:
+    """The lowest number that no overlay of a failover has."""
+    taken = {name for disk in recovered.interims for name in recovered.overlays(disk)}
+    for number in range(1, len(taken) + 2):
+        if not any(interim_name(disk, number) in taken for disk in recovered.interims):
+            return number
+    raise AssertionError("unreachable")
 
 
 def delta_name(descriptor: str) -> str:

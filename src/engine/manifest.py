@@ -222,6 +222,7 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     power_on: bool = False
     convert: bool = True  # the guest, when there is one
     planned: bool = False  # the source is shut down first
+    was_running: bool = False  # the machine that it powers off; planned: the source
     disks: dict[str, str] = {}  # seed: disk name -> source file
     who: str = ""
     reason: str = ""

@@ -27,7 +27,9 @@ from . import (
     conversion,
     failing_over,
     hypervisors,
+    interim,
     replication,
+    repointing,
     undoing,
     viewers,
 )
@@ -55,7 +57,7 @@ FAILOVER_STEPS = failing_over.STEPS
 
 def failover(
     replica: Replica,
-    to: Point | int | str = "latest",
+    to: Point | int | str | None = None,
     *,
     hypervisor: Hypervisor | None = None,
     power_on: bool = True,
@@ -67,7 +69,9 @@ def failover(
     """Bring the replica up as of a restore point, its writes kept in overlays.
 
     Args:
-        to: A point, its id, "latest", or a moment: the newest point not after it.
+        to: A point, its id, "latest", or a moment: the newest point not after it. None is
+            the latest. Said of a replica that is failed over already, that is failed
+            over to this point instead; what was written since goes when that has worked.
         hypervisor: Where to power it on; by default QEMU on this host.
         power_on: False leaves the disks ready and starts nothing.
         convert: False leaves the guest on the disks as it is.
@@ -77,7 +81,7 @@ def failover(
         on_step: Called when a step begins and when it has been done.
 
     Raises:
-        StateError: The replica is not Ready.
+        StateError: The replica is not Ready, nor failed over and `to` said.
         NotFoundError, GapError, UsageError: There is no such point. Nothing was changed.
         ExistsError: A file stands where an overlay would be made. Nothing was changed.
         LockedError: Another operation is going on.
@@ -86,16 +90,24 @@ def failover(
     operation_id = operation_id or str(uuid.uuid4())
     begun = time.perf_counter()
     with replica.locked():
-        known = known_outcome(replica, operation_id, "failover")
+        known = known_outcome(replica, operation_id, "failover", "repoint")
         if known is not None:
             return known
         open_operation = replica.manifest.operation
         if open_operation is not None and open_operation.id == operation_id:
-            return failing_over.run(replica, hypervisor, on_step, begun)
-        replica.need_state("Ready", doing="fail over {}")
-        point = _choose(replica, to)  # again after the hold, which may mark a last one
+            run = repointing.run if open_operation.kind == "repoint" else failing_over.run
+            return run(replica, hypervisor, on_step, begun)
+        again = to is not None and replica.manifest.state == "Failover"
+        replica.need_state("Failover" if again else "Ready", doing="fail over {}")
+        # Again after the hold, which may mark a last one.
+        point = _choose(replica, "latest" if to is None else to)
         require_chains(replica)
-        bringing_up.require_room(replica)
+        number = 1
+        if again:
+            assert replica.manifest.recovered is not None
+            number = interim.free_number(replica.manifest.recovered)
+            point = point or replica.points.latest
+        bringing_up.require_room(replica, number)
         said = config.load(replica.directory)  # with a mistake in it nothing begins
         machine = settings or config.machine_of(said, replica.manifest.machine)
         conversion.wanted_on(machine, said)
@@ -104,14 +116,15 @@ def failover(
             hypervisor = hypervisors.of_replica(replica)
         begin(
             replica,
-            "failover",
-            FAILOVER_STEPS,
+            "repoint" if again else "failover",
+            repointing.STEPS if again else FAILOVER_STEPS,
             operation_id,
             point=None if point is None else point.id,
             power_on=power_on,
             convert=convert,
         )
-        return failing_over.run(replica, hypervisor, on_step, begun)
+        run = repointing.run if again else failing_over.run
+        return run(replica, hypervisor, on_step, begun)
 
 
 def undo(
@@ -135,6 +148,11 @@ def undo(
             return known
         failed = replica.manifest.operation
         if replica.manifest.state == "Failed" and failed is not None:
+            if failed.kind == "repoint":
+                raise StateError(
+                    f"cannot undo: replica {replica.name} is between two restore points",
+                    "rollpoint resume goes back to the former one, or on to the new one",
+                )
             if failed.kind == "failover":
                 return undoing.finish_rolling_back(replica, hypervisor, begun)
             if failed.kind == "permanent" and failed.step("merge").state != "pending":
@@ -177,9 +195,23 @@ def resume(
         if operation.kind == "permanent":
             viewers.require_none(replica.directory, "rewrite the bases in {}")
             return _permanent(replica, hypervisor, on_step, begun)
+        if operation.kind == "repoint":
+            return _resume_repoint(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed":
             return undoing.finish_rolling_back(replica, hypervisor, begun)
         return failing_over.run(replica, hypervisor, on_step, begun)
+
+
+def _resume_repoint(
+    replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
+) -> Outcome:
+    operation = replica.manifest.operation
+    assert operation is not None
+    going_back = operation.step("drop former").state == "pending"
+    if replica.manifest.state == "Failed" and going_back:
+        repointing.go_back(replica, hypervisor, "it failed before")
+        return outcome_of(replica, operation, begun)
+    return repointing.run(replica, hypervisor, on_step, begun)
 
 
 def _finish_beside(replica: Replica, begun: float) -> Outcome | None:

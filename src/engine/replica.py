@@ -32,7 +32,8 @@ _WAYS_ON = {
     "Ready": "Ready means that it is not failed over, so there is nothing to end: "
     "rollpoint failover begins one",
     "Processing": "an operation was cut short: rollpoint resume",
-    "Failover": "end the failover first: rollpoint undo, or rollpoint permanent",
+    "Failover": "end the failover first: rollpoint undo, or rollpoint permanent; "
+    "rollpoint failover --to POINT goes to another restore point",
     "ReadyToSwitch": "end the failback first",
     "Failback": "end the failback first",
     "Failed": "see its error with rollpoint replica show, then rollpoint resume or undo",

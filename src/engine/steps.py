@@ -141,7 +141,7 @@ class Outcome(NamedTuple):
         }
 
 
-def known_outcome(replica: Replica, operation_id: str, kind: str) -> Outcome | None:
+def known_outcome(replica: Replica, operation_id: str, *kinds: str) -> Outcome | None:
     """The outcome of an operation that ended already.
 
     Raises:
@@ -150,9 +150,9 @@ def known_outcome(replica: Replica, operation_id: str, kind: str) -> Outcome | N
     operation = replica.manifest.remembered(operation_id)
     if operation is None:
         return None
-    if operation.kind != kind:
+    if operation.kind not in kinds:
         raise UsageError(
-            f"operation {operation_id} was {operation.kind}, not {kind}", "use a new id"
+            f"operation {operation_id} was {operation.kind}, not {kinds[0]}", "use a new id"
         )
     if operation.outcome != "done":
         raise StateError(

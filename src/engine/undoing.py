@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from . import hypervisors, interim, replication
 from ._native import POINT_LATEST
 from .errors import Error, NotFoundError
+from .manifest import Recovered
 from .replica import Replica
 from .steps import OnStep, Outcome, Runner, outcome_of
 
@@ -102,7 +103,11 @@ def power_off(replica: Replica, hypervisor: Hypervisor | None) -> str:
 
 def drop_interims(replica: Replica) -> str:
     """Remove the overlays of the failover, if it had come to making them."""
-    recovered = replica.manifest.recovered
+    return drop_overlays(replica, replica.manifest.recovered)
+
+
+def drop_overlays(replica: Replica, recovered: Recovered | None) -> str:
+    """Remove all overlays of that."""
     if recovered is None:
         return "there were none"
     overlays = [each for name in recovered.interims for each in recovered.overlays(name)]

@@ -38,8 +38,9 @@ def register(app: typer.Typer) -> None:
 def failover(
     directory: Directory,
     to: Annotated[
-        str, typer.Option(metavar="POINT", help="latest, a point's id or name, or a moment.")
-    ] = "latest",
+        str | None,
+        typer.Option(metavar="POINT", help="latest, a point's id or name, or a moment."),
+    ] = None,
     no_power_on: Annotated[
         bool, typer.Option("--no-power-on", help="Leave the disks ready; start nothing.")
     ] = False,
