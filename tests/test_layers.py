@@ -46,6 +46,7 @@ ROWS = [
     {"ingest_group"},
     {"ingest_answers"},
     {"ingest", "steps"},
+    {"planned"},
     {"undoing", "merging", "bringing_up"},
     {"failing_over", "repointing"},
     {"operation"},

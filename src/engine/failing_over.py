@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import replication, undoing
+from . import hypervisors, planned, replication, undoing
 from .bringing_up import BringUp
+from .errors import Error, HypervisorError
 from .replica import Replica
 from .steps import OnStep, Outcome, Runner, outcome_of
 
@@ -15,17 +16,33 @@ if TYPE_CHECKING:
 STEPS = ("hold", "state", "roll back", "interim", "export", "convert", "close", "power on")
 
 
+def steps_of(plan: bool) -> tuple[str, ...]:
+    """The names of the steps of a failover."""
+    return STEPS if not plan else (*planned.STEPS, "hold", "compare", *STEPS[1:])
+
+
 def run(
-    replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    on_step: OnStep | None,
+    begun: float,
+    source: Hypervisor | None = None,
 ) -> Outcome:
-    """All steps of a failover that are not done; on failure back to where it began."""
+    """All steps of a failover that are not done; on failure back to where it began.
+
+    Args:
+        source: Where the source runs; None: as replica.toml says.
+    """
     runner = Runner(replica, on_step)
-    steps = _Failover(replica, runner, hypervisor)
+    steps = _Failover(replica, runner, hypervisor, source)
     try:
         steps.run()
     except Exception as error:
         steps.abandon()
-        undoing.roll_back(replica, hypervisor, str(getattr(error, "message", error)))
+        why = str(getattr(error, "message", error))
+        note = undoing.roll_back(replica, hypervisor, why, source)
+        if note and isinstance(error, Error):
+            raise HypervisorError(f"{error.message}{note}", "power the source on") from error
         raise
     operation = runner.finish()
     return outcome_of(replica, operation, begun)
@@ -40,16 +57,26 @@ class _Failover:
     """
 
     def __init__(
-        self, replica: Replica, runner: Runner, hypervisor: Hypervisor | None
+        self,
+        replica: Replica,
+        runner: Runner,
+        hypervisor: Hypervisor | None,
+        source: Hypervisor | None,
     ) -> None:
         self._replica = replica
         self._runner = runner
+        self._source = source
         self._up = BringUp(replica, runner, hypervisor)
 
     def run(self) -> None:
         runner, up = self._runner, self._up
         operation = runner.operation
+        if operation.planned:
+            runner.run("shut down", self._shut_down)
+            runner.run("last writes", self._last_writes)
         runner.run("hold", self._hold, record=False)  # it saves the intent itself
+        if operation.planned:
+            runner.run("compare", self._compare)
         runner.run("state", self._state, record=False)
         runner.run("roll back", up.roll)
         # A crash before "close" was done may have left half of a conversion behind.
@@ -66,6 +93,20 @@ class _Failover:
 
     def abandon(self) -> None:
         self._up.abandon()
+
+    def _shut_down(self) -> str:
+        source = self._source = self._source or hypervisors.of_source(self._replica)
+        assert source is not None, "a planned failover without a source"
+        return planned.shut_down(self._replica, self._up.config, source)
+
+    def _last_writes(self) -> str:
+        point = planned.last_writes(self._replica)
+        return f"point {point.id}, {point.time}"
+
+    def _compare(self) -> str:
+        cut = planned.compare(self._replica, self._up.config, self._up.point())
+        self._runner.operation.cut = cut
+        return f"{len(cut.digests)} disk(s) are the same" if cut.digests else "not compared"
 
     def _hold(self) -> str:
         return f"epoch {replication.hold_locked(self._replica)}"

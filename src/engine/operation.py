@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from . import (
@@ -33,7 +34,8 @@ from . import (
     undoing,
     viewers,
 )
-from .errors import StateError
+from . import planned as planning
+from .errors import StateError, UsageError
 from .manifest import MachineSettings
 from .points import Point
 from .replica import Replica
@@ -62,6 +64,10 @@ def failover(
     hypervisor: Hypervisor | None = None,
     power_on: bool = True,
     convert: bool = True,
+    planned: bool = False,
+    source: Hypervisor | None = None,
+    skip: Mapping[str, str] | None = None,
+    reason: str = "",
     settings: MachineSettings | None = None,
     operation_id: str | None = None,
     on_step: OnStep | None = None,
@@ -75,6 +81,10 @@ def failover(
         hypervisor: Where to power it on; by default QEMU on this host.
         power_on: False leaves the disks ready and starts nothing.
         convert: False leaves the guest on the disks as it is.
+        planned: The source is shut down first, and nothing is lost: see planned.py.
+        source: Where the source runs; by default as replica.toml says.
+        skip: Check -> why it is not to be run: see checklist.py.
+        reason: Why this is done, for the record.
         settings: Of the machine; by default those of replica.toml, then of the manifest.
         operation_id: Asked again with the same id, the same outcome is returned and
             nothing is done; after a crash it goes on where it stopped.
@@ -95,9 +105,13 @@ def failover(
             return known
         open_operation = replica.manifest.operation
         if open_operation is not None and open_operation.id == operation_id:
-            run = repointing.run if open_operation.kind == "repoint" else failing_over.run
-            return run(replica, hypervisor, on_step, begun)
+            return _go_on(replica, hypervisor, on_step, begun, source)
         again = to is not None and replica.manifest.state == "Failover"
+        if planned and to not in (None, "latest"):
+            raise UsageError(
+                "a planned failover is to the last write of the source, to no other point",
+                "leave out --to, or leave out --planned",
+            )
         replica.need_state("Failover" if again else "Ready", doing="fail over {}")
         # Again after the hold, which may mark a last one.
         point = _choose(replica, "latest" if to is None else to)
@@ -111,20 +125,39 @@ def failover(
         said = config.load(replica.directory)  # with a mistake in it nothing begins
         machine = settings or config.machine_of(said, replica.manifest.machine)
         conversion.wanted_on(machine, said)
+        if planned:
+            planning.check(replica, said)
         replica.manifest.machine = machine
         if power_on and hypervisor is None:
             hypervisor = hypervisors.of_replica(replica)
         begin(
             replica,
             "repoint" if again else "failover",
-            repointing.STEPS if again else FAILOVER_STEPS,
+            repointing.STEPS if again else failing_over.steps_of(planned),
             operation_id,
             point=None if point is None else point.id,
             power_on=power_on,
             convert=convert,
+            planned=planned,
+            skip=dict(skip or {}),
+            reason=reason,
         )
-        run = repointing.run if again else failing_over.run
-        return run(replica, hypervisor, on_step, begun)
+        return _go_on(replica, hypervisor, on_step, begun, source)
+
+
+def _go_on(
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    on_step: OnStep | None,
+    begun: float,
+    source: Hypervisor | None,
+) -> Outcome:
+    """With the failover, or the change of its point, that is in progress. Locked."""
+    operation = replica.manifest.operation
+    assert operation is not None
+    if operation.kind == "repoint":
+        return repointing.run(replica, hypervisor, on_step, begun)
+    return failing_over.run(replica, hypervisor, on_step, begun, source)
 
 
 def undo(
@@ -172,9 +205,16 @@ def undo(
 
 
 def resume(
-    replica: Replica, *, hypervisor: Hypervisor | None = None, on_step: OnStep | None = None
+    replica: Replica,
+    *,
+    hypervisor: Hypervisor | None = None,
+    source: Hypervisor | None = None,
+    on_step: OnStep | None = None,
 ) -> Outcome | None:
     """Finish, or roll back, what a crash or a failure left. None: there was nothing.
+
+    Args:
+        hypervisor, source: As of failover.
 
     Raises:
         LockedError: The operation is going on: it did not crash.
@@ -198,8 +238,8 @@ def resume(
         if operation.kind == "repoint":
             return _resume_repoint(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed":
-            return undoing.finish_rolling_back(replica, hypervisor, begun)
-        return failing_over.run(replica, hypervisor, on_step, begun)
+            return undoing.finish_rolling_back(replica, hypervisor, begun, source)
+        return failing_over.run(replica, hypervisor, on_step, begun, source)
 
 
 def _resume_repoint(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from . import hypervisors, interim, replication
+from . import hypervisors, interim, planned, replication
 from ._native import POINT_LATEST
 from .errors import Error, NotFoundError
 from .manifest import Recovered
@@ -50,8 +50,20 @@ def run(
     return outcome_of(replica, runner.finish(), begun)
 
 
-def roll_back(replica: Replica, hypervisor: Hypervisor | None, why: str) -> None:
-    """Undo a failover that failed. Where that fails too, the replica is Failed. Locked."""
+def roll_back(
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    why: str,
+    source: Hypervisor | None = None,
+) -> str:
+    """Undo a failover that failed. Where that fails too, the replica is Failed. Locked.
+
+    Args:
+        source: Where the source runs; None: as replica.toml says.
+
+    Returns:
+        What is not as it was found, nevertheless; mostly "".
+    """
     manifest = replica.manifest
     operation = manifest.operation
     assert operation is not None
@@ -67,19 +79,25 @@ def roll_back(replica: Replica, hypervisor: Hypervisor | None, why: str) -> None
         operation.error += f"; and undoing it: {second.message}"
         replica.save()
         raise
+    note = planned.start_source_again(replica, operation, source)
+    operation.error += note
     manifest.state = operation.found_state
     operation.outcome = "rolled back"
     manifest.remember(operation)
     replica.save()
+    return note
 
 
 def finish_rolling_back(
-    replica: Replica, hypervisor: Hypervisor | None, begun: float
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    begun: float,
+    source: Hypervisor | None = None,
 ) -> Outcome:
     """Try again to take back a failover whose taking back failed. Locked."""
     operation = replica.manifest.operation
     assert operation is not None
-    roll_back(replica, hypervisor, "it failed before")
+    roll_back(replica, hypervisor, "it failed before", source)
     return outcome_of(replica, operation, begun)
 
 
