@@ -106,28 +106,9 @@ def failover(
         open_operation = replica.manifest.operation
         if open_operation is not None and open_operation.id == operation_id:
             return _go_on(replica, hypervisor, on_step, begun, source)
-        again = to is not None and replica.manifest.state == "Failover"
-        if planned and to not in (None, "latest"):
-            raise UsageError(
-                "a planned failover is to the last write of the source, to no other point",
-                "leave out --to, or leave out --planned",
-            )
+        again = to is not None and not planned and replica.manifest.state == "Failover"
         replica.need_state("Failover" if again else "Ready", doing="fail over {}")
-        # Again after the hold, which may mark a last one.
-        point = _choose(replica, "latest" if to is None else to)
-        require_chains(replica)
-        number = 1
-        if again:
-            assert replica.manifest.recovered is not None
-            number = interim.free_number(replica.manifest.recovered)
-            point = point or replica.points.latest
-        bringing_up.require_room(replica, number)
-        said = config.load(replica.directory)  # with a mistake in it nothing begins
-        machine = settings or config.machine_of(said, replica.manifest.machine)
-        conversion.wanted_on(machine, said)
-        if planned:
-            planning.check(replica, said)
-        replica.manifest.machine = machine
+        point = _prepare(replica, to, again=again, planned=planned, settings=settings)
         if power_on and hypervisor is None:
             hypervisor = hypervisors.of_replica(replica)
         begin(
@@ -135,7 +116,7 @@ def failover(
             "repoint" if again else "failover",
             repointing.STEPS if again else failing_over.steps_of(planned),
             operation_id,
-            point=None if point is None else point.id,
+            point=point,
             power_on=power_on,
             convert=convert,
             planned=planned,
@@ -143,6 +124,42 @@ def failover(
             reason=reason,
         )
         return _go_on(replica, hypervisor, on_step, begun, source)
+
+
+def _prepare(
+    replica: Replica,
+    to: Point | int | str | None,
+    *,
+    again: bool,
+    planned: bool,
+    settings: MachineSettings | None,
+) -> int | None:
+    """See that everything can begin; returns the id of the point, None for the latest.
+
+    Raises:
+        As failover. Nothing was changed.
+    """
+    if planned and to not in (None, "latest"):
+        raise UsageError(
+            "a planned failover is to the last write of the source, to no other point",
+            "leave out --to, or leave out --planned",
+        )
+    # Again after the hold, which may mark a last one.
+    point = _choose(replica, "latest" if to is None else to)
+    require_chains(replica)
+    number = 1
+    if again:
+        assert replica.manifest.recovered is not None
+        number = interim.free_number(replica.manifest.recovered)
+        point = point or replica.points.latest
+    bringing_up.require_room(replica, number)
+    said = config.load(replica.directory)  # with a mistake in it nothing begins
+    machine = settings or config.machine_of(said, replica.manifest.machine)
+    conversion.wanted_on(machine, said)
+    if planned:
+        planning.check(replica, said)
+    replica.manifest.machine = machine
+    return None if point is None else point.id
 
 
 def _go_on(
