@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Reason = Annotated[
+    str, typer.Option(metavar="TEXT", help="Why this is done: for the audit and the report.")
+]
 OperationId = Annotated[
     str | None,
     typer.Option(metavar="ID", help="Asked again with the same id, it is done once."),
@@ -47,6 +50,15 @@ def failover(
     no_convert: Annotated[
         bool, typer.Option("--no-convert", help="Start the guest as it is on the disks.")
     ] = False,
+    planned: Annotated[
+        bool,
+        typer.Option("--planned", help="Shut the source down first: nothing is lost."),
+    ] = False,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHECK=REASON", help="Do not run that check. May be repeated."),
+    ] = None,
+    reason: Reason = "",
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of the machine, as in 256M.")
     ] = None,
@@ -71,11 +83,32 @@ def failover(
             to,
             power_on=not no_power_on,
             convert=not no_convert,
+            planned=planned,
+            skip=_skipped(skip or []),
+            reason=reason,
             settings=_settings(replica, memory, accel, marker, timeout),
             operation_id=operation_id,
             on_step=_teller(as_json),
         )
         _tell(outcome, as_json)
+
+
+def _skipped(words: list[str]) -> dict[str, str]:
+    """Check -> reason, of CHECK=REASON.
+
+    Raises:
+        UsageError: One has no reason.
+    """
+    skip = {}
+    for word in words:
+        name, _, reason = word.partition("=")
+        if not reason.strip():
+            raise UsageError(
+                f"--skip {word!r} does not say why",
+                'write the check and the reason: --skip source-fenced="its rack has no power"',
+            )
+        skip[name.strip()] = reason.strip()
+    return skip
 
 
 def _settings(
