@@ -151,6 +151,17 @@ def test_check_finds_leaks(folder: Dir) -> None:
     assert planted(folder, change)[0] == ["leak"]
 
 
+def test_a_descriptor_of_no_sectors_hides_no_leak(folder: Dir) -> None:
+    """Its place, amid the space that nothing points at, made two of it: each below a grain."""
+
+    def change(file: File, _info: dict[str, int], _table: int) -> None:
+        end = file.size_bytes
+        file.pwrite(b"y" * 4096, end)
+        file.pwrite(struct.pack("<QQ", end // 512 + 4, 0), 28)
+
+    assert planted(folder, change)[0] == ["leak"]
+
+
 def test_check_copes_with_a_file_beyond_the_reach_of_its_entries(folder: Dir) -> None:
     """A sparse file can claim any size; the directory may lie behind 2 TiB, too."""
 

@@ -154,6 +154,13 @@ see_directory (struct rp_survey *survey, const uint32_t *directory,
   return status;
 }
 
+/* One of no sectors is none: it has a place, and takes none. */
+static bool
+has_descriptor (const struct rp_sparse_info *info)
+{
+  return info->descriptor_offset_sectors != 0 && info->descriptor_sectors != 0;
+}
+
 static int
 find_unit (struct rp_survey *survey, struct rp_fault *fault)
 {
@@ -167,7 +174,8 @@ find_unit (struct rp_survey *survey, struct rp_fault *fault)
   if (info->directory_sector >= survey->overhead
       || (survey->redundant
           && info->redundant_directory_sector >= survey->overhead)
-      || info->descriptor_offset_sectors >= survey->overhead)
+      || (has_descriptor (info)
+          && info->descriptor_offset_sectors >= survey->overhead))
     seen |= 1;
   survey->unit = seen & -seen;
   return status;
@@ -335,7 +343,7 @@ rp_survey_claim_fixed (struct rp_survey *survey, uint64_t *overlap_out)
 
   rp_survey_claim (survey, 0, layout->kind == RP_EXTENT_COWD
                               ? RP_COWD_HEADER_SECTORS : 1, true);
-  if (info->descriptor_offset_sectors
+  if (has_descriptor (info)
       && !rp_survey_claim (survey, info->descriptor_offset_sectors,
                            info->descriptor_sectors, true)) {
     *overlap_out = info->descriptor_offset_sectors;
