@@ -89,7 +89,7 @@ class BringUp:
             operation, points = self._runner.operation, self._replica.points
             number = operation.point
             self._point = points.latest if number is None else points.by_id(number)
-            operation.point = self._point.id
+            operation.point, operation.point_time = self._point.id, self._point.time
         return self._point
 
     def recovered(self) -> Recovered:

@@ -218,6 +218,7 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     found_state: State
     steps: list[Step]
     point: int | None = None
+    point_time: str = ""
     found_held: bool = False
     power_on: bool = False
     convert: bool = True  # the guest, when there is one
@@ -327,7 +328,7 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return next((frozen for frozen in self.frozen if frozen.id == number), None)
 
     def begin(self, kind: Kind, now: str) -> Operation:
-        """An operation of one step, which the manifest is in from now on."""
+        """An operation of one step; audit.begin has to be told of it."""
         self.operation = Operation(
             id=str(uuid.uuid4()),
             kind=kind,
@@ -339,15 +340,15 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.state = "Processing"
         return self.operation
 
-    def end(self, state: State) -> None:
-        """That operation is done."""
+    def end(self, state: State) -> Operation:
+        """That operation is done; audit.end has to be told of it."""
         operation = self.operation
         assert operation is not None
         operation.outcome = "done"
         for step in operation.steps:
             step.state = "done"
         self.state = state
-        self.remember(operation)
+        return operation
 
     def remember(self, operation: Operation) -> None:
         """Put an ended operation into the history and make room for the next."""

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from . import (
+    audit,
     bringing_up,
     config,
     conversion,
@@ -44,6 +45,7 @@ from .steps import (
     Outcome,
     Runner,
     begin,
+    give_up,
     known_outcome,
     outcome_of,
     require_chains,
@@ -211,8 +213,8 @@ def undo(
                     "its base",
                     "rollpoint resume goes on with it",
                 )
-            replica.manifest.remember(failed)
             replica.manifest.state = "Failover"
+            give_up(replica)
         replica.need_state("Failover", doing="undo the failover of {}")
         # The overlays are dropped before the journals are rolled: nothing may be given
         # up for journals that cannot be.
@@ -241,7 +243,13 @@ def resume(
     with replica.locked():
         operation = replica.manifest.operation
         if operation is None:
+            head = replica.manifest.audit
+            if audit.settle(replica.manifest):
+                replica.save(sync_audit=True)
+            elif head is not None and head.pending:
+                audit.write(replica.directory, head, sync=True)  # what a crash left out
             return _finish_beside(replica, begun)
+        audit.tell(replica.manifest, operation, "resumed")
         if operation.kind in ("create", "adopt", "seed", "remove"):
             from . import provision
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import chains, config, control, interim, retention, scrub, scrub_links, seed, viewers
+from . import audit, chains, config, control, interim, retention, scrub, scrub_links, seed, viewers
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -230,15 +230,14 @@ def _make(directory: Dir, entries: list[DiskEntry], kind: Kind, keep: Retention)
         disks=entries,
         retention=keep,
     )
-    manifest.begin(kind, now_text())
-    for entry in entries:
-        for file in _files_to_be(entry):
-            if directory.exists(file):
-                raise ExistsError(
-                    f"{directory.path}/{file} exists", "move it away, or choose another name"
-                )
+    audit.begin(manifest, manifest.begin(kind, now_text()))
+    for file in (audit.FILE_NAME, *(file for entry in entries for file in _files_to_be(entry))):
+        if directory.exists(file):
+            raise ExistsError(
+                f"{directory.path}/{file} exists", "move it away, or choose another name"
+            )
     with _locked(directory):
-        manifests.store(directory, manifest)
+        audit.store(directory, manifest)
         try:
             for entry in entries:
                 if not entry.adopted:
@@ -255,8 +254,8 @@ def _make(directory: Dir, entries: list[DiskEntry], kind: Kind, keep: Retention)
                     segment_bytes=entry.segment_bytes,
                     io=directory.io,
                 )
-            manifest.end("Ready")
-            manifests.store(directory, manifest)
+            audit.end(manifest, manifest.end("Ready"))
+            audit.store(directory, manifest, sync=True)
         except BaseException:
             with contextlib.suppress(Error):
                 _take_back(directory, manifest)
@@ -274,6 +273,8 @@ def _files_to_be(entry: DiskEntry) -> list[str]:
 def _take_back(directory: Dir, manifest: Manifest) -> None:
     """Remove what a creation or adoption made, the manifest last."""
     _remove_files(directory, manifest)
+    with contextlib.suppress(NotFoundError):
+        directory.unlink(audit.FILE_NAME)
     directory.unlink(manifests.FILE_NAME)
     directory.sync()
 
@@ -302,8 +303,8 @@ def remove(directory: Dir, manifest: Manifest) -> list[str]:
     else:
         raise LockedError(f"an ingest runs in {directory.path}", "stop it first")
     kept = [entry.base for entry in manifest.disks if _stays(entry)]
-    manifest.begin("remove", now_text())
-    manifests.store(directory, manifest)
+    audit.begin(manifest, manifest.begin("remove", now_text()))
+    audit.store(directory, manifest)
     _remove_all(directory, manifest)
     return kept
 
@@ -314,6 +315,7 @@ def _stays(entry: DiskEntry) -> bool:
 
 def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
+    _leave_audit(directory, manifest)
     told = (manifests.CONVERSION_NAME, manifests.REHEARSAL_NAME)
     beside = (*told, *(f"{name}.new" for name in told), config.FILE_NAME)
     for name in (manifests.CONTROL_NAME, *beside, *scrub.FILE_NAMES, manifests.FILE_NAME):
@@ -321,6 +323,24 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
             directory.unlink(name)
         directory.sync()
     _remove_directory(directory)
+
+
+def _leave_audit(directory: Dir, manifest: Manifest) -> None:
+    """Where the bases are what replication made of them, the record of it stays beside them."""
+    operation, head = manifest.operation, manifest.audit
+    assert operation is not None
+    assert head is not None
+    if not any(entry.journal is None for entry in manifest.disks):
+        with contextlib.suppress(NotFoundError):
+            directory.unlink(audit.FILE_NAME)
+        return
+    if operation.id in head.open:
+        audit.end_act(manifest, operation.id)
+        audit.store(directory, manifest, sync=True)
+    if directory.exists(audit.FILE_NAME):
+        audit.write(directory, head, sync=True)
+        directory.rename(audit.FILE_NAME, f"audit-{manifest.id}.jsonl")
+        directory.sync()
 
 
 def _overlays(manifest: Manifest, entry: DiskEntry) -> list[str]:

@@ -122,7 +122,14 @@ class Failback(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AuditHead(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The end of audit.jsonl that this manifest knows of: lines, and the hash of the last."""
+    """The end of audit.jsonl that this manifest knows of: lines, and the hash of the last.
+
+    bytes: where the file ends with them. pending: the last lines themselves, oldest first,
+    as long as the file may lack them. open: operation -> kind, of intents without an outcome.
+    """
 
     lines: int
     hash: str
+    bytes: int = 0
+    pending: list[str] = []
+    open: dict[str, str] = {}

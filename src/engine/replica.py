@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import structs
 
-from . import _native, below, control, rpo
+from . import _native, audit, below, control, rpo
 from . import manifest as manifests
 from .closing import Closing
 from .errors import Error, LockedError, NotFoundError, StateError, UsageError
@@ -178,10 +178,14 @@ class Replica(Closing):
             with contextlib.suppress(Error):
                 chains.settle(self.directory, manifest)
 
-    def save(self) -> None:
-        """Replace the manifest. Only inside `locked`."""
+    def save(self, *, sync_audit: bool = False) -> None:
+        """Replace the manifest. Only inside `locked`.
+
+        Args:
+            sync_audit: An operation ends: its lines of audit.jsonl are synced, too.
+        """
         assert self._lock is not None, "save outside of locked()"
-        manifests.store(self.directory, self.manifest)
+        audit.store(self.directory, self.manifest, sync=sync_audit)
 
     def need_state(self, *states: str, doing: str) -> None:
         """Refuse unless the replica is in one of these states, with no operation open.

@@ -8,13 +8,14 @@ crash leaves, the manifest's epoch is the highest there is.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
 
-from . import control
-from .errors import GapError, HeldError, StateError, UsageError
+from . import audit, control
+from .errors import Error, GapError, HeldError, StateError, UsageError
 from .journals import Journals
 from .manifest import Gap, Manifest, Rpo
 from .points import KIND_NUMBERS, Point
@@ -117,7 +118,7 @@ def to_mark(replica: Replica, *, caught_up: bool = False) -> Iterator[Journals]:
             yield journals
 
 
-def hold(replica: Replica) -> int:
+def hold(replica: Replica, reason: str = "") -> int:
     """Stop and fence replication of all disks; returns the new epoch.
 
     When this returns, no write is acknowledged or applied by anybody who was there
@@ -131,9 +132,27 @@ def hold(replica: Replica) -> int:
     with replica.locked():
         replica.need_state("Ready", doing="hold {}")
         _require_journals(replica)
-        epoch = hold_locked(replica)
-        replica.save()
-        return epoch
+        with recorded(replica, "hold", reason):
+            return hold_locked(replica)
+
+
+@contextlib.contextmanager
+def recorded(replica: Replica, kind: str, reason: str = "") -> Iterator[None]:
+    """Intent and outcome of what is no operation of the manifest. Locked.
+
+    Whoever is inside saves before the first effect: that makes the intent durable.
+    """
+    id = str(uuid.uuid4())
+    audit.begin_act(replica.manifest, kind, id, reason)
+    try:
+        yield
+    except BaseException as error:
+        audit.end_act(replica.manifest, id, "failed", str(getattr(error, "message", error)))
+        with contextlib.suppress(Error):
+            replica.save(sync_audit=True)
+        raise
+    audit.end_act(replica.manifest, id)
+    replica.save(sync_audit=True)
 
 
 def _require_journals(replica: Replica) -> None:
@@ -190,7 +209,7 @@ def is_held(replica: Replica) -> bool:
         return journals.held
 
 
-def release(replica: Replica) -> int:
+def release(replica: Replica, reason: str = "") -> int:
     """Let replication go on; returns the epoch. Released already, it changes nothing.
 
     Raises:
@@ -199,7 +218,9 @@ def release(replica: Replica) -> int:
     """
     with replica.locked():
         replica.need_state("Ready", doing="release {}")
-        return release_locked(replica)
+        with recorded(replica, "release", reason):
+            replica.save()  # the intent
+            return release_locked(replica)
 
 
 def release_locked(replica: Replica) -> int:

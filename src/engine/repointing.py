@@ -19,7 +19,7 @@ from .errors import Error
 from .manifest import Recovered, Running
 from .points import now_text
 from .replica import Replica
-from .steps import OnStep, Outcome, Runner, interim_paths, outcome_of
+from .steps import OnStep, Outcome, Runner, end, fail, interim_paths, outcome_of
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
@@ -125,13 +125,10 @@ def go_back(replica: Replica, hypervisor: Hypervisor | None, why: str) -> None:
     try:
         _take_back(replica, hypervisor)
     except Error as second:
-        manifest.state = "Failed"
-        operation.outcome = "failed"
-        operation.error += f"; and going back to the former point: {second.message}"
-        replica.save()
+        fail(replica, f"{operation.error}; and going back to the former point: {second.message}")
         raise
     manifest.state = "Failover"
-    Runner(replica).finish("rolled back", operation.error)
+    end(replica, "rolled back", operation.error)
 
 
 def _take_back(replica: Replica, hypervisor: Hypervisor | None) -> None:

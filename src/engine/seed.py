@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 
-from . import manifest as manifests
+from . import audit
 from ._native import Dir
 from .convert import copy_data
 from .disk import open_disk
@@ -41,8 +41,10 @@ def seed(
                     f"{file} has {source.size_bytes} bytes, disk {name} has {entry.size_bytes}",
                     "make the replica with disks of the source's sizes",
                 )
-    manifest.begin("seed", now_text()).disks = sources
-    manifests.store(directory, manifest)
+    operation = manifest.begin("seed", now_text())
+    operation.disks = sources
+    audit.begin(manifest, operation)
+    audit.store(directory, manifest)
     copy_all(directory, manifest, sources, progress)
 
 
@@ -89,8 +91,8 @@ def copy_all(
             epoch=manifest.epoch,
             io=directory.io,
         )
-    manifest.end("Ready")
-    manifests.store(directory, manifest)
+    audit.end(manifest, manifest.end("Ready"))
+    audit.store(directory, manifest, sync=True)
 
 
 def remove_journal(directory: Dir, disk: str) -> None:

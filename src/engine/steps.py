@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from . import audit
 from .disk import open_disk
 from .errors import StateError, UsageError
 from .manifest import Kind, Operation, Step
@@ -17,6 +18,7 @@ from .points import now_text
 from .replica import Replica
 
 OnStep = Callable[[Step], None]
+Ended = Literal["done", "rolled back", "failed"]
 
 
 class Runner:
@@ -80,23 +82,19 @@ class Runner:
         if step.state == "pending":
             step.state, step.seconds, step.note = "skipped", 0.0, note
 
-    def finish(self, outcome: str = "done", error: str | None = None) -> Operation:
-        """End the operation: into the history, with everything else of the manifest."""
-        operation = self.operation
-        operation.outcome = "done" if outcome == "done" else "rolled back"
-        if outcome == "failed":
-            operation.outcome = "failed"
-        operation.error = error
-        operation.seconds = sum(step.seconds or 0.0 for step in operation.steps)
-        self._replica.manifest.remember(operation)
-        self._replica.save()
-        return operation
+    def finish(self, outcome: Ended = "done", error: str | None = None) -> Operation:
+        """End the operation; see end."""
+        return end(self._replica, outcome, error)
 
 
 def begin(
     replica: Replica, kind: Kind, names: Sequence[str], operation_id: str, **facts: object
 ) -> Operation:
-    """Put a new operation into the manifest; the first step's record makes it durable."""
+    """Put a new operation into the manifest; the first step's record makes it durable,
+    and with it the intent for audit.jsonl.
+
+    This and `end` are the only ways into and out of an operation that has steps.
+    """
     operation = Operation(
         id=operation_id,
         kind=kind,
@@ -106,8 +104,42 @@ def begin(
         steps=[Step(name=name) for name in names],
         **facts,  # type: ignore[arg-type]
     )
-    replica.manifest.operation = operation
+    audit.begin(replica.manifest, operation)
     return operation
+
+
+def end(replica: Replica, outcome: Ended, error: str | None = None) -> Operation:
+    """End the operation in progress: into the history, with everything else of the manifest,
+    and the outcome into audit.jsonl. The manifest's state is what it is to be from now on.
+    """
+    operation = replica.manifest.operation
+    assert operation is not None, "no operation is in progress"
+    operation.outcome = outcome
+    operation.error = error
+    operation.seconds = sum(step.seconds or 0.0 for step in operation.steps)
+    audit.end(replica.manifest, operation)
+    replica.save(sync_audit=True)
+    return operation
+
+
+def fail(replica: Replica, error: str) -> None:
+    """The operation in progress can go neither on nor back for now: the replica is Failed.
+    It has not ended: resume, or undo, takes it up again.
+    """
+    operation = replica.manifest.operation
+    assert operation is not None, "no operation is in progress"
+    operation.error = error
+    operation.outcome = "failed"
+    replica.manifest.state = "Failed"
+    audit.tell(replica.manifest, operation, "failed for now")
+    replica.save()
+
+
+def give_up(replica: Replica) -> None:
+    """An operation that failed is left as it is, for another that begins now and saves."""
+    operation = replica.manifest.operation
+    assert operation is not None, "no operation is in progress"
+    audit.end(replica.manifest, operation)
 
 
 class Outcome(NamedTuple):

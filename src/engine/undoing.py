@@ -19,7 +19,7 @@ from ._native import POINT_LATEST
 from .errors import Error, NotFoundError
 from .manifest import Recovered
 from .replica import Replica
-from .steps import OnStep, Outcome, Runner, outcome_of
+from .steps import OnStep, Outcome, Runner, end, fail, outcome_of
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
@@ -74,17 +74,12 @@ def roll_back(
         if not operation.found_held and replication.is_held(replica):
             replication.release_locked(replica)
     except Error as second:
-        manifest.state = "Failed"
-        operation.outcome = "failed"
-        operation.error += f"; and undoing it: {second.message}"
-        replica.save()
+        fail(replica, f"{operation.error}; and undoing it: {second.message}")
         raise
     note = planned.start_source_again(replica, operation, source)
     operation.error += note
     manifest.state = operation.found_state
-    operation.outcome = "rolled back"
-    manifest.remember(operation)
-    replica.save()
+    end(replica, "rolled back", operation.error)
     return note
 
 
@@ -158,7 +153,4 @@ def stop_at(replica: Replica, runner: Runner, error: Exception, safe_before: str
         replica.manifest.state = "Failover"
         runner.finish("failed", reason)
         return
-    operation.error = reason
-    operation.outcome = "failed"
-    replica.manifest.state = "Failed"
-    replica.save()
+    fail(replica, reason)
