@@ -38,7 +38,7 @@ def test_every_group_runs_and_leaves_its_results(tmp_path: Path) -> None:
     lines = bench.curves(rows)
     assert {plot: set(found) for plot, found in lines.items()} == {
         "number of writes": {"roll", "reopen"},
-        "size of the disk, bytes": {"roll", "reopen"},
+        "size of the disk, bytes": {"roll", "reopen", "failover, 1,000 writes"},
     }
     assert all(len(points) == 2 for points in lines["size of the disk, bytes"].values())
     table = (tmp_path / "results" / "bench.md").read_text()
