@@ -23,6 +23,7 @@ GROUPS = {
     "interim": "bench_nbd.py",
     "ingest": "bench_ingest.py",
     "failover": "bench_failover.py",
+    "scale": "bench_failover_scale.py",
     "mount": "bench_mount.py",
     "convert": "bench_convert.py",
     "compare": "bench_compare.py",
