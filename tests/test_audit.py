@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from replicas import rollpoint
 from rollpoint import _native, audit, audit_check, operation, replication
 from rollpoint.errors import Error
 from rollpoint.manifest import Operation, Step
@@ -310,3 +311,23 @@ def test_a_head_that_was_kept_elsewhere_is_asked_for_again(tmp_path: Path) -> No
         assert not audit_check.check(directory, head, expected=then[:2]).problems
         other = (then.lines, "1" * 64)
         assert audit_check.check(directory, head, expected=other).problems
+
+
+def test_the_command_line_verifies_and_shows(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    rollpoint("replica", "create", path, "--disk", "d=64K")
+    rollpoint("hold", path)
+    rollpoint("release", path)
+    said = rollpoint("audit", "verify", path)
+    assert (said["ok"], said["lines"], said["problems"]) == (True, 6, [])
+    rollpoint("hold", path)
+    rollpoint("audit", "verify", path, "--expect", f"6:{said['hash']}")
+    rows = rollpoint("audit", "show", path, "--last", 2)
+    assert [(row["kind"], row["event"]) for row in rows] == [
+        ("hold", "intent"), ("hold", "outcome")
+    ]  # fmt: skip
+    rollpoint("audit", "verify", path / "audit.jsonl")
+    lines = (path / "audit.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "audit.jsonl").write_bytes(b"".join(lines[:2] + lines[3:]))
+    assert "not what was written" in rollpoint("audit", "verify", path, code=1)["message"]
+    rollpoint("audit", "verify", path, "--expect", "nonsense", code=2)

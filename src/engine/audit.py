@@ -95,7 +95,9 @@ def begin(manifest: Manifest, operation: Operation) -> None:
     manifest.operation = operation
     operation.who = operation.who or who()
     _end_cut_short(manifest)
-    _add_operation(manifest, operation, "intent", before=operation.found_state)
+    is_new = operation.kind in ("create", "adopt")
+    before = "" if is_new else operation.found_state
+    _add_operation(manifest, operation, "intent", before=before)
 
 
 def end(manifest: Manifest, operation: Operation) -> None:
@@ -177,8 +179,8 @@ def _add_operation(
         point=operation.point,
         point_time=operation.point_time,
         point_age_seconds=age,
-        evidence=operation.evidence,
-        checks=operation.checks,
+        evidence=tuple(operation.evidence),
+        checks=tuple(operation.checks),
         skip=operation.skip,
         **facts,
     )

@@ -37,6 +37,7 @@ COMMANDS = {
     "undo": "failover",
     "permanent": "failover",
     "resume": "failover",
+    "audit": "audit",
     "bench": "bench",
 }
 
