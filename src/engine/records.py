@@ -87,7 +87,7 @@ class Trial(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     network: str = "none"
     files: bool = False
     disks: dict[str, str] = {}  # disk -> descriptor in the replica's directory, of files
-    state: Literal["starting", "running", "ending"] = "starting"
+    state: Literal["starting", "running"] = "starting"
     running: Running | None = None
 
 
@@ -95,7 +95,8 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where a disk is failed back to.
 
     place: a file, or an NBD URI. lineage: "" while it is known what the target has, else
-    why digests of both sides are compared.
+    why digests of both sides are compared. stamp: tells whether it was written after all
+    was sent, as targets.stamp makes it; "" where nothing can.
     """
 
     place: str
@@ -103,12 +104,16 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lineage: str = ""
     sent_bytes: int = 0
     read_bytes: int = 0
+    stamp: str = ""
 
 
 class Failback(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A failback that goes on. rounds: of phase 1 that are done; rest_bytes: what the last
-    one left; seconds: what it took. switch: when to switch, as the operator said.
-    machine: what was powered on at the target.
+    one left; seconds: what they took. once: one round is enough. done_bytes, total_bytes:
+    of the round that goes on, or of the last one. layers: how many overlays, the oldest
+    first, are sent; 0: nothing is. verified: the targets were read back. former: the
+    replica's machine, as it ran before the switch. running: what was powered on at the
+    target.
     """
 
     operation: str
@@ -116,8 +121,12 @@ class Failback(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     rounds: int = 0
     rest_bytes: int = 0
     seconds: float = 0.0
-    switch: str = ""
+    once: bool = False
+    done_bytes: int = 0
+    total_bytes: int = 0
+    layers: int = 0
     verified: bool = False
+    former: Running | None = None
     running: Running | None = None
 
 

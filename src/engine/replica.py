@@ -34,8 +34,10 @@ _WAYS_ON = {
     "Processing": "an operation was cut short: rollpoint resume",
     "Failover": "end the failover first: rollpoint undo, or rollpoint permanent; "
     "rollpoint failover --to POINT goes to another restore point",
-    "ReadyToSwitch": "end the failback first",
-    "Failback": "end the failback first",
+    "ReadyToSwitch": "rollpoint failback switch goes on with the failback, and rollpoint "
+    "failback undo gives it up",
+    "Failback": "rollpoint failback commit ends the failback, and rollpoint failback undo "
+    "takes it back",
     "Failed": "see its error with rollpoint replica show, then rollpoint resume or undo",
     "Permanent": "it is no replica any more: use its base disks, they are ordinary disks",
 }
@@ -335,18 +337,17 @@ class Replica(Closing):
 
         Raises:
             StateError: It is neither Ready nor Permanent, or has a locked point, and
-                is not forced; or test failovers of it are there.
+                is not forced.
             UsageError: force_name is not its name.
             LockedError: An ingest or an operation has it open.
         """
-        from . import provision, retention, trial_places
+        from . import provision, retention
 
         forced = self.is_forced(force_name)
         with self.locked():
             if not forced:
                 self.need_state("Ready", "Permanent", doing="remove {}")
                 retention.refuse_locked(self.manifest, time.time_ns(), "remove {}")
-            trial_places.refuse(self.manifest, "remove {}")
             return provision.remove(self.directory, self.manifest)
 
     def close(self) -> None:

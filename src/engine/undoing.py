@@ -41,7 +41,7 @@ def run(
     try:
         runner.run("power off", lambda: power_off(replica, hypervisor))
         runner.run("drop interim", lambda: drop_interims(replica))
-        runner.run("roll back", lambda: _roll_to_latest(replica))
+        runner.run("roll back", lambda: roll_to_latest(replica))
         runner.run("release", lambda: f"epoch {replication.release_locked(replica)}")
         runner.run("state", ready)
     except Exception as error:
@@ -100,7 +100,7 @@ def _take_back(replica: Replica, hypervisor: Hypervisor | None) -> None:
     """Power off, drop the overlays, show the latest point. Each may have been done."""
     power_off(replica, hypervisor)
     drop_interims(replica)
-    _roll_to_latest(replica)
+    roll_to_latest(replica)
 
 
 def power_off(replica: Replica, hypervisor: Hypervisor | None) -> str:
@@ -131,7 +131,8 @@ def drop_overlays(replica: Replica, recovered: Recovered | None) -> str:
     return f"{len(overlays)} dropped"
 
 
-def _roll_to_latest(replica: Replica) -> str:
+def roll_to_latest(replica: Replica) -> str:
+    """Every journal shows its newest restore point; there is no failover any more."""
     if replica.manifest.recovered is None:
         return "was not rolled back"
     journals = replica.journals(writable=True, wait_seconds=replication.LOCK_SECONDS)

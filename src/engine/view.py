@@ -35,6 +35,8 @@ LOCK_SECONDS = 5.0  # an ingest or an operation has the replica's lock
 PATIENCE_MS = 30_000  # of a read whose view has to be opened again
 _LOOK_MS = 500
 _OPEN_ATTEMPTS = 5  # while segments are being given back
+# Operations that take nothing away from what a point is read from.
+_READ_BESIDE = ("failover", "undo", "repoint", "failback", "switch", "undo failback")
 _Opened = OpenDisk | OpenJournal
 
 
@@ -137,7 +139,7 @@ class View(Closing):
                 replica.locked(LOCK_SECONDS) as manifest,
             ):
                 require_readable(manifest)
-                self.point = choose(replica, wanted)
+                self.point = _choose(replica, wanted)
                 for entry in manifest.disks:
                     self.disks[entry.name] = self._open(manifest, entry)
         except BaseException:
@@ -188,7 +190,7 @@ def view(replica: Replica, wanted: Point | str = "latest") -> View:
     """
     replica.refresh()
     require_readable(replica.manifest)
-    point = choose(replica, wanted)  # before anything is left in the directory
+    point = _choose(replica, wanted)  # before anything is left in the directory
     return View(replica.directory, point)
 
 
@@ -204,7 +206,7 @@ def require_readable(manifest: Manifest) -> None:
             f"replica {manifest.name} has no restore points: its state is {manifest.state}",
             "look at its disks: rollpoint disk mount",
         )
-    if operation is not None and operation.kind not in ("failover", "undo"):
+    if operation is not None and operation.kind not in _READ_BESIDE:
         raise StateError(
             f"{operation.kind} of replica {manifest.name} was begun at {operation.started} "
             "and has not ended",
@@ -212,12 +214,7 @@ def require_readable(manifest: Manifest) -> None:
         )
 
 
-def choose(replica: Replica, wanted: Point | str) -> Point:
-    """The point that is wanted, if it is kept.
-
-    Raises:
-        NotFoundError, GapError, UsageError: There is no such point, or not any more.
-    """
+def _choose(replica: Replica, wanted: Point | str) -> Point:
     points = replica.points
     point = points.find(wanted) if isinstance(wanted, str) else points.by_id(wanted.id)
     manifest = replica.manifest
