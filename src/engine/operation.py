@@ -32,7 +32,6 @@ from . import (
     interim,
     replication,
     repointing,
-    trial_places,
     undoing,
     viewers,
 )
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
 FAILOVER_STEPS = failing_over.STEPS
+FAILBACKS = ("failback", "switch", "commit failback", "undo failback")
 
 
 def failover(
@@ -201,6 +201,11 @@ def undo(
             return known
         failed = replica.manifest.operation
         if replica.manifest.state == "Failed" and failed is not None:
+            if failed.kind in FAILBACKS[:-1]:
+                raise StateError(
+                    f"cannot undo: a failback of replica {replica.name} has begun",
+                    "rollpoint resume goes on with it, rollpoint failback undo takes it back",
+                )
             if failed.kind == "repoint":
                 raise StateError(
                     f"cannot undo: replica {replica.name} is between two restore points",
@@ -249,7 +254,7 @@ def resume(
                 replica.save(sync_audit=True)
             elif head is not None and head.pending:
                 audit.write(replica.directory, head, sync=True)  # what a crash left out
-            return _finish_beside(replica, hypervisor, begun)
+            return _finish_beside(replica, begun)
         audit.tell(replica.manifest, operation, "resumed")
         if operation.kind in ("create", "adopt", "seed", "remove"):
             from . import provision
@@ -261,6 +266,10 @@ def resume(
         if operation.kind == "permanent":
             viewers.require_none(replica.directory, "rewrite the bases in {}")
             return _permanent(replica, hypervisor, on_step, begun)
+        if operation.kind in FAILBACKS:
+            from . import failback
+
+            return failback.resume(replica, hypervisor, source, on_step, begun)
         if operation.kind == "repoint":
             return _resume_repoint(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed":
@@ -280,21 +289,16 @@ def _resume_repoint(
     return repointing.run(replica, hypervisor, on_step, begun)
 
 
-def _finish_beside(
-    replica: Replica, hypervisor: Hypervisor | None, begun: float
-) -> Outcome | None:
-    """What is done beside operations, and did not come to the end: by tests, and an ingest."""
-    from . import frozen, retaining, trials  # a failover does without
+def _finish_beside(replica: Replica, begun: float) -> Outcome | None:
+    """What an ingest does beside operations, and did not come to the end of."""
+    from . import frozen, retaining  # a failover does without
 
-    swept = trials.sweep(replica, hypervisor)
     destaged = retaining.finish(replica)
     gone = frozen.finish(replica)
     if gone is not None:
         return unrecorded_outcome(replica, "expire", gone, begun)
     if destaged:
         return unrecorded_outcome(replica, "destage", replica.manifest.horizon, begun)
-    if swept:
-        return unrecorded_outcome(replica, "sweep", None, begun)
     return None
 
 
@@ -335,7 +339,6 @@ def permanent(
             retention.refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
         replica.journals().close()
         require_chains(replica)
-        trial_places.refuse(replica.manifest, "make {} permanent")
         viewers.require_none(replica.directory, "rewrite the bases in {}")
         begin(replica, "permanent", merging.STEPS, operation_id)
         return _permanent(replica, hypervisor, on_step, begun, progress)
