@@ -13,19 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import (
-    audit,
-    chains,
-    config,
-    control,
-    interim,
-    retention,
-    scrub,
-    scrub_links,
-    seed,
-    trial_places,
-    viewers,
-)
+from . import audit, chains, config, control, interim, retention, scrub, scrub_links, seed, viewers
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -334,7 +322,6 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
         with contextlib.suppress(NotFoundError):
             directory.unlink(name)
         directory.sync()
-    trial_places.remove_all(directory)
     _remove_directory(directory)
 
 

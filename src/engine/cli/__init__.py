@@ -38,6 +38,7 @@ COMMANDS = {
     "permanent": "failover",
     "resume": "failover",
     "audit": "audit",
+    "failback": "failback",
     "bench": "bench",
 }
 

@@ -170,12 +170,6 @@ class Qemu:
         """End the machine as a power cut would: QEMU closes nothing."""
         self._end(machine_id, signal.SIGKILL, timeout_seconds)
 
-    def let_go(self, machine_id: str) -> None:
-        """See Hypervisor.let_go. A machine that is forgotten leaves no files."""
-        if self._find(machine_id) is not None:
-            raise StateError(f"machine {machine_id} is on", "power it off first")
-        shutil.rmtree(self.directory(machine_id), ignore_errors=True)
-
     def _end(self, machine_id: str, signal_number: int, timeout_seconds: float) -> None:
         """Signal the machine's process, if there is one, and wait until it is gone."""
         pid = self._find(machine_id)
