@@ -52,8 +52,8 @@
  *
  * Threads: write, zero, pread, run, commit, mark, info, point, checkpoint,
  *          destage, set_limit from any thread; checkpoint and destage wait for
- *          one another.  roll, set_epoch, close_clean, scrub, affected, mend: one
- *          thread, with no other call running (a roll or a close beside a
+ *          one another.  roll, set_epoch, close_clean, scrub, affected, mend,
+ *          written: one thread, with no other call running (a roll or a close beside a
  *          destage would wait for its end).
  * Readers: who opens a log without the lock beside a writer that destages gets
  *          RP_STATE from a read once the horizon has passed what it knows; see
@@ -70,11 +70,13 @@
 
 #include "disk.h"
 #include "io.h"
+#include "spans.h"
 
 #define RP_POINT_LABEL_BYTES   256   /* UTF-8 with its NUL */
 #define RP_JOURNAL_GRAIN_BYTES 4096u
 #define RP_POINT_LATEST        UINT64_MAX   /* the newest restore point */
 #define RP_POINT_END           (UINT64_MAX - 1)  /* the end of the log */
+#define RP_POINT_BASE          UINT64_C (0)  /* what is below the journal */
 
 struct rp_journal;
 
@@ -160,6 +162,17 @@ void rp_journal_info (struct rp_journal *journal, struct rp_journal_info *out);
  */
 int rp_journal_view (struct rp_journal *journal, uint64_t point_id,
                      struct rp_fault *fault);
+
+/* Which grains were written, or made zeros, since a restore point (its id, or
+ * RP_POINT_BASE: all that the log has and what is below it may not have), up to
+ * the end of the log, as bytes of the disk.  Commits first where it is open for
+ * writing.  Entries are walked, at 16 bytes a write; no grain is read.
+ *   out   zeroed; the caller frees out->pairs, whatever is returned
+ * Returns RP_OK, RP_NOT_FOUND (no such point), RP_STATE (a destage has got in
+ * the way of a reader), RP_CORRUPT, RP_NO_MEMORY, RP_IO, ...
+ */
+int rp_journal_written (struct rp_journal *journal, uint64_t point_id,
+                        struct rp_spans *out, struct rp_fault *fault);
 
 /* The journal as a disk (reads, writes, flush = commit).  Belongs to the
  * journal: do not destroy it.  Writes need RP_JOURNAL_WRITE and a base.

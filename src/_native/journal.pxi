@@ -73,6 +73,8 @@ cdef extern from "journal.h":
     void rp_journal_read_info "rp_journal_info" (rp_journal *journal,
                                                  rp_journal_info_t *out) nogil
     int rp_journal_view(rp_journal *journal, uint64_t point_id, rp_fault *fault) nogil
+    int rp_journal_written(rp_journal *journal, uint64_t point_id, rp_spans *out,
+                           rp_fault *fault) nogil
     rp_disk *rp_journal_disk(rp_journal *journal) nogil
     int rp_journal_commit(rp_journal *journal, rp_fault *fault) nogil
     uint64_t rp_journal_pending_bytes(rp_journal *journal) nogil
@@ -263,8 +265,8 @@ cdef class Journal:
 
     Writing takes the file's lock and recovers a torn tail. commit(), mark(),
     checkpoint(), destage(), set_limit() and the disk may be used from any thread; roll(),
-    set_epoch(), close_clean(), scrub(), affected() and mend() want the journal for
-    themselves. Dropping it does not commit.
+    set_epoch(), close_clean(), scrub(), affected(), mend() and written_since() want the
+    journal for themselves. Dropping it does not commit.
     """
 
     cdef _JournalHandle _handle      # None after close
@@ -335,6 +337,24 @@ cdef class Journal:
         with nogil:
             status = rp_journal_view(handle.journal, point_id, &fault)
         check(status, &fault)
+
+    def written_since(self, uint64_t point_id):
+        """Spans written after a point's cut (0: all that is not below the journal yet).
+
+        As spans.h packs them; no data is read. The journal must be idle meanwhile.
+        """
+        cdef _JournalHandle handle = self.handle()
+        cdef rp_spans spans
+        cdef rp_fault fault
+        cdef int status
+        memset(&spans, 0, sizeof(spans))
+        try:
+            with nogil:
+                status = rp_journal_written(handle.journal, point_id, &spans, &fault)
+            check(status, &fault)
+            return PyBytes_FromStringAndSize(<char *>spans.pairs, spans.count * 16)
+        finally:
+            free(spans.pairs)
 
     def disk(self):
         """The journal as a Disk: writes are appended, flush commits."""

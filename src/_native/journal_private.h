@@ -7,6 +7,7 @@
  *   journal_roll.c    walking entries, reading and writing roots
  *   journal_ring.c    moving the horizon, giving segments back, checkpoints
  *   journal_destage.c what a stretch of the log leaves, into the base
+ *   journal_written.c what was written since a point
  *   journal_verify.c  re-reading everything; journal_reader.c reads ahead
  *   journal_mend.c    whom a damage harms; writing again what was there
  *
