@@ -17,7 +17,7 @@ from .descriptor_write import new_cid
 from .disk import OpenDisk
 from .errors import StateError
 from .link import read_beside
-from .manifest import DiskEntry, Manifest
+from .manifest import Manifest
 
 
 def begin(directory: Dir, manifest: Manifest, below: dict[str, OpenDisk]) -> None:
@@ -47,15 +47,24 @@ def mend(directory: Dir, manifest: Manifest) -> None:
     noted = [disk for disk in manifest.disks if disk.below_cid is not None]
     for disk in noted:
         if disk.journal is not None:
-            _follow(directory, disk, disk.journal)
+            follow(directory, disk.journal, disk.below_cid)
     for disk in noted:
         disk.below_cid = None
     if noted:
         manifests.store(directory, manifest)
 
 
-def _follow(directory: Dir, disk: DiskEntry, journal: str) -> None:
-    child = read_beside(directory, journal)
+def follow(directory: Dir, child_name: str, wanted: int | None = None) -> None:
+    """Let a child name the content id that its parent has. Only for who knows why it changed.
+
+    Args:
+        wanted: Only where the parent has this one.
+
+    Raises:
+        StateError: The child's descriptor names no parent.
+        Error: A descriptor cannot be read or replaced.
+    """
+    child = read_beside(directory, child_name)
     try:
         assert child.descriptor is not None
         if child.descriptor.parent_hint is None:
@@ -68,7 +77,7 @@ def _follow(directory: Dir, disk: DiskEntry, journal: str) -> None:
             has = parent.descriptor.cid
         finally:
             parent.close()
-        if has == disk.below_cid and child.descriptor.parent_cid != has:
+        if wanted in (None, has) and child.descriptor.parent_cid != has:
             child.rewrite(parent_cid=has)
     finally:
         child.close()

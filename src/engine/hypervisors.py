@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from . import config
 from .config_tables import HypervisorTable
@@ -51,4 +51,4 @@ def open_hypervisor(table: HypervisorTable, directory: str) -> Hypervisor:
     if shutil.which(QEMU_PROGRAM) is None:
         raise ToolMissingError(f"{QEMU_PROGRAM} is not installed", INSTALL_HINT)
     place = os.path.join(directory, table.run or RUN_DIRECTORY)
-    return cast("Hypervisor", Qemu(place))
+    return Qemu(place)

@@ -1,49 +1,54 @@
 """Machines as QEMU processes on this host.
 
-Each machine has a directory `<run directory>/<id>/` (0700) with its console's log, QEMU's
-own messages, its pid file and its control socket. QEMU runs in a session of its own and
-outlives the process that started it. A process is ours when its command line names our
-pid file: a pid alone is never trusted, as it may have been given to someone else.
+Each machine has a directory `<run directory>/<id>/` (0700) with its record (machine.json),
+its console's log, QEMU's own messages, its pid file and its control sockets. QEMU runs in
+a session of its own and outlives the process that started it: see qemu_watch.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import time
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import HypervisorError, StateError, ToolMissingError
-from .base import Drive, Handle, Machine, State
+from ..errors import (
+    HypervisorError,
+    NotFoundError,
+    StateError,
+    ToolMissingError,
+    UnsupportedError,
+)
+from . import qemu_records
+from .base import Conflict, Drive, Handle, Machine
 from .qemu_process import (
     arguments_of,
+    cards_of,
     command_line,
-    drive_words,
+    drives_of,
     locked,
     prepare_firmware,
     spawn,
     started_ns,
 )
+from .qemu_watch import QEMU_PROGRAM as QEMU_PROGRAM
+from .qemu_watch import Watch
 
 if TYPE_CHECKING:
     from .qmp import Qmp
 
-QEMU_PROGRAM = "qemu-system-x86_64"
 INSTALL_HINT = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
 START_SECONDS_MAX = 30.0
-KVM_PROBE_SECONDS = 2.0
-CONSOLE_TAIL_LINES = 5
+BLOCK_SECONDS_MAX = 60.0  # of one command that changes the disks of a running machine
 
 _POLL_SECONDS = 0.005
-# Prints "K" on COM1 and halts: mov dx,0x3f8; mov al,'K'; out dx,al; cli; hlt
-_PROBE_SECTOR = bytes.fromhex("baf803b04beefaf4ebfd").ljust(510, b"\0") + b"\x55\xaa"
 
 
-class Qemu:
+class Qemu(Watch):
     """The machines whose files live under one run directory.
 
     Args:
@@ -56,20 +61,9 @@ class Qemu:
     needs_files = False
     overlay_kind = "hosted"
 
-    def __init__(self, run_directory: str | os.PathLike[str], program: str = QEMU_PROGRAM) -> None:
-        self._root = os.path.realpath(run_directory)
-        self._program = program
-        self._children: set[int] = set()
-
-    def directory(self, machine_id: str) -> str:
-        """Where the machine's files are, whether it runs or not."""
-        return os.path.join(self._root, machine_id)
-
     def start(self, machine: Machine) -> Handle:
         """See Hypervisor.start. The exec of QEMU is the power-on call."""
-        program = shutil.which(self._program)
-        if program is None:
-            raise ToolMissingError(f"{self._program} is not installed", INSTALL_HINT)
+        program = self._executable()
         directory = self.directory(machine.id)
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -77,168 +71,208 @@ class Qemu:
             running = self._find(machine.id)
             if running is not None:
                 return self._already_running(machine, running)
-            if machine.accelerator == "kvm":
-                self._probe_kvm(program)
-            prepare_firmware(machine, directory)
-            arguments = command_line(machine, directory)
-            called_ns = time.time_ns()
-            pid = spawn(program, [program, *arguments], directory)
-            self._children.add(pid)
-            handle = self._handle(machine.id, pid, called_ns)
-            self._wait_until_up(machine, handle)
-        return handle
+            return self._launch(program, qemu_records.lent(machine, self._known(machine.id)))
 
-    def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
-        """See Hypervisor.wait_for."""
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            pid = self._find(machine_id)  # before the console: what it last said counts
-            for line in self.console(machine_id).split("\n")[:-1]:
-                if marker in line:
-                    return line.rstrip("\r")
-            late = time.monotonic() >= deadline
-            if pid is None or late:
-                why = f"in {timeout_seconds:g} s" if late else "before it went off"
-                tail = "\n".join(self.console(machine_id).splitlines()[-CONSOLE_TAIL_LINES:])
-                raise HypervisorError(
-                    f"machine {machine_id} did not print {marker!r} {why}; its console ends "
-                    f"with {tail!r}{self._messages(machine_id)}",
-                    f"look at {self._file(machine_id, 'console.log')}",
-                )
-            time.sleep(_POLL_SECONDS)
+    def power_on(self, machine_id: str) -> Handle:
+        """See Hypervisor.power_on."""
+        program = self._executable()
+        if not self.is_known(machine_id):
+            raise self._unknown(machine_id)
+        with locked(self.directory(machine_id)):
+            running = self._find(machine_id)
+            if running is not None:
+                return self._handle(machine_id, running, started_ns(running))
+            known = self._known(machine_id)
+            if known is None:
+                raise self._unknown(machine_id)
+            return self._launch(program, known)
 
-    def console(self, machine_id: str) -> str:
-        """Everything that the serial console has printed since power-on."""
-        try:
-            with open(
-                self._file(machine_id, "console.log"),
-                encoding="utf-8",
-                errors="replace",
-                newline="",
-            ) as log:
-                return log.read()
-        except FileNotFoundError:
-            return ""
-
-    def status(self, machine_id: str) -> State:
-        """See Hypervisor.status."""
-        if self._find(machine_id) is None:
-            return "off"
-        try:
-            with self.qmp(machine_id) as qmp:
-                return "running" if qmp.execute("query-status")["running"] else "paused"
-        except HypervisorError:
-            if self._find(machine_id) is None:
-                return "off"
-            raise
-
-    def handle(self, machine_id: str) -> Handle | None:
-        """The facts of a machine that runs now, whoever started it."""
-        pid = self._find(machine_id)
-        return None if pid is None else self._handle(machine_id, pid, started_ns(pid))
-
-    def qmp(
-        self, machine_id: str, timeout_seconds: float = 10.0, *, supervise: bool = False
-    ) -> Qmp:
-        """A connection to one of the machine's two control sockets.
-
-        Args:
-            supervise: Take the socket for long use. Each serves one client at a time,
-                and the other one is for calls such as status.
+    def add(self, machine: Machine) -> None:
+        """Make a machine known without starting it: let_go never forgets this one.
 
         Raises:
-            HypervisorError: It does not run, or does not answer.
+            StateError: There is one of that id.
         """
-        from .qmp import Qmp  # 90 ms of imports, which a failover does after power-on
+        directory = self.directory(machine.id)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with locked(directory):
+            if self.is_known(machine.id):
+                raise StateError(f"there is a machine {machine.id} already", "use another id")
+            qemu_records.store(directory, qemu_records.Record(machine=machine, made=False))
 
-        name = "supervise.sock" if supervise else "qmp.sock"
-        return Qmp(self.directory(machine_id), name, timeout_seconds)
+    def _launch(self, program: str, record: qemu_records.Record) -> Handle:
+        """Start QEMU and wait until it says that it runs. Inside the directory's lock."""
+        machine = record.as_started()
+        directory = self.directory(machine.id)
+        if machine.accelerator == "kvm":
+            from .qemu_kvm import require_kvm
 
-    def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
-        """See Hypervisor.power_off. QEMU closes its images in order first, if it can."""
-        self._end(machine_id, signal.SIGTERM, timeout_seconds)
-        if self._find(machine_id) is not None:
-            self._end(machine_id, signal.SIGKILL, timeout_seconds)
-        pid = self._find(machine_id)
-        if pid is not None:
-            raise HypervisorError(
-                f"machine {machine_id} (process {pid}) is still there after SIGKILL",
-                "its storage may hang: look at the host's kernel log",
-            )
+            require_kvm(program)
+        prepare_firmware(machine, directory)
+        arguments = command_line(machine, directory)
+        record.halted = False
+        qemu_records.store(directory, record)
+        called_ns = time.time_ns()
+        pid = spawn(program, [program, *arguments], directory)
+        self._children.add(pid)
+        handle = self._handle(machine.id, pid, called_ns)
+        self._wait_until_up(machine, handle)
+        return handle
 
-    def kill(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
-        """End the machine as a power cut would: QEMU closes nothing."""
-        self._end(machine_id, signal.SIGKILL, timeout_seconds)
+    def started_by(self, machine_id: str) -> str:
+        """See Hypervisor.started_by."""
+        known = self._known(machine_id)
+        return "" if known is None else known.machine.operation
 
-    def _end(self, machine_id: str, signal_number: int, timeout_seconds: float) -> None:
-        """Signal the machine's process, if there is one, and wait until it is gone."""
+    def is_known(self, machine_id: str) -> bool:
+        """See Hypervisor.is_known."""
+        return self._known(machine_id) is not None or self._find(machine_id) is not None
+
+    def shut_down(self, machine_id: str, timeout_seconds: float) -> str:
+        """See Hypervisor.shut_down. The guest is told by ACPI's power button."""
         pid = self._find(machine_id)
         if pid is None:
-            return
+            return "was off"
+        why = f"the guest did not shut down in {timeout_seconds:g} s"
+        deadline = time.monotonic() + timeout_seconds
         try:
-            process = os.pidfd_open(pid)
-        except ProcessLookupError:
+            with self.qmp(machine_id) as qmp:
+                qmp.execute("system_powerdown")
+        except HypervisorError as error:
+            why, deadline = error.message, 0.0
+        while self._find(machine_id) is not None and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        if self._find(machine_id) is None:
+            return "shut down"
+        self.power_off(machine_id)
+        return f"powered off: {why}"
+
+    def let_go(self, machine_id: str) -> None:
+        """See Hypervisor.let_go. A machine that is forgotten leaves no files."""
+        directory = self.directory(machine_id)
+        if not os.path.isdir(directory):
             return
-        try:
-            # The handle pins the process; only now is it sure whose pid it was.
-            if not self._is_ours(machine_id, pid):
+        with locked(directory):
+            if self._find(machine_id) is not None:
+                raise StateError(f"machine {machine_id} is on", "power it off first")
+            known = self._known(machine_id)
+            left = None if known is None else qemu_records.given_back(known)
+            if left is not None:
+                qemu_records.store(directory, left)
                 return
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, signal_number)
-            select.select([process], [], [], timeout_seconds)
-        finally:
-            os.close(process)
-        self._reap()
+            qemu_records.forget(directory)
+            shutil.rmtree(directory, ignore_errors=True)
 
-    def _find(self, machine_id: str) -> int | None:
-        """The pid of the machine's QEMU, from the process table."""
-        self._reap()
-        with contextlib.suppress(OSError, ValueError):
-            with open(self._file(machine_id, "qemu.pid"), encoding="ascii") as file:
-                pid = int(file.read())
-            if self._is_ours(machine_id, pid):
-                return pid
-        # No pid file is not yet "off": we may have died right after the power-on call.
-        if not os.path.isdir(self.directory(machine_id)):
-            return None
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and self._is_ours(machine_id, int(entry)):
-                return int(entry)
-        return None
+    def isolate(self, machine_id: str) -> str:
+        """See Hypervisor.isolate. It stays so when the machine is powered on again."""
+        if not self.is_known(machine_id):
+            raise self._unknown(machine_id)
+        directory = self.directory(machine_id)
+        with locked(directory):
+            known = self._known(machine_id)
+            if known is not None and not known.isolated:
+                known.isolated = True
+                qemu_records.store(directory, known)
+            running = self._find(machine_id)
+            cards = 0 if running is None else cards_of(arguments_of(running))
+            if cards:
+                with self.qmp(machine_id) as qmp:
+                    for number in range(cards):
+                        qmp.execute("set_link", name=f"card{number}", up=False)
+        return f"the wires of {cards} network card(s) are out" if running else "it is off"
 
-    def _is_ours(self, machine_id: str, pid: int) -> bool:
-        words = arguments_of(pid)
-        place = os.fsencode(self._file(machine_id, "qemu.pid"))
-        return any(a == b"-pidfile" and b == place for a, b in pairwise(words))
+    def conflicts(self, machine: Machine) -> list[Conflict]:
+        """See Hypervisor.conflicts. All QEMUs of this host are looked at."""
+        from .qemu_conflicts import conflicts
 
-    def _reap(self) -> None:
-        """Take the exit status of our own children that ended, or they stay as zombies."""
-        for pid in tuple(self._children):
+        return conflicts(machine, self.directory(machine.id))
+
+    def freeze(self, machine_id: str, overlays: Mapping[str, str]) -> None:
+        """See Hypervisor.freeze. The guest stands still for some milliseconds."""
+        from . import qemu_blocks
+
+        with self._at_rest(machine_id) as qmp, self._halted(machine_id, qmp):
             try:
-                ended, _ = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                ended = pid
-            if ended:
-                self._children.discard(pid)
+                qemu_blocks.freeze(qmp, overlays)
+            finally:
+                self._note_drives(machine_id, qmp)
+
+    def commit(
+        self, machine_id: str, tops: Mapping[str, str], progress: Callable[[int, int], bool]
+    ) -> None:
+        """See Hypervisor.commit."""
+        raise UnsupportedError(
+            f"machine {machine_id} cannot be merged while it runs", "power it off first"
+        )
 
     def _already_running(self, machine: Machine, pid: int) -> Handle:
-        words = arguments_of(pid)
-        wanted = [os.fsencode(word) for word in command_line(machine, self.directory(machine.id))]
-        if drive_words(words) != drive_words(wanted):
+        wanted = [_comparable(drive) for drive in machine.drives]
+        has = drives_of(arguments_of(pid))
+        if [_comparable(drive) for drive in has] != wanted:
+            with self.qmp(machine.id) as qmp:  # since its start it may have got others
+                from . import qemu_blocks
+
+                has = qemu_blocks.drives_now(qmp, has)
+        if [_comparable(drive) for drive in has] != wanted:
             raise StateError(
                 f"machine {machine.id} runs already (process {pid}), with other disks",
                 "power it off first",
             )
         return self._handle(machine.id, pid, started_ns(pid))
 
-    def _handle(self, machine_id: str, pid: int, started_ns: int) -> Handle:
-        return Handle(
-            id=machine_id,
-            pid=pid,
-            started_ns=started_ns,
-            console=self._file(machine_id, "console.log"),
-            qmp_socket=self._file(machine_id, "qmp.sock"),
+    @contextlib.contextmanager
+    def _at_rest(self, machine_id: str) -> Iterator[Qmp]:
+        """A connection to a machine that runs, and nobody starts or changes it meanwhile."""
+        if self._find(machine_id) is None:
+            raise HypervisorError(f"machine {machine_id} does not run", "power it on first")
+        with locked(self.directory(machine_id)), self.qmp(machine_id, BLOCK_SECONDS_MAX) as qmp:
+            yield qmp
+
+    @contextlib.contextmanager
+    def _halted(self, machine_id: str, qmp: Qmp) -> Iterator[None]:
+        """The guest stands still inside. That it has to go on is noted, for after a crash."""
+        directory = self.directory(machine_id)
+        known = self._known(machine_id)
+        if qmp.execute("query-status")["running"]:
+            if known is not None:
+                known.halted = True
+                qemu_records.store(directory, known)
+            qmp.execute("stop")
+        elif known is None or not known.halted:
+            yield  # it did so before, and not for us
+            return
+        try:
+            yield
+        finally:
+            qmp.execute("cont")
+            known = self._known(machine_id)
+            if known is not None:
+                known.halted = False
+                qemu_records.store(directory, known)
+
+    def _note_drives(self, machine_id: str, qmp: Qmp) -> None:
+        """Let the record name the disks that the machine has now."""
+        from . import qemu_blocks
+
+        known, pid = self._known(machine_id), self._find(machine_id)
+        if known is not None and pid is not None:
+            drives = qemu_blocks.drives_now(qmp, drives_of(arguments_of(pid)))
+            known.machine = replace(known.machine, drives=tuple(drives))
+            qemu_records.store(self.directory(machine_id), known)
+
+    def _known(self, machine_id: str) -> qemu_records.Record | None:
+        return qemu_records.load(self.directory(machine_id))
+
+    def _unknown(self, machine_id: str) -> NotFoundError:
+        return NotFoundError(
+            f"there is no machine {machine_id} in {self._root}", "name one that was started here"
         )
+
+    def _executable(self) -> str:
+        program = shutil.which(self._program)
+        if program is None:
+            raise ToolMissingError(f"{self._program} is not installed", INSTALL_HINT)
+        return program
 
     def _wait_until_up(self, machine: Machine, handle: Handle) -> None:
         try:
@@ -256,58 +290,6 @@ class Qemu:
         if status["running"] == machine.paused:
             raise HypervisorError(f"machine {machine.name!r} is {status['status']} after power-on")
 
-    def _wait_gone(self, pid: int) -> bool:
-        """Whether our child ends within a second: it does when QEMU refuses its arguments."""
-        deadline = time.monotonic() + 1.0
-        while pid in self._children and time.monotonic() < deadline:
-            self._reap()
-            time.sleep(_POLL_SECONDS)
-        return pid not in self._children
 
-    def _messages(self, machine_id: str) -> str:
-        """QEMU's own last messages, ready to be put behind a sentence."""
-        with contextlib.suppress(FileNotFoundError):
-            with open(
-                self._file(machine_id, "qemu.log"), encoding="utf-8", errors="replace"
-            ) as log:
-                text = " ".join(log.read()[-2000:].split())
-            return f": {text}" if text else ""
-        return ""
-
-    def _file(self, machine_id: str, name: str) -> str:
-        return os.path.join(self._root, machine_id, name)
-
-    def _probe_kvm(self, program: str) -> None:
-        """Boot one sector under KVM: the device file alone proves nothing.
-
-        Nested virtualisation can offer KVM and emulate every instruction; a firmware
-        that needs 0.1 s under TCG was seen to need 6 s there.
-        """
-        import tempfile
-
-        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-            raise HypervisorError("/dev/kvm cannot be opened for KVM", "use the accelerator tcg")
-        with tempfile.TemporaryDirectory(prefix="rollpoint-kvm-") as directory:
-            image = os.path.join(directory, "probe.raw")
-            with open(image, "wb") as file:
-                file.write(_PROBE_SECTOR.ljust(1 << 20, b"\0"))
-            os.mkdir(os.path.join(directory, "probe"))
-            probe = Qemu(directory, program)
-            machine = Machine("probe", "KVM probe", (Drive(image, "raw"),), 16 << 20)
-            arguments = command_line(machine, probe.directory("probe"))
-            arguments[arguments.index("-accel") + 1] = "kvm"
-            pid = spawn(program, [program, *arguments], probe.directory("probe"))
-            probe._children.add(pid)
-            deadline = time.monotonic() + KVM_PROBE_SECONDS
-            while "K" not in probe.console("probe"):
-                probe._reap()
-                if pid not in probe._children or time.monotonic() >= deadline:
-                    messages = probe._messages("probe")
-                    probe.kill("probe")
-                    raise HypervisorError(
-                        "KVM does not prove usable: nothing booted in "
-                        f"{KVM_PROBE_SECONDS:g} s{messages}",
-                        "use the accelerator tcg",
-                    )
-                time.sleep(_POLL_SECONDS)
-            probe.kill("probe")
+def _comparable(drive: Drive) -> Drive:
+    return replace(drive, path=os.path.realpath(drive.path))

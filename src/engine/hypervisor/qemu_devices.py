@@ -99,8 +99,13 @@ def _block_node(name: str, drive: Drive) -> dict[str, object]:
     if drive.format == "nbd":
         return node | {"server": {"type": "unix", "path": path}, "export": drive.export}
     # Image locks stay on: two writers of one disk are refused by QEMU as well.
-    file = {"driver": "file", "filename": path, "locking": "on", "discard": "unmap"}
-    return node | {"file": file}
+    return node | {"file": file_node(name, path)}
+
+
+def file_node(name: str, path: str) -> dict[str, object]:
+    """What lies under the block node of that name: its file."""
+    named: dict[str, object] = {"driver": "file", "node-name": f"{name}-file", "filename": path}
+    return named | {"locking": "on", "discard": "unmap"}
 
 
 def card_arguments(machine: Machine) -> list[str]:

@@ -14,9 +14,10 @@ import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 from ..errors import HypervisorError, ToolMissingError
-from .base import Machine
+from .base import Drive, Machine
 from .qemu_devices import card_arguments, drive_arguments
 
 # Where Debian's ovmf package puts the firmware and the variables it starts with.
@@ -47,6 +48,8 @@ def command_line(machine: Machine, directory: str) -> list[str]:
     ]
     if machine.paused:
         words.append("-S")
+    if machine.uuid:
+        words += ["-uuid", machine.uuid]
     return words + drive_arguments(machine) + card_arguments(machine)
 
 
@@ -82,10 +85,21 @@ def prepare_firmware(machine: Machine, directory: str) -> None:
     os.replace(fresh, variables_path(directory))
 
 
-def drive_words(words: list[bytes]) -> list[bytes]:
-    """Those of a command line's arguments that say what its disks are."""
-    pairs = pairwise(words)
-    return [following for word, following in pairs if word == b"-blockdev"]
+def drives_of(words: list[bytes]) -> list[Drive]:
+    """The disks that QEMU was started with, from its command line."""
+    nodes = (json.loads(after) for word, after in pairwise(words) if word == b"-blockdev")
+    return [_drive(node) for node in nodes if node["node-name"].startswith("disk")]
+
+
+def _drive(node: dict[str, Any]) -> Drive:
+    if node["driver"] == "nbd":
+        return Drive(node["server"]["path"], "nbd", node["export"])
+    return Drive(node["file"]["filename"], node["driver"])
+
+
+def cards_of(words: list[bytes]) -> int:
+    """How many network cards of ours a command line has."""
+    return sum(b",id=card" in word for word in words)
 
 
 def arguments_of(pid: int) -> list[bytes]:
