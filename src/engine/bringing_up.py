@@ -20,7 +20,7 @@ from . import config, conversion, hypervisors, interim, replication, rollback
 from .errors import ExistsError
 from .manifest import DiskEntry, Recovered, Running
 from .mount import Mount
-from .points import Point, now_text
+from .points import Point, Points, now_text
 from .replica import Replica
 from .side_by_side import side_by_side
 from .steps import Runner, interim_paths
@@ -64,6 +64,7 @@ class BringUp:
         self._number = number
         self.config = config.load(replica.directory)
         self._point: Point | None = None
+        self.points: Points | None = None  # as `point` found them
         self._mount: Mount | None = None
 
     @property
@@ -87,6 +88,7 @@ class BringUp:
         """The point, looked up once; "latest" means what the hold left as the latest."""
         if self._point is None:
             operation, points = self._runner.operation, self._replica.points
+            self.points = points
             number = operation.point
             self._point = points.latest if number is None else points.by_id(number)
             operation.point, operation.point_time = self._point.id, self._point.time

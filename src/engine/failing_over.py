@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import hypervisors, planned, replication, undoing
+from . import hypervisors, measuring, planned, replication, undoing
 from .bringing_up import BringUp
 from .errors import Error, HypervisorError
 from .replica import Replica
@@ -44,6 +44,7 @@ def run(
         if note and isinstance(error, Error):
             raise HypervisorError(f"{error.message}{note}", "power the source on") from error
         raise
+    measuring.duration(runner.operation, begun)
     operation = runner.finish()
     return outcome_of(replica, operation, begun)
 
@@ -66,6 +67,7 @@ class _Failover:
         self._replica = replica
         self._runner = runner
         self._source = source
+        self._replicating = False  # not known any more, where the hold was before a crash
         self._up = BringUp(replica, runner, hypervisor)
 
     def run(self) -> None:
@@ -109,10 +111,13 @@ class _Failover:
         return f"{len(cut.digests)} disk(s) are the same" if cut.digests else "not compared"
 
     def _hold(self) -> str:
+        self._replicating = measuring.is_replicating(self._replica)
         return f"epoch {replication.hold_locked(self._replica)}"
 
     def _state(self) -> str:
         manifest, point = self._replica.manifest, self._up.point()
         manifest.state = "Failover"
         manifest.recovered = self._up.recovered()
+        assert self._up.points is not None
+        measuring.loss(manifest, self._up.points, replicating=self._replicating)
         return f"point {point.id}, {point.time}"

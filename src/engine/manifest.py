@@ -231,6 +231,8 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     checks: list[CheckResult] = []
     skip: dict[str, str] = {}  # check -> why it is not run
     cut: Cut | None = None  # planned: what was compared
+    source_until: str = ""  # after that moment the source wrote nothing that is missed here
+    rpo_says: str = ""  # what rpo_seconds was measured by; "at most": it may have been less
     rpo_seconds: float | None = None  # newest data lost, in time, by a failover
     rto_seconds: float | None = None  # from the command until the machine was on, or up
     outcome: Literal["running", "done", "rolled back", "failed"] = "running"

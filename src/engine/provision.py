@@ -13,7 +13,19 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from . import audit, chains, config, control, interim, retention, scrub, scrub_links, seed, viewers
+from . import (
+    audit,
+    chains,
+    config,
+    control,
+    interim,
+    operation_report,
+    retention,
+    scrub,
+    scrub_links,
+    seed,
+    viewers,
+)
 from . import manifest as manifests
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, Io
 from .create import create_disk
@@ -316,6 +328,7 @@ def _stays(entry: DiskEntry) -> bool:
 def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
     _leave_audit(directory, manifest)
+    operation_report.remove_all(directory)
     told = (manifests.CONVERSION_NAME, manifests.REHEARSAL_NAME)
     beside = (*told, *(f"{name}.new" for name in told), config.FILE_NAME)
     for name in (manifests.CONTROL_NAME, *beside, *scrub.FILE_NAMES, manifests.FILE_NAME):

@@ -49,6 +49,7 @@ class Replica(Closing):
     def __init__(self, directory: _native.Dir, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
+        self.warnings: list[str] = []  # what went wrong beside the operation that ended last
         self._lock: _native.File | None = None
 
     @classmethod

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import bringing_up, hypervisors, interim, undoing
+from . import bringing_up, hypervisors, interim, measuring, undoing
 from .bringing_up import BringUp
 from .errors import Error
 from .manifest import Recovered, Running
@@ -52,6 +52,7 @@ def run(
         else:
             go_back(replica, hypervisor, str(getattr(error, "message", error)))
         raise
+    measuring.duration(runner.operation, begun)
     return outcome_of(replica, runner.finish(), begun)
 
 
@@ -99,9 +100,11 @@ class _Repoint:
         manifest = self._replica.manifest
         if manifest.former is None:
             manifest.former = manifest.recovered
+        assert manifest.former is not None
         manifest.recovered = self._up.recovered()
         manifest.state = "Failover"
         point = self._up.point()
+        measuring.loss_again(manifest, manifest.former.operation)
         return f"point {point.id}, {point.time}"
 
     def _drop_former(self) -> str:

@@ -119,7 +119,15 @@ def end(replica: Replica, outcome: Ended, error: str | None = None) -> Operation
     operation.seconds = sum(step.seconds or 0.0 for step in operation.steps)
     audit.end(replica.manifest, operation)
     replica.save(sync_audit=True)
+    _report(replica, operation)
     return operation
+
+
+def _report(replica: Replica, operation: Operation) -> None:
+    from . import operation_report  # not before the machine is on
+
+    told = operation_report.write(replica.directory, replica.manifest, operation)
+    replica.warnings = [told] if told else []
 
 
 def fail(replica: Replica, error: str) -> None:
@@ -133,6 +141,7 @@ def fail(replica: Replica, error: str) -> None:
     replica.manifest.state = "Failed"
     audit.tell(replica.manifest, operation, "failed for now")
     replica.save()
+    _report(replica, operation)
 
 
 def give_up(replica: Replica) -> None:
@@ -153,6 +162,11 @@ class Outcome(NamedTuple):
     bases: Mapping[str, str]
     steps: tuple[Step, ...]
     seconds: float
+    rpo_seconds: float | None = None
+    rto_seconds: float | None = None
+    rpo_says: str = ""
+    report: str | None = None  # absolute path of the report for people
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """As `failover --json` prints it."""
@@ -170,6 +184,11 @@ class Outcome(NamedTuple):
                 for step in self.steps
             ],
             "seconds": self.seconds,
+            "rpo_seconds": self.rpo_seconds,
+            "rpo_says": self.rpo_says,
+            "rto_seconds": self.rto_seconds,
+            "report": self.report,
+            "warnings": list(self.warnings),
         }
 
 
@@ -195,6 +214,8 @@ def known_outcome(replica: Replica, operation_id: str, *kinds: str) -> Outcome |
 
 
 def outcome_of(replica: Replica, operation: Operation, begun: float | None) -> Outcome:
+    from . import operation_report
+
     seconds = operation.seconds or 0.0
     return Outcome(
         operation=operation.id,
@@ -205,6 +226,11 @@ def outcome_of(replica: Replica, operation: Operation, begun: float | None) -> O
         bases={disk.name: replica.file(disk.base) for disk in replica.manifest.disks},
         steps=tuple(operation.steps),
         seconds=seconds if begun is None else time.perf_counter() - begun,
+        rpo_seconds=operation.rpo_seconds,
+        rto_seconds=operation.rto_seconds,
+        rpo_says=operation.rpo_says,
+        report=operation_report.place_of(replica.directory, operation.id),
+        warnings=tuple(replica.warnings),
     )
 
 

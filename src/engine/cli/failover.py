@@ -15,7 +15,7 @@ import typer
 from ..errors import UsageError
 from ..replica import Replica
 from ..units import format_duration, parse_duration, parse_size
-from .output import print_json
+from .output import print_json, printable
 
 if TYPE_CHECKING:
     from ..manifest import MachineSettings, Step
@@ -207,3 +207,11 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
     typer.echo(f"{done}, after {format_duration(outcome.seconds)}")
     for name, path in outcome.interims.items():
         typer.echo(f"{name}: {path}")
+    if outcome.rpo_seconds is not None:
+        typer.echo(f"RPO {format_duration(outcome.rpo_seconds)}: {printable(outcome.rpo_says)}")
+    if outcome.rto_seconds is not None:
+        typer.echo(f"RTO {format_duration(outcome.rto_seconds)}, until the machine was on")
+    if outcome.report is not None:
+        typer.echo(f"report: {outcome.report}")
+    for warning in outcome.warnings:
+        typer.echo(f"warning: {printable(warning)}", err=True)
