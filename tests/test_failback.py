@@ -6,18 +6,37 @@ import json
 import os
 import random
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from fakes import Plain
-from replicas import SIZES, Source, empty_model, ingesting, make, rollpoint, seen_by_qemu
+from replicas import (
+    SIZES,
+    Source,
+    empty_model,
+    ingesting,
+    make,
+    rollpoint,
+    seen_by_qemu,
+    wait_until,
+)
 from rollpoint import ending_failback, failback, failing_back, operation, replication
 from rollpoint.disk import open_disk
-from rollpoint.errors import Error, HypervisorError, StateError, UnsupportedError, UsageError
+from rollpoint.errors import (
+    Error,
+    GapError,
+    HypervisorError,
+    StateError,
+    UnsupportedError,
+    UsageError,
+)
 from rollpoint.hypervisor.base import Handle, Machine, State
 from rollpoint.manifest import Step
 from rollpoint.replica import Replica
+from rollpoint.resync import resync
+from tools import require_tool
 
 Snapshot = dict[str, bytes]
 
@@ -291,6 +310,121 @@ def test_the_command_line_leads_through_a_failback(life: Life) -> None:
     life.require_targets()
 
 
+def test_targets_that_hold_a_point_get_what_changed_and_nothing_else(life: Life) -> None:
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, holds=3)
+        assert replica.manifest.failback is not None
+        for target in replica.manifest.failback.targets.values():
+            assert target.lineage == ""
+        failback.switch(replica)
+    life.require_targets()
+
+
+def test_what_breaks_lineage_is_said_and_both_sides_are_compared(life: Life) -> None:
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        done = failback.start(replica, life.targets)
+        assert "compared: it was restored elsewhere" in done.steps[0].note
+        assert replica.manifest.failback is not None
+        for target in replica.manifest.failback.targets.values():
+            assert "restored elsewhere" in target.lineage
+        failback.switch(replica)
+    life.require_targets()
+
+
+def test_new_places_are_made_as_raw_files_or_vmdks(life: Life, tmp_path: Path) -> None:
+    life.targets = {"a": str(tmp_path / "new.vmdk"), "b": str(tmp_path / "new.img")}
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, "new")
+        failback.switch(replica)
+        assert replica.manifest.failback is not None
+        assert replica.manifest.failback.verified
+        failback.commit(replica)
+        assert all(gap.end is not None or not gap.resync for gap in replica.manifest.gaps)
+    assert seen_by_qemu(life.targets["a"], tmp_path) == life.models["a"]
+    assert Path(life.targets["b"]).read_bytes() == life.models["b"]
+
+
+def test_a_target_is_an_nbd_export(life: Life, tmp_path: Path) -> None:
+    place = life.targets["b"]
+    socket = tmp_path / "nbd"
+    server = subprocess.Popen(
+        [require_tool("qemu-nbd"), "-t", "-f", "raw", "-k", str(socket), "-x", "b", place]
+    )
+    try:
+        wait_until(socket.exists, "the export is there")
+        uri = f"nbd+unix:///b?socket={socket}"
+        life.fail_over()
+        with Replica.open(life.path) as replica:
+            failback.start(replica, {**life.targets, "b": uri}, holds=3)
+            failback.switch(replica)
+            failback.commit(replica)
+            gap = replica.manifest.gaps[-1]
+            assert (gap.end, gap.resync) == (None, True), "nothing tells whether it was written"
+    finally:
+        server.terminate()
+        server.wait(30)
+    life.require_targets()
+
+
+def test_a_target_that_is_written_after_the_switch_has_to_be_resynchronised(life: Life) -> None:
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets)
+        failback.switch(replica)
+        with open(life.targets["a"], "r+b") as file:
+            file.write(b"new")
+        life.models["a"][:3] = b"new"
+        failback.commit(replica)
+        gap = replica.manifest.gaps[-1]
+        assert (gap.end, gap.resync) == (None, True)
+        assert "was written since" in gap.cause
+        done = resync(replica, life.targets)
+        assert [each.written_bytes for each in done.disks] == [4096, 0]
+        assert replica.manifest.gaps[-1].end is not None
+        operation.failover(replica, done.point, power_on=False)
+    life.require_targets()
+
+
+def test_an_ingest_on_hold_goes_on_with_the_gap_that_the_commit_found(
+    life: Life, tmp_path: Path
+) -> None:
+    with ingesting(life.path, tmp_path / "s"):
+        life.fail_over()
+        with Replica.open(life.path) as replica:
+            failback.start(replica, life.targets)
+            failback.switch(replica)
+            Path(life.targets["a"]).touch()
+            failback.commit(replica)
+            with pytest.raises(GapError):
+                replication.mark(replica)
+            done = resync(replica, life.targets)
+            assert replication.mark(replica).id > done.point.id
+    life.require_ready(tmp_path, life.models)
+
+
+def test_a_source_that_is_on_gets_nothing_sent_to_its_disks(life: Life) -> None:
+    places = "".join(f'{name} = "{place}"\n' for name, place in life.targets.items())
+    life.say(f'[source]\nmachine = "original"\n[source.disks]\n{places}')
+    life.there._store("start", "original", [])
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        with pytest.raises(StateError, match="is on"):
+            failback.start(replica, source=life.there)
+        assert (replica.manifest.state, replica.manifest.failback) == ("Failover", None)
+        life.there.power_off("original")
+        failback.start(replica, source=life.there)
+        life.there.power_on("original")
+        with pytest.raises(StateError, match="is on"):
+            failback.switch(replica, source=life.there)
+        assert replica.manifest.state == "ReadyToSwitch"
+        life.there.power_off("original")
+        failback.switch(replica, source=life.there)
+    life.require_targets()
+
+
 # ---- the machine runs meanwhile ----
 
 
@@ -403,7 +537,11 @@ def test_a_switch_waits_for_its_time_while_rounds_go_on(life: Life) -> None:
 KILLED = 9
 ACTIONS: dict[str, Callable[..., object]] = {
     "start": lambda life, **more: failback.start(
-        targets=life.targets, hypervisor=life.here, operation_id="start", **more
+        targets=life.targets,
+        hypervisor=life.here,
+        source=life.there,
+        operation_id="start",
+        **more,
     ),
     "switch": lambda life, **more: failback.switch(
         hypervisor=life.here, source=life.there, operation_id="switch", **more

@@ -22,9 +22,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from . import config, hypervisors, layering, replication, undoing
+from . import changed, config, hypervisors, layering, replication, targets, undoing
 from .disk import open_disk
-from .errors import HypervisorError, StateError
+from .errors import Error, HypervisorError, StateError
 from .failing_back import failback_of, reason_of, start_again
 from .manifest import State
 from .points import Point
@@ -109,7 +109,8 @@ class _Commit:
 
     def _import(self) -> str:
         """Write into each journal what differs from the overlays. What is there stays."""
-        replica, changed = self._replica, 0
+        replica, written = self._replica, 0
+        recovered = layering.recovered_of(replica)
         # Closed in order they would show the end of the log, which the overlays do not lie on.
         with contextlib.closing(self._journals(with_bases=True)) as journals:
             for entry, native in zip(replica.manifest.disks, journals.natives, strict=True):
@@ -119,13 +120,13 @@ class _Commit:
                         entry.name,
                         DiskSide(disk.reading),
                         DiskSide(native.disk()),
-                        [(0, entry.size_bytes)],
+                        list(changed.ranges(replica, entry.name, recovered.point)),
                         self._progress,
                     )
-                changed += done.written_bytes + done.zeroed_bytes
+                written += done.written_bytes + done.zeroed_bytes
             for native in journals.natives:
                 native.set_epoch(replica.manifest.epoch, True)
-        return f"{format_size(changed)} written into the journals"
+        return f"{format_size(written)} written into the journals"
 
     def _mark(self) -> str:
         operation, manifest = self._runner.operation, self._replica.manifest
@@ -180,7 +181,15 @@ def written_since_switch(replica: Replica) -> str:
     failback = failback_of(replica)
     if failback.running is not None:
         return RAN
-    return MAY_HAVE_RUN
+    try:
+        for target in failback.targets.values():
+            if not target.stamp:
+                return MAY_HAVE_RUN
+            if targets.stamp(target.place) != target.stamp:
+                return f"{target.place} was written since the failback was switched over"
+    except Error:
+        return MAY_HAVE_RUN
+    return ""
 
 
 def run_undo(

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from . import config, ending_failback, failing_back, layering
+from . import changed, config, ending_failback, failing_back, layering
 from .carrying import Progress, check_targets
 from .errors import StateError, UsageError
 from .manifest import Failback, Target
@@ -36,7 +36,9 @@ def start(
     kind: TargetKind | None = None,
     *,
     once: bool = False,
+    holds: int | None = None,
     hypervisor: Hypervisor | None = None,
+    source: Hypervisor | None = None,
     operation_id: str | None = None,
     reason: str = "",
     on_step: OnStep | None = None,
@@ -50,6 +52,8 @@ def start(
             restored from a backup; "new": anything else. By default original, where
             they are those of [source.disks].
         once: One round only, however much is written meanwhile.
+        holds: Id of the restore point that restored targets hold, and nothing else.
+        source: Where the source runs; by default as [source] says.
         operation_id: Asked again with the same id, it is done once.
         progress: Called with disk, bytes done and bytes in all of a round; False stops.
 
@@ -65,13 +69,17 @@ def start(
         if known is not None:
             return known
         if _is_open(replica, operation_id):
-            return failing_back.run_copy(replica, hypervisor, on_step, begun, progress)
+            return failing_back.run_copy(
+                replica, hypervisor, source, on_step, begun, progress
+            )
         replica.need_state("Failover", doing="fail back {}")
         wanted = _targets(replica, targets or {}, kind)
         check_targets(replica, wanted)
+        for name, target in wanted.items():
+            target.lineage = changed.lineage(replica, name, target, holds)
         recovered = layering.recovered_of(replica)
         replica.manifest.failback = Failback(
-            operation=operation_id, targets=wanted, once=once
+            operation=operation_id, targets=wanted, once=once, holds=holds
         )
         begin(
             replica,
@@ -81,7 +89,9 @@ def start(
             point=recovered.point,
             reason=reason,
         )
-        return failing_back.run_copy(replica, hypervisor, on_step, begun, progress)
+        return failing_back.run_copy(
+                replica, hypervisor, source, on_step, begun, progress
+            )
 
 
 def _is_open(replica: Replica, operation_id: str) -> bool:
@@ -293,7 +303,7 @@ def resume(
     operation = replica.manifest.operation
     assert operation is not None
     if operation.kind == "failback":
-        return failing_back.run_copy(replica, hypervisor, on_step, begun)
+        return failing_back.run_copy(replica, hypervisor, source, on_step, begun)
     if operation.kind == "switch":
         if replica.manifest.state == "Failed" and operation.step("start").state == "pending":
             why = operation.error or "it failed before"

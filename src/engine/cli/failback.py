@@ -71,6 +71,10 @@ def start(
     once: Annotated[
         bool, typer.Option("--once", help="One round, however much is written meanwhile.")
     ] = False,
+    holds: Annotated[
+        int | None,
+        typer.Option(metavar="POINT", help="Id of the restore point that restored disks hold."),
+    ] = None,
     reason: Reason = "",
     operation_id: OperationId = None,
     as_json: AsJson = False,
@@ -94,6 +98,7 @@ def start(
             targets,
             kind,
             once=once,
+            holds=holds,
             reason=reason,
             operation_id=operation_id,
             on_step=_teller(as_json),
