@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ._native import RUN_DATA, Disk
+from ._native import RUN_DATA, Disk, copy_spans, differ
 from .errors import CancelledError, UsageError, VerificationError
 from .spans import Span, Spans, whole
 from .targets import Target
@@ -61,6 +61,11 @@ def send(
     """
     _check(source, target, spans)
     begun = time.perf_counter()
+    native = target.native
+    if native is not None:
+        tell = _teller(progress, spans.total_bytes, target)
+        counts = copy_spans(source, native, spans.packed, progress=tell)
+        return Sent(*counts, time.perf_counter() - begun)
     read = sent = zeroed = done = 0
     total = spans.total_bytes
     for start, stop in spans:
@@ -106,6 +111,10 @@ def differing(
     """
     spans = whole(source.size_bytes) if spans is None else spans
     _check(source, target, spans)
+    native = target.native
+    if native is not None:
+        tell = _teller(progress, spans.total_bytes, target)
+        return Spans.unpack(differ(source, native, spans.packed, progress=tell))
     found: list[Span] = []
     done, total = 0, spans.total_bytes
     for start, stop in spans:
@@ -155,6 +164,20 @@ def _check(source: Disk, target: Target, spans: Spans) -> None:
             f"{target.place} takes {target.size_bytes}",
             "the ranges are of another disk",
         )
+
+
+def _teller(
+    progress: Progress | None, total: int, target: Target
+) -> Callable[[int], bool] | None:
+    """What the native side calls; it stops by the exception."""
+    if progress is None:
+        return None
+
+    def told(done: int) -> bool:
+        _tell(progress, done, total, target)
+        return True
+
+    return told
 
 
 def _tell(progress: Progress | None, done: int, total: int, target: Target) -> None:
