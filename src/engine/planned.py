@@ -100,7 +100,9 @@ def last_writes(replica: Replica, sleep: Callable[[float], object] = time.sleep)
     except control.NotRunningError:
         return _mark_without_ingest(replica)
     except GapError as error:
-        raise _missed(error.message) from None
+        gap = control.ask(replica.control_path, "status").get("gap")
+        why = gap.get("cause") if isinstance(gap, dict) else None
+        raise _missed(str(why or error.message)) from None
 
 
 def _wait_until_it_left(replica: Replica, sleep: Callable[[float], object]) -> None:
