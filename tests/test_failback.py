@@ -425,6 +425,17 @@ def test_a_source_that_is_on_gets_nothing_sent_to_its_disks(life: Life) -> None:
     life.require_targets()
 
 
+def test_a_directory_with_the_name_of_a_command_is_named_with_its_place(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.fail_over()
+    life.path.rename(life.path.parent / "switch")
+    monkeypatch.chdir(life.path.parent)
+    targets = [f"--target={name}={place}" for name, place in life.targets.items()]
+    assert rollpoint("failback", *targets, "./switch")["state"] == "ReadyToSwitch"
+    assert rollpoint("failback", "switch", "switch")["state"] == "Failback"
+
+
 # ---- the machine runs meanwhile ----
 
 
@@ -628,6 +639,25 @@ def test_killed_at_any_step_it_is_finished_and_has_happened_once(
 
     killed(life, action, die)
     require_resumed(life, action, tmp_path)
+
+
+@pytest.mark.parametrize(("action", "step"), [("start", "copy"), ("switch", "verify")])
+def test_what_was_cut_short_can_be_given_up(
+    life: Life, tmp_path: Path, action: str, step: str
+) -> None:
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        for before in BEFORE[action]:
+            ACTIONS[before](life, replica=replica)
+    killed(life, action, lambda each: os._exit(KILLED) if each.name == step else None)
+    with Replica.open(life.path) as replica:
+        ACTIONS["undo"](life, replica=replica)
+        assert (replica.manifest.state, replica.manifest.failback) == ("Failover", None)
+        assert (life.here.on(), life.there.on()) == ([life.machine], [])
+        assert [each.kind for each in replica.manifest.history[-2:]] == [
+            {"start": "failback"}.get(action, action), "undo failback",
+        ]  # fmt: skip
+    assert life.seen(tmp_path) == life.models
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from . import changed, config, ending_failback, failing_back, layering
 from .carrying import Progress, check_targets
 from .errors import StateError, UsageError
-from .manifest import Failback, Target
+from .manifest import Failback, Operation, Target
 from .records import TargetKind
 from .replica import Replica
 from .steps import OnStep, Outcome, begin, give_up, known_outcome, outcome_of
@@ -269,7 +269,7 @@ def undo(
         if known is not None:
             return known
         if not _is_open(replica, operation_id):
-            _drop_failed_switch(replica)
+            _give_up(replica)
             replica.need_state("ReadyToSwitch", "Failback", doing="undo the failback of {}")
             begin(
                 replica,
@@ -283,12 +283,16 @@ def undo(
         return ending_failback.run_undo(replica, hypervisor, source, on_step, begun)
 
 
-def _drop_failed_switch(replica: Replica) -> None:
-    """A switch that failed can be taken back: nothing of the replica was given up."""
+def _give_up(replica: Replica) -> None:
+    """A copy or a switch that was cut short, or failed, can be taken back as it stands:
+    nothing of the replica was given up.
+    """
     manifest = replica.manifest
-    failed = manifest.operation
-    if manifest.state == "Failed" and failed is not None and failed.kind == "switch":
-        manifest.state = "Failback"
+    cut_short = manifest.operation
+    if cut_short is not None and cut_short.kind in ("failback", "switch"):
+        manifest.state = "ReadyToSwitch" if cut_short.kind == "failback" else "Failback"
+        cut_short.outcome = "failed"
+        cut_short.error = cut_short.error or "it was cut short, and given up"
         give_up(replica)
 
 
@@ -323,10 +327,7 @@ def status(replica: Replica) -> dict[str, object]:
     made: dict[str, object] = {
         "state": manifest.state,
         "operation": None if operation is None else operation.kind,
-        "step": next(
-            (each.name for each in (operation.steps if operation else []) if each.state != "done"),
-            None,
-        ),
+        "step": _present_step(operation),
         "error": None if operation is None else operation.error,
         "failback": None,
     }
@@ -359,3 +360,9 @@ def status(replica: Replica) -> dict[str, object]:
         "running": None if failback.running is None else failback.running.machine,
     }
     return made
+
+
+def _present_step(operation: Operation | None) -> str | None:
+    ended = ("done", "skipped")
+    steps = operation.steps if operation is not None else []
+    return next((each.name for each in steps if each.state not in ended), None)

@@ -45,10 +45,10 @@ def register(app: typer.Typer) -> None:
 class _Group(typer.core.TyperGroup):
     """`failback DIR` is `failback start DIR`; a directory of another word's name is ./switch."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in WORDS:
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in (*WORDS, "--help"):
             args = ["start", *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
 
 def start(
