@@ -22,7 +22,14 @@ from replicas import (
     seen_by_qemu,
     wait_until,
 )
-from rollpoint import ending_failback, failback, failing_back, operation, replication
+from rollpoint import (
+    ending_failback,
+    failback,
+    failing_back,
+    layering,
+    operation,
+    replication,
+)
 from rollpoint.disk import open_disk
 from rollpoint.errors import (
     Error,
@@ -47,6 +54,7 @@ class World(Plain):
     def __init__(self, path: Path, can_freeze: bool = True) -> None:
         self.path = path
         self.can_freeze = can_freeze
+        self.deaf = False
         self.on_call: Callable[[str], None] = lambda name: None  # when it had its effect
 
     def _load(self) -> dict[str, list[str]]:
@@ -94,6 +102,8 @@ class World(Plain):
     def freeze(self, machine_id: str, overlays: Mapping[str, str]) -> None:
         if not self.can_freeze:
             raise UnsupportedError("it cannot")
+        if self.deaf:
+            raise HypervisorError("no answer")
         running = self._load().get(machine_id)
         if running is None:
             raise HypervisorError("it is off")
@@ -109,9 +119,12 @@ class World(Plain):
             scribble(path, models[name], rng)
 
 
-def scribble(path: str, model: bytearray, rng: random.Random, times: int = 6) -> None:
+def scribble(
+    path: str, model: bytearray, rng: random.Random, times: int = 6, first: bool = False
+) -> None:
     with open_disk(path, writable=True) as disk:
-        disk.keep_cid()  # as a hypervisor that has changed it once before
+        if not first:
+            disk.keep_cid()  # a hypervisor changes it at its first write
         for _ in range(times):
             length = rng.randrange(1, 9000)
             offset = rng.randrange(len(model) - length)
@@ -519,6 +532,36 @@ def test_a_switch_that_fails_leaves_the_machine_running(life: Life) -> None:
         place.with_suffix(".away").rename(place)
         failback.switch(replica, hypervisor=life.here)
     life.require_targets()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_freeze_without_an_answer_is_found_out_later(
+    life: Life, tmp_path: Path, dies: bool
+) -> None:
+    """The machine writes its former top on, for the first time since it was started."""
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        life.here.deaf = True
+        with pytest.raises(HypervisorError):
+            failback.start(replica, life.targets, hypervisor=life.here)
+        assert replica.manifest.state == "Failed"
+        with pytest.raises(StateError):
+            operation.undo(replica, hypervisor=life.here)
+        rng = random.Random(77)
+        for path, name in zip(life.here._load()[life.machine], sorted(life.models), strict=True):
+            scribble(path, life.models[name], rng, first=True)
+        life.here.deaf = False
+        if dies:
+            life.here.power_off(life.machine)
+        else:  # as QEMU does it: the overlay takes up the content id before it is used
+            layering.settle(replica)
+        operation.resume(replica, hypervisor=life.here)
+        assert replica.manifest.state == "ReadyToSwitch"
+        failback.switch(replica, hypervisor=life.here)
+        life.require_targets()
+        failback.undo(replica, hypervisor=life.here)
+        life.here.write(life.machine, life.models, 3)
+        assert life.seen(tmp_path) == life.models
 
 
 def test_a_switch_waits_for_its_time_while_rounds_go_on(life: Life) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from . import changed, config, hypervisors, layering, replication, targets, undoing
 from .disk import open_disk
 from .errors import Error, HypervisorError, StateError
-from .failing_back import failback_of, reason_of, start_again
+from .failing_back import confirm, failback_of, reason_of, start_again
 from .manifest import State
 from .points import Point
 from .replica import Replica
@@ -210,16 +210,25 @@ def run_undo(
 
     try:
         runner.run("power off target", lambda: _power_off_target(replica, source))
-        if layering.recovered_of(replica).running is not None and found == "ReadyToSwitch":
-            runner.skip("power on", "runs")
-        if not runner.operation.power_on:
-            runner.skip("power on", "not asked for")
-        runner.run("power on", lambda: start_again(replica, hypervisor, runner))
+        runner.run("power on", lambda: _power_on(replica, hypervisor, runner, found))
         runner.run("state", failover, record=False)
     except Exception as error:
         _stop_at(replica, runner, error, found, safe_before="power on")
         raise
     return outcome_of(replica, runner.finish(), begun)
+
+
+def _power_on(
+    replica: Replica, hypervisor: Hypervisor | None, runner: Runner, found: State
+) -> str:
+    confirm(replica, hypervisor)
+    recovered = layering.recovered_of(replica)
+    if found == "ReadyToSwitch" and recovered.running is not None:
+        return "runs"
+    if not runner.operation.power_on:
+        recovered.running = None
+        return "not asked for"
+    return start_again(replica, hypervisor, runner)
 
 
 def _stop_at(

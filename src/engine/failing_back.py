@@ -71,10 +71,31 @@ def run_copy(
         runner.run("copy", lambda: copy(replica, hypervisor, progress))
         runner.run("state", ready)
     except Exception as error:
-        manifest.state, manifest.failback = "Failover", None
-        runner.finish("failed", reason_of(runner, error))
+        reason = reason_of(runner, error)
+        try:
+            confirm(replica, hypervisor)
+        except Error as second:
+            fail(replica, f"{reason}; and what the machine writes is not known: {second.message}")
+        else:
+            manifest.state, manifest.failback = "Failover", None
+            runner.finish("failed", reason)
         raise
     return outcome_of(replica, runner.finish(), begun)
+
+
+def confirm(replica: Replica, hypervisor: Hypervisor | None) -> None:
+    """What the manifest says of the overlays is true of the machine as well. Inside `locked`.
+
+    Raises:
+        HypervisorError: That is not known.
+    """
+    recovered = layering.recovered_of(replica)
+    if not recovered.frozen:
+        return
+    if recovered.running is None:
+        layering.settle(replica)
+    else:
+        layering.confirm(replica, hypervisor or hypervisors.of_replica(replica))
 
 
 def _check(replica: Replica, source: Hypervisor | None) -> str:
@@ -121,10 +142,9 @@ def round_of(
     if recovered.running is not None and hypervisor is None:
         hypervisor = hypervisors.of_replica(replica)
     on = layering.runs(replica, hypervisor)
+    confirm(replica, hypervisor)  # a crash may have come before it was told
     if on:
         assert hypervisor is not None
-        if failback.layers < len(recovered.frozen):
-            layering.confirm(replica, hypervisor)  # a crash may have come before it was told
         if not layering.freeze(replica, hypervisor):
             return False
     carrier, stop = Carrier(replica, progress), len(recovered.frozen) + (0 if on else 1)
@@ -211,6 +231,7 @@ class _Switch:
         if former is None:
             return "was off"
         hypervisor = self._hypervisor or hypervisors.of_replica(self._replica)
+        layering.confirm(self._replica, hypervisor)
         told = hypervisor.shut_down(
             former.machine, parse_duration(self._said.failback.shutdown)
         )
@@ -219,6 +240,7 @@ class _Switch:
                 f"the machine {former.machine} was shut down, and is on", "see who started it"
             )
         recovered.running = None
+        layering.settle(self._replica)
         return told
 
     def _send_rest(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import interim
+from . import below, interim
 from .errors import UnsupportedError
 from .manifest import Recovered
 from .replica import Replica
@@ -68,13 +68,19 @@ def freeze(replica: Replica, hypervisor: Hypervisor) -> bool:
 
 
 def confirm(replica: Replica, hypervisor: Hypervisor) -> bool:
-    """Have the running machine write to the overlays that the manifest calls the top. Locked.
+    """Have the machine write to the overlays that the manifest calls the top. Locked.
 
     Returns:
         False where it cannot: then the manifest has the former top again.
+
+    Raises:
+        HypervisorError: Whether it does is not known.
     """
     recovered = recovered_of(replica)
-    if not recovered.frozen or recovered.running is None:
+    if not recovered.frozen:
+        return True
+    if recovered.running is None or hypervisor.status(recovered.running.machine) == "off":
+        settle(replica)
         return True
     below = recovered.frozen[-1]
     tops = {
@@ -91,6 +97,15 @@ def confirm(replica: Replica, hypervisor: Hypervisor) -> bool:
             interim.remove_interim(replica.directory, name)
         return False
     return True
+
+
+def settle(replica: Replica) -> None:
+    """The machine is off. It may have gone off before it was told of its new top, and after
+    it had written to the former one: then that has another content id, and the top is empty.
+    """
+    recovered = recovered_of(replica)
+    for top in recovered.interims.values() if recovered.frozen else ():
+        below.follow(replica.directory, top)
 
 
 def layers(replica: Replica, disk: str) -> list[str]:
