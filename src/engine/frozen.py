@@ -40,7 +40,7 @@ from .links import LINKS_MAX
 from .manifest import Freezing, Frozen, Manifest, Merging
 from .points import Point
 from .replica import Replica
-from .retention import stopping
+from .retention import kept_now
 from .units import format_time, parse_time
 
 SECOND_NS = 1_000_000_000
@@ -253,7 +253,7 @@ def _expired(manifest: Manifest, now_ns: int) -> int | None:
     keep_ns = round(manifest.retention.keep_seconds * SECOND_NS)
     if keep_ns <= 0:
         return None
-    kept = stopping(manifest.notes, now_ns)
+    kept = kept_now(manifest, now_ns)
     for index, frozen in enumerate(manifest.frozen):
         if parse_time(frozen.time) + keep_ns < now_ns and frozen.id not in kept:
             return index

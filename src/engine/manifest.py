@@ -64,6 +64,8 @@ Kind = Literal[
     "switch",
     "commit failback",
     "undo failback",
+    "test",
+    "undo test",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")

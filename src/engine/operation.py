@@ -32,6 +32,7 @@ from . import (
     interim,
     replication,
     repointing,
+    trial_places,
     undoing,
     viewers,
 )
@@ -254,7 +255,7 @@ def resume(
                 replica.save(sync_audit=True)
             elif head is not None and head.pending:
                 audit.write(replica.directory, head, sync=True)  # what a crash left out
-            return _finish_beside(replica, begun)
+            return _finish_beside(replica, hypervisor, begun)
         audit.tell(replica.manifest, operation, "resumed")
         if operation.kind in ("create", "adopt", "seed", "remove"):
             from . import provision
@@ -289,16 +290,21 @@ def _resume_repoint(
     return repointing.run(replica, hypervisor, on_step, begun)
 
 
-def _finish_beside(replica: Replica, begun: float) -> Outcome | None:
-    """What an ingest does beside operations, and did not come to the end of."""
-    from . import frozen, retaining  # a failover does without
+def _finish_beside(
+    replica: Replica, hypervisor: Hypervisor | None, begun: float
+) -> Outcome | None:
+    """What is done beside operations, and did not come to the end: by tests, and an ingest."""
+    from . import frozen, retaining, trials  # a failover does without
 
+    swept = trials.sweep(replica, hypervisor)
     destaged = retaining.finish(replica)
     gone = frozen.finish(replica)
     if gone is not None:
         return unrecorded_outcome(replica, "expire", gone, begun)
     if destaged:
         return unrecorded_outcome(replica, "destage", replica.manifest.horizon, begun)
+    if swept:
+        return unrecorded_outcome(replica, "sweep", None, begun)
     return None
 
 
@@ -339,6 +345,7 @@ def permanent(
             retention.refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
         replica.journals().close()
         require_chains(replica)
+        trial_places.refuse(replica.manifest, "make {} permanent")
         viewers.require_none(replica.directory, "rewrite the bases in {}")
         begin(replica, "permanent", merging.STEPS, operation_id)
         return _permanent(replica, hypervisor, on_step, begun, progress)

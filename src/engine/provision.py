@@ -24,6 +24,7 @@ from . import (
     scrub,
     scrub_links,
     seed,
+    trial_places,
     viewers,
 )
 from . import manifest as manifests
@@ -335,6 +336,7 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
         with contextlib.suppress(NotFoundError):
             directory.unlink(name)
         directory.sync()
+    trial_places.remove_all(directory)
     _remove_directory(directory)
 
 

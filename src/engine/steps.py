@@ -234,7 +234,7 @@ def outcome_of(replica: Replica, operation: Operation, begun: float | None) -> O
     )
 
 
-def unrecorded_outcome(replica: Replica, kind: str, point: int, begun: float) -> Outcome:
+def unrecorded_outcome(replica: Replica, kind: str, point: int | None, begun: float) -> Outcome:
     """Of what is no operation, and was finished beside them: restore points given up."""
     return Outcome(
         operation="",

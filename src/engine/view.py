@@ -139,7 +139,7 @@ class View(Closing):
                 replica.locked(LOCK_SECONDS) as manifest,
             ):
                 require_readable(manifest)
-                self.point = _choose(replica, wanted)
+                self.point = choose(replica, wanted)
                 for entry in manifest.disks:
                     self.disks[entry.name] = self._open(manifest, entry)
         except BaseException:
@@ -190,7 +190,7 @@ def view(replica: Replica, wanted: Point | str = "latest") -> View:
     """
     replica.refresh()
     require_readable(replica.manifest)
-    point = _choose(replica, wanted)  # before anything is left in the directory
+    point = choose(replica, wanted)  # before anything is left in the directory
     return View(replica.directory, point)
 
 
@@ -214,7 +214,12 @@ def require_readable(manifest: Manifest) -> None:
         )
 
 
-def _choose(replica: Replica, wanted: Point | str) -> Point:
+def choose(replica: Replica, wanted: Point | str) -> Point:
+    """The point that is wanted, if it is kept.
+
+    Raises:
+        NotFoundError, GapError, UsageError: There is no such point, or not any more.
+    """
     points = replica.points
     point = points.find(wanted) if isinstance(wanted, str) else points.by_id(wanted.id)
     manifest = replica.manifest

@@ -1,0 +1,461 @@
+"""Test failovers: a machine of a restore point, in an isolated network, while replication goes on.
+
+Nothing is held, and nothing of the replica is written: each test has disks of its own above
+the point, which retention keeps for as long. Any number run side by side, beside an ingest,
+beside a failover. They are no operations that the replica waits for: the manifest lists them
+in `tests`, and its lock is taken for moments only.
+
+  point     the restore point is chosen, recorded, and kept from then on
+  disks     each disk shows it, and takes what is written: see trial_disks.py
+  convert   the guest gets what its new hardware needs, on those disks
+  power on  the machine starts, with no wire to anything that others use
+
+A start that fails takes back what it did. One that was killed leaves a record that nobody
+is at work on: the next test, `undo` and `resume` clear such leftovers away, and so a test
+whose disks' process has died. Everything else of a test stays until `undo`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import config, conversion, hypervisors, trial_disks, trial_places
+from .errors import Error, LockedError, NotFoundError, UnsupportedError, UsageError
+from .manifest import MachineSettings, Manifest, Operation, Running, Step, Trial
+from .points import Point, now_text
+from .replica import Replica
+from .steps import OnStep, Outcome, known_outcome, outcome_of
+from .trial_places import Facts
+from .view import choose, require_readable
+
+if TYPE_CHECKING:
+    from ._native import Dir
+    from .config import Config
+    from .hypervisor.base import Hypervisor
+
+STEPS = ("point", "disks", "convert", "power on")
+UNDO_STEPS = ("power off", "disks")
+ALL = "all"
+LOCK_SECONDS = 10.0  # an ingest or an operation has the replica's lock
+
+
+def start(
+    replica: Replica,
+    to: Point | str = "latest",
+    *,
+    network: str | None = None,
+    hypervisor: Hypervisor | None = None,
+    power_on: bool = True,
+    convert: bool = True,
+    settings: MachineSettings | None = None,
+    reason: str = "",
+    operation_id: str | None = None,
+    on_step: OnStep | None = None,
+) -> Outcome:
+    """Start a test failover; it goes on until ``undo``.
+
+    Args:
+        to: The point, or what Points.find takes.
+        network: What its cards are connected to, known to be isolated: "none", or the
+            test_network of replica.toml, which is also the default.
+        hypervisor: Where to power it on; by default what replica.toml names.
+        power_on: False leaves the disks ready and starts nothing.
+        convert: False leaves the guest on the disks as it is.
+        settings: Of the machine; by default those of replica.toml, then of the manifest.
+        reason: Why it is done, for the record.
+        operation_id: Names the test. Asked again with it, the same outcome is returned
+            and nothing is done.
+        on_step: Called when a step begins and when it has been done.
+
+    Raises:
+        NotFoundError, GapError, UsageError: There is no such point, or the network is not
+            known to be isolated. Nothing was changed.
+        StateError, LockedError: The replica cannot be looked at now.
+        Error: A step failed. What it had done was taken back.
+    """
+    id = trial_places.check_id(operation_id or secrets.token_hex(4))
+    said = config.load(replica.directory)  # with a mistake in it nothing begins
+    wire = _network(said, network, hypervisor)
+    settings = settings or config.machine_of(said, replica.manifest.machine)
+    conversion.wanted_on(settings, said)
+    if hypervisor is None and power_on:
+        hypervisor = hypervisors.of_replica(replica)
+    sweep(replica, hypervisor)
+    with trial_places.used(replica.directory, id) as place:
+        test = _Test(replica, id, place, hypervisor, reason, on_step)
+        try:
+            known = test.begin(to, wire)
+        except BaseException:
+            test.forget_place()
+            raise
+        if known is not None:
+            return known
+        try:
+            test.run(said, settings, convert and said.guest.convert != "never", power_on)
+            return test.succeed()
+        except BaseException as error:
+            test.fail(str(getattr(error, "message", error)))
+            raise
+
+
+def _network(said: Config, wanted: str | None, hypervisor: Hypervisor | None) -> str:
+    """The network of a test's cards.
+
+    Raises:
+        UsageError: It is not known to be isolated.
+    """
+    known = said.hypervisor.test_network or "none"
+    network = known if wanted is None else wanted
+    local = (said.hypervisor.kind if hypervisor is None else hypervisor.kind) == "qemu"
+    if local and network != "none":
+        raise UsageError(
+            f"a test failover cannot use the network {network!r}: on QEMU no network is isolated",
+            "leave it out: the cards are there, with no wire in them",
+        )
+    if network not in (known, "none"):
+        raise UsageError(
+            f"the network {network!r} is not known to be isolated, and a test failover uses no "
+            "other",
+            'where it is, say so in replica.toml: [hypervisor] test_network = "..."',
+        )
+    return network
+
+
+class _Test:
+    """One test while it is started. Whoever has it uses its place."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        id: str,
+        place: Dir,
+        hypervisor: Hypervisor | None,
+        reason: str,
+        on_step: OnStep | None,
+    ) -> None:
+        self._replica = replica
+        self._id = id
+        self._place = place
+        self._hypervisor = hypervisor
+        self._on_step = on_step or (lambda step: None)
+        self._begun = time.perf_counter()
+        self._operation = Operation(
+            id=id,
+            kind="test",
+            started=now_text(),
+            found_state=replica.manifest.state,
+            reason=reason,
+            steps=[Step(name=name) for name in STEPS],
+        )
+        self._served: trial_disks.Served | None = None
+
+    # ---- its record ----
+
+    def begin(self, to: Point | str, network: str) -> Outcome | None:
+        """Choose the point and record the test; or the outcome, where it has been done."""
+        replica = self._replica
+        with replica.locked(LOCK_SECONDS) as manifest:
+            known = known_outcome(replica, self._id, "test")
+            if known is not None:
+                return known
+            require_readable(manifest)
+            step = self._begin("point")
+            point = choose(replica, to)
+            self._operation.point = point.id
+            self._operation.found_held = manifest.held
+            manifest.tests = [
+                *manifest.tests,
+                Trial(id=self._id, point=point.id, started=now_text(), network=network),
+            ]
+            replica.save()
+            self._end(step, f"{point.id}, {point.time}")
+        return None
+
+    def succeed(self) -> Outcome:
+        """The test runs: from the manifest's record on it is no leftover."""
+        with self._replica.locked(LOCK_SECONDS) as manifest:
+            self._trial(manifest).state = "running"
+            _remember(manifest, self._operation, "done")
+            self._replica.save()
+        self._let_go()
+        return outcome_of(self._replica, self._operation, self._begun)._replace(interims={})
+
+    def fail(self, why: str) -> None:
+        """Take everything back. Where that fails, it is a leftover: asked for later."""
+        failed = next((row for row in self._operation.steps if row.state == "running"), None)
+        if failed is not None:
+            failed.state = "failed"
+        self._let_go()
+        with contextlib.suppress(Error):
+            self._replica.refresh()
+            trial = _find(self._replica.manifest, self._id)
+            if trial is not None:
+                self._operation.error = f"{failed.name}: {why}" if failed is not None else why
+                _take_down(self._replica, trial, self._hypervisor, lambda name, note: None)
+                _drop(self._replica, self._id, self._operation, "rolled back")
+
+    def forget_place(self) -> None:
+        """Nothing was begun: leave no directory behind."""
+        if _find(self._replica.manifest, self._id) is None:
+            with contextlib.suppress(Error):
+                trial_places.purge(self._replica.directory, self._id)
+
+    def _let_go(self) -> None:
+        served, self._served = self._served, None
+        if served is not None:
+            served.close()
+
+    def _trial(self, manifest: Manifest) -> Trial:
+        trial = _find(manifest, self._id)
+        if trial is None:
+            raise NotFoundError(f"test failover {self._id} is not recorded any more")
+        return trial
+
+    # ---- its steps ----
+
+    def run(self, said: Config, settings: MachineSettings, convert: bool, power_on: bool) -> None:
+        """Everything after the point was chosen."""
+        if self._hypervisor is not None and self._hypervisor.needs_files:
+            raise UnsupportedError("tests of hypervisors that need files cannot be done")
+        facts = self._serve(settings, convert)
+        if not power_on:
+            self._skip("power on", "not asked for")
+            return
+        step = self._begin("power on")
+        self._end(step, self._power_on(said, settings, facts))
+
+    def _serve(self, settings: MachineSettings, convert: bool) -> Facts:
+        point = self._operation.point
+        assert point is not None
+        wish = trial_disks.Wish(point=point, settings=settings, convert=convert)
+        self._served = trial_disks.Served(self._replica, self._id, self._place, wish)
+        while True:
+            news = self._served.news()
+            if news.facts is not None:
+                if not convert:
+                    self._skip("convert", "left as it is")
+                return news.facts
+            if news.seconds is None:
+                step = self._begin(news.step)
+            else:
+                self._end(step, news.note, news.seconds)
+
+    def _power_on(self, said: Config, settings: MachineSettings, facts: Facts) -> str:
+        from .hypervisor.base import Drive
+        from .machines import machine
+
+        replica, hypervisor = self._replica, self._hypervisor
+        assert hypervisor is not None
+        machine_id = f"test-{self._id}-{replica.manifest.id[:8]}"
+        with replica.locked(LOCK_SECONDS) as manifest:  # known before it runs
+            trial = self._trial(manifest)
+            trial.running = Running(
+                hypervisor=hypervisor.kind, machine=machine_id, started=now_text()
+            )
+            replica.save()
+        wanted = machine(
+            settings,
+            said,
+            [Drive(facts.socket, "nbd", disk) for disk in facts.disks],
+            id=machine_id,
+            name=replica.name,
+            network=trial.network,
+            operation=self._id,
+            point=trial.point,
+        )
+        hypervisor.start(wanted)
+        if settings.marker is None:
+            return "running"
+        line = hypervisor.wait_for(machine_id, settings.marker, settings.timeout_seconds)
+        return f"console: {conversion.printable(line, 200)}"
+
+    def _begin(self, name: str) -> Step:
+        step = self._operation.step(name)
+        step.state, step.started_ns = "running", time.time_ns()
+        self._on_step(step)
+        return step
+
+    def _end(self, step: Step, note: str, seconds: float | None = None) -> None:
+        assert step.started_ns is not None
+        step.seconds = (time.time_ns() - step.started_ns) / 1e9 if seconds is None else seconds
+        step.note, step.state = note, "done"
+        self._on_step(step)
+
+    def _skip(self, name: str, note: str) -> None:
+        step = self._operation.step(name)
+        step.state, step.seconds, step.note = "skipped", 0.0, note
+
+
+def _find(manifest: Manifest, id: str) -> Trial | None:
+    return next((trial for trial in manifest.tests if trial.id == id), None)
+
+
+def _remember(manifest: Manifest, operation: Operation, outcome: str) -> None:
+    """Into the history, whatever operation on the replica is open."""
+    operation.outcome = "done" if outcome == "done" else "rolled back"
+    operation.seconds = sum(step.seconds or 0.0 for step in operation.steps)
+    in_progress = manifest.operation
+    manifest.remember(operation)
+    manifest.operation = in_progress
+
+
+# ---- the end of a test ----
+
+
+def undo(
+    replica: Replica,
+    which: str = ALL,
+    *,
+    hypervisor: Hypervisor | None = None,
+    on_step: OnStep | None = None,
+) -> list[Outcome]:
+    """End test failovers: power off, drop what was written, keep the point no longer.
+
+    Asked again for one that has ended, it changes nothing and says the same.
+
+    Args:
+        which: The id of one, or "all": leftovers of crashes, too.
+
+    Raises:
+        NotFoundError: There is no such test.
+        LockedError: It is being started, or ended, at this moment.
+        Error: The machine, or the disks' process, is still there; so is the test.
+    """
+    replica.refresh()
+    wanted = [trial.id for trial in replica.manifest.tests] if which == ALL else [which]
+    done = [_undo_one(replica, id, hypervisor, on_step) for id in wanted]
+    if which == ALL:
+        sweep(replica, hypervisor)
+    return done
+
+
+def _undo_one(
+    replica: Replica, id: str, hypervisor: Hypervisor | None, on_step: OnStep | None
+) -> Outcome:
+    begun = time.perf_counter()
+    trial_places.check_id(id)
+    operation = Operation(
+        id=f"undo-{id}",
+        kind="undo test",
+        started=now_text(),
+        found_state=replica.manifest.state,
+        steps=[Step(name=name) for name in UNDO_STEPS],
+    )
+    if _find(replica.manifest, id) is None:
+        known = known_outcome(replica, operation.id, "undo test")
+        if known is not None:
+            return known
+        raise _no_such_test(replica, id)
+
+    def tell(name: str, note: str) -> None:
+        step = operation.step(name)
+        step.state, step.note = "done", note
+        if on_step is not None:
+            on_step(step)
+
+    with trial_places.used(replica.directory, id):
+        replica.refresh()
+        trial = _find(replica.manifest, id)
+        if trial is None:  # another one was quicker
+            trial_places.purge(replica.directory, id)
+            known = known_outcome(replica, operation.id, "undo test")
+            if known is None:
+                raise _no_such_test(replica, id)
+            return known
+        operation.point = trial.point
+        operation.found_held = replica.manifest.held
+        _take_down(replica, trial, hypervisor, tell)
+        _drop(replica, id, operation, "done")
+    return outcome_of(replica, operation, begun)._replace(interims={})
+
+
+def _no_such_test(replica: Replica, id: str) -> NotFoundError:
+    known = ", ".join(trial.id for trial in replica.manifest.tests) or "none"
+    return NotFoundError(
+        f"replica {replica.name} has no test failover {id!r}", f"there are: {known}"
+    )
+
+
+def _take_down(
+    replica: Replica,
+    trial: Trial,
+    hypervisor: Hypervisor | None,
+    tell: Callable[[str, str], None],
+) -> None:
+    """Nothing runs, and nothing is on disk any more, but the record. Each may have been done."""
+    if trial.running is not None:
+        hypervisor = hypervisor or hypervisors.of_replica(replica)
+        hypervisor.power_off(trial.running.machine)
+        hypervisor.let_go(trial.running.machine)
+        tell("power off", "off")
+    else:
+        tell("power off", "was not on")
+    served = trial_disks.end(replica.directory, trial.id)
+    tell("disks", "dropped" if served else "were gone")
+
+
+def _drop(replica: Replica, id: str, operation: Operation, outcome: str) -> None:
+    """The record goes, then the directory: without a record it is anybody's to remove."""
+    with replica.locked(LOCK_SECONDS) as manifest:
+        manifest.tests = [trial for trial in manifest.tests if trial.id != id]
+        _remember(manifest, operation, outcome)
+        replica.save()
+    trial_places.purge(replica.directory, id)
+
+
+def sweep(replica: Replica, hypervisor: Hypervisor | None = None) -> list[str]:
+    """Clear away what crashes have left of test failovers; returns the ids.
+
+    Raises:
+        Error: A machine, or a process, is still there.
+    """
+    replica.refresh()
+    directory = replica.directory
+    left = [trial.id for trial in replica.manifest.tests if _is_left(directory, trial)]
+    known = {trial.id for trial in replica.manifest.tests}
+    strays = [id for id in trial_places.present(directory) if id not in known]
+    gone = []
+    for id in left + strays:
+        with contextlib.suppress(LockedError), trial_places.used(directory, id):
+            replica.refresh()
+            trial = _find(replica.manifest, id)
+            if trial is None:
+                if not trial_places.is_served(directory, id):
+                    trial_places.purge(directory, id)
+                    gone.append(id)
+            elif _is_left(directory, trial, mine=True):
+                _clear_away(replica, trial, hypervisor)
+                gone.append(id)
+    return gone
+
+
+def _clear_away(replica: Replica, trial: Trial, hypervisor: Hypervisor | None) -> None:
+    operation = Operation(
+        id=f"undo-{trial.id}",
+        kind="undo test",
+        started=now_text(),
+        found_state=replica.manifest.state,
+        found_held=replica.manifest.held,
+        point=trial.point,
+        reason="left behind by a crash",
+        steps=[Step(name=name, state="done") for name in UNDO_STEPS],
+    )
+    _take_down(replica, trial, hypervisor, lambda name, note: None)
+    _drop(replica, trial.id, operation, "done")
+
+
+def _is_left(directory: Dir, trial: Trial, *, mine: bool = False) -> bool:
+    """Whether a crash left it: nobody starts it, or nobody serves its disks any more.
+
+    Args:
+        mine: The caller uses its place.
+    """
+    if not mine and trial_places.is_used(directory, trial.id):
+        return False
+    if trial.state == "starting":
+        return True
+    return not trial.files and not trial_places.is_served(directory, trial.id)
