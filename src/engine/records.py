@@ -87,7 +87,7 @@ class Trial(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     network: str = "none"
     files: bool = False
     disks: dict[str, str] = {}  # disk -> descriptor in the replica's directory, of files
-    state: Literal["starting", "running"] = "starting"
+    state: Literal["starting", "running", "ending"] = "starting"
     running: Running | None = None
 
 

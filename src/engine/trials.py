@@ -21,9 +21,9 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from . import config, conversion, hypervisors, trial_disks, trial_places
+from . import audit, config, conversion, hypervisors, trial_disks, trial_places
 from .errors import Error, LockedError, NotFoundError, UnsupportedError, UsageError
 from .manifest import MachineSettings, Manifest, Operation, Running, Step, Trial
 from .points import Point, now_text
@@ -165,12 +165,12 @@ class _Test:
             require_readable(manifest)
             step = self._begin("point")
             point = choose(replica, to)
-            self._operation.point = point.id
-            self._operation.found_held = manifest.held
+            _note(self._operation, manifest, point.id, point.time)
             manifest.tests = [
                 *manifest.tests,
                 Trial(id=self._id, point=point.id, started=now_text(), network=network),
             ]
+            audit.begin_beside(manifest, self._operation)
             replica.save()
             self._end(step, f"{point.id}, {point.time}")
         return None
@@ -180,7 +180,7 @@ class _Test:
         with self._replica.locked(LOCK_SECONDS) as manifest:
             self._trial(manifest).state = "running"
             _remember(manifest, self._operation, "done")
-            self._replica.save()
+            self._replica.save(sync_audit=True)
         self._let_go()
         return outcome_of(self._replica, self._operation, self._begun)._replace(interims={})
 
@@ -196,7 +196,7 @@ class _Test:
             if trial is not None:
                 self._operation.error = f"{failed.name}: {why}" if failed is not None else why
                 _take_down(self._replica, trial, self._hypervisor, lambda name, note: None)
-                _drop(self._replica, self._id, self._operation, "rolled back")
+                _drop(self._replica, trial, self._operation, "rolled back")
 
     def forget_place(self) -> None:
         """Nothing was begun: leave no directory behind."""
@@ -294,10 +294,18 @@ def _find(manifest: Manifest, id: str) -> Trial | None:
     return next((trial for trial in manifest.tests if trial.id == id), None)
 
 
-def _remember(manifest: Manifest, operation: Operation, outcome: str) -> None:
-    """Into the history, whatever operation on the replica is open."""
-    operation.outcome = "done" if outcome == "done" else "rolled back"
+def _note(operation: Operation, manifest: Manifest, point: int, time: str = "") -> None:
+    operation.point, operation.point_time = point, time
+    operation.found_state, operation.found_held = manifest.state, manifest.held
+
+
+def _remember(
+    manifest: Manifest, operation: Operation, outcome: Literal["done", "rolled back"]
+) -> None:
+    """Into the history and the audit, whatever operation on the replica is open."""
+    operation.outcome = outcome
     operation.seconds = sum(step.seconds or 0.0 for step in operation.steps)
+    audit.end_beside(manifest, operation)
     in_progress = manifest.operation
     manifest.remember(operation)
     manifest.operation = in_progress
@@ -338,39 +346,22 @@ def _undo_one(
 ) -> Outcome:
     begun = time.perf_counter()
     trial_places.check_id(id)
-    operation = Operation(
-        id=f"undo-{id}",
-        kind="undo test",
-        started=now_text(),
-        found_state=replica.manifest.state,
-        steps=[Step(name=name) for name in UNDO_STEPS],
-    )
     if _find(replica.manifest, id) is None:
-        known = known_outcome(replica, operation.id, "undo test")
-        if known is not None:
-            return known
-        raise _no_such_test(replica, id)
-
-    def tell(name: str, note: str) -> None:
-        step = operation.step(name)
-        step.state, step.note = "done", note
-        if on_step is not None:
-            on_step(step)
-
+        return _known_end(replica, id)
     with trial_places.used(replica.directory, id):
-        replica.refresh()
-        trial = _find(replica.manifest, id)
-        if trial is None:  # another one was quicker
+        operation = _begin_end(replica, id, "")
+        if operation is None:  # another one was quicker
             trial_places.purge(replica.directory, id)
-            known = known_outcome(replica, operation.id, "undo test")
-            if known is None:
-                raise _no_such_test(replica, id)
-            return known
-        operation.point = trial.point
-        operation.found_held = replica.manifest.held
-        _take_down(replica, trial, hypervisor, tell)
-        _drop(replica, id, operation, "done")
+            return _known_end(replica, id)
+        _end(replica, id, operation, hypervisor, on_step)
     return outcome_of(replica, operation, begun)._replace(interims={})
+
+
+def _known_end(replica: Replica, id: str) -> Outcome:
+    known = known_outcome(replica, f"undo-{id}", "undo test")
+    if known is None:
+        raise _no_such_test(replica, id)
+    return known._replace(interims={})
 
 
 def _no_such_test(replica: Replica, id: str) -> NotFoundError:
@@ -378,6 +369,54 @@ def _no_such_test(replica: Replica, id: str) -> NotFoundError:
     return NotFoundError(
         f"replica {replica.name} has no test failover {id!r}", f"there are: {known}"
     )
+
+
+def _begin_end(replica: Replica, id: str, reason: str) -> Operation | None:
+    """The end of a test goes on from here: recorded, and never taken back.
+
+    None: there is no such test any more. By who uses its place.
+    """
+    with replica.locked(LOCK_SECONDS) as manifest:
+        trial = _find(manifest, id)
+        if trial is None:
+            return None
+        operation = Operation(
+            id=f"undo-{id}",
+            kind="undo test",
+            started=now_text(),
+            found_state=manifest.state,
+            reason=reason,
+            steps=[Step(name=name) for name in UNDO_STEPS],
+        )
+        _note(operation, manifest, trial.point)
+        if trial.state == "starting":  # it never came to run
+            audit.end_act(manifest, id, "cut short")
+        was_ending, trial.state = trial.state == "ending", "ending"
+        if not was_ending:
+            audit.begin_beside(manifest, operation)
+        replica.save()
+        return operation
+
+
+def _end(
+    replica: Replica,
+    id: str,
+    operation: Operation,
+    hypervisor: Hypervisor | None,
+    on_step: OnStep | None = None,
+) -> None:
+    """Bring it to its end. By who uses its place."""
+
+    def tell(name: str, note: str) -> None:
+        step = operation.step(name)
+        step.state, step.note = "done", note
+        if on_step is not None:
+            on_step(step)
+
+    trial = _find(replica.manifest, id)
+    assert trial is not None, "a test ends whose record is gone"
+    _take_down(replica, trial, hypervisor, tell)
+    _drop(replica, trial, operation, "done")
 
 
 def _take_down(
@@ -398,13 +437,15 @@ def _take_down(
     tell("disks", "dropped" if served else "were gone")
 
 
-def _drop(replica: Replica, id: str, operation: Operation, outcome: str) -> None:
+def _drop(
+    replica: Replica, trial: Trial, operation: Operation, outcome: Literal["done", "rolled back"]
+) -> None:
     """The record goes, then the directory: without a record it is anybody's to remove."""
     with replica.locked(LOCK_SECONDS) as manifest:
-        manifest.tests = [trial for trial in manifest.tests if trial.id != id]
+        manifest.tests = [row for row in manifest.tests if row.id != trial.id]
         _remember(manifest, operation, outcome)
-        replica.save()
-    trial_places.purge(replica.directory, id)
+        replica.save(sync_audit=True)
+    trial_places.purge(replica.directory, trial.id)
 
 
 def sweep(replica: Replica, hypervisor: Hypervisor | None = None) -> list[str]:
@@ -428,24 +469,11 @@ def sweep(replica: Replica, hypervisor: Hypervisor | None = None) -> list[str]:
                     trial_places.purge(directory, id)
                     gone.append(id)
             elif _is_left(directory, trial, mine=True):
-                _clear_away(replica, trial, hypervisor)
-                gone.append(id)
+                operation = _begin_end(replica, id, "left behind by a crash")
+                if operation is not None:
+                    _end(replica, id, operation, hypervisor)
+                    gone.append(id)
     return gone
-
-
-def _clear_away(replica: Replica, trial: Trial, hypervisor: Hypervisor | None) -> None:
-    operation = Operation(
-        id=f"undo-{trial.id}",
-        kind="undo test",
-        started=now_text(),
-        found_state=replica.manifest.state,
-        found_held=replica.manifest.held,
-        point=trial.point,
-        reason="left behind by a crash",
-        steps=[Step(name=name, state="done") for name in UNDO_STEPS],
-    )
-    _take_down(replica, trial, hypervisor, lambda name, note: None)
-    _drop(replica, trial.id, operation, "done")
 
 
 def _is_left(directory: Dir, trial: Trial, *, mine: bool = False) -> bool:
@@ -456,6 +484,6 @@ def _is_left(directory: Dir, trial: Trial, *, mine: bool = False) -> bool:
     """
     if not mine and trial_places.is_used(directory, trial.id):
         return False
-    if trial.state == "starting":
+    if trial.state != "running":
         return True
     return not trial.files and not trial_places.is_served(directory, trial.id)

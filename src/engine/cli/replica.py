@@ -201,6 +201,12 @@ def _show(replica: Replica, as_json: bool) -> None:
         typer.echo(f"ingest  process {manifest.ingest.pid} at {manifest.ingest.socket}{error}")
     if manifest.recovered is not None:
         typer.echo(f"runs as of restore point {manifest.recovered.point}")
+    for test in facts["tests"]:
+        state = "lost: its disks' process is gone" if test["lost"] else test["state"]
+        typer.echo(
+            f"test    {test['id']}: {state}, restore point {test['point']}, network "
+            f"{test['network']}, begun {test['started']}"
+        )
     _show_rehearsal(facts["rehearsal"])
     if manifest.operation is not None:
         operation = manifest.operation
