@@ -201,12 +201,7 @@ def _show(replica: Replica, as_json: bool) -> None:
         typer.echo(f"ingest  process {manifest.ingest.pid} at {manifest.ingest.socket}{error}")
     if manifest.recovered is not None:
         typer.echo(f"runs as of restore point {manifest.recovered.point}")
-    for test in facts["tests"]:
-        state = "lost: its disks' process is gone" if test["lost"] else test["state"]
-        typer.echo(
-            f"test    {test['id']}: {state}, restore point {test['point']}, network "
-            f"{test['network']}, begun {test['started']}"
-        )
+    _show_tests(facts["tests"])
     _show_rehearsal(facts["rehearsal"])
     if manifest.operation is not None:
         operation = manifest.operation
@@ -216,6 +211,16 @@ def _show(replica: Replica, as_json: bool) -> None:
         last = manifest.history[-1]
         why = f": {last.error}" if last.error else ""
         typer.echo(f"last    {last.kind}, begun {last.started}, {last.outcome}{why}")
+
+
+def _show_tests(tests: Any) -> None:
+    """Test failovers that are there."""
+    for test in tests:
+        state = "lost: its disks' process is gone" if test["lost"] else test["state"]
+        typer.echo(
+            f"test    {test['id']}: {state}, restore point {test['point']}, network "
+            f"{printable(test['network'])}, begun {test['started']}"
+        )
 
 
 def _show_rehearsal(found: Any) -> None:
