@@ -47,7 +47,7 @@ ROWS = [
     {"rationing", "timeline", "conversion", "machines", "browse",
      "warming", "hypervisors", "layering"},
     {"retaining", "rehearsal", "trial_disks"},
-    {"intake", "groups", "resync"},
+    {"trial_files", "intake", "groups", "resync"},
     {"ingest_group"},
     {"ingest_answers"},
     {"ingest", "steps"},

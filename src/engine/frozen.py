@@ -224,7 +224,8 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
             _put_bases(replica, journals, {})
         if manifest.merging is None:
             index = _expired(manifest, now_ns)
-            if index is None or viewers.present(replica.directory):
+            tested = manifest.files_of_tests()
+            if index is None or tested or viewers.present(replica.directory):
                 return None  # whoever looks may look at that point
             frozen = manifest.frozen[index]
             later = manifest.frozen[index + 1 :]

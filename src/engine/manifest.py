@@ -327,6 +327,12 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         known = ", ".join(entry.name for entry in self.disks)
         raise NotFoundError(f"replica {self.name} has no disk {name!r}", f"it has {known}")
 
+    def files_of_tests(self, *, made: bool = False) -> bool:
+        """Whether test failovers have files above what is below the journals, which must not
+        change meanwhile: nothing new is begun there. made: what had begun has ended, too.
+        """
+        return any(trial.files and (trial.disks or not made) for trial in self.tests)
+
     def long_term(self, number: int) -> Frozen | None:
         """The long-term point of that id, if it is one."""
         return next((frozen for frozen in self.frozen if frozen.id == number), None)

@@ -20,11 +20,11 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from . import audit, config, conversion, hypervisors, trial_disks, trial_places
-from .errors import Error, LockedError, NotFoundError, UnsupportedError, UsageError
+from . import audit, config, conversion, hypervisors, trial_disks, trial_files, trial_places
+from .errors import Error, LockedError, NotFoundError, UsageError
 from .manifest import MachineSettings, Manifest, Operation, Running, Step, Trial
 from .points import Point, now_text
 from .replica import Replica
@@ -35,7 +35,7 @@ from .view import choose, require_readable
 if TYPE_CHECKING:
     from ._native import Dir
     from .config import Config
-    from .hypervisor.base import Hypervisor
+    from .hypervisor.base import Drive, Hypervisor
 
 STEPS = ("point", "disks", "convert", "power on")
 UNDO_STEPS = ("power off", "disks")
@@ -219,14 +219,57 @@ class _Test:
 
     def run(self, said: Config, settings: MachineSettings, convert: bool, power_on: bool) -> None:
         """Everything after the point was chosen."""
-        if self._hypervisor is not None and self._hypervisor.needs_files:
-            raise UnsupportedError("tests of hypervisors that need files cannot be done")
-        facts = self._serve(settings, convert)
+        from .hypervisor.base import Drive
+
+        if self._needs_files(said):
+            paths = self._make_files(said, settings, convert)
+            drives = [Drive(path) for path in paths.values()]
+        else:
+            facts = self._serve(settings, convert)
+            drives = [Drive(facts.socket, "nbd", disk) for disk in facts.disks]
+        if not convert:
+            self._skip("convert", "left as it is")
         if not power_on:
             self._skip("power on", "not asked for")
             return
         step = self._begin("power on")
-        self._end(step, self._power_on(said, settings, facts))
+        self._end(step, self._power_on(said, settings, drives))
+
+    def _needs_files(self, said: Config) -> bool:
+        if self._hypervisor is not None:
+            return self._hypervisor.needs_files
+        return said.hypervisor.kind != "qemu"
+
+    def _make_files(
+        self, said: Config, settings: MachineSettings, convert: bool
+    ) -> dict[str, str]:
+        """The disks as files, the guest on them converted; their paths."""
+        from .mount import Mount
+
+        replica = self._replica
+        step = self._begin("disks")
+        for made in (False, True):  # nothing new is begun; and nothing at all is done
+            with replica.locked(LOCK_SECONDS) as manifest:
+                trial = self._trial(manifest)
+                trial.files = True
+                if made:
+                    trial.disks = trial_files.names(replica.directory, manifest, self._id)
+                replica.save()
+            trial_files.wait_until_still(replica)
+        kind = hypervisors.OVERLAY_KINDS[said.hypervisor.kind]
+        if self._hypervisor is not None:
+            kind = self._hypervisor.overlay_kind
+        point = choose(replica, str(trial.point))
+        self._end(step, trial_files.make(replica, trial, point, kind))
+        paths = {disk: replica.file(name) for disk, name in trial.disks.items()}
+        if convert:
+            step = self._begin("convert")
+            with Mount(paths, replica.directory.io) as mount:
+                mount.check()
+                wanted = conversion.wanted_on(settings, said)
+                note = conversion.convert(mount, said, wanted).tell()
+            self._end(step, note)
+        return paths
 
     def _serve(self, settings: MachineSettings, convert: bool) -> Facts:
         point = self._operation.point
@@ -236,16 +279,13 @@ class _Test:
         while True:
             news = self._served.news()
             if news.facts is not None:
-                if not convert:
-                    self._skip("convert", "left as it is")
                 return news.facts
             if news.seconds is None:
                 step = self._begin(news.step)
             else:
                 self._end(step, news.note, news.seconds)
 
-    def _power_on(self, said: Config, settings: MachineSettings, facts: Facts) -> str:
-        from .hypervisor.base import Drive
+    def _power_on(self, said: Config, settings: MachineSettings, drives: Sequence[Drive]) -> str:
         from .machines import machine
 
         replica, hypervisor = self._replica, self._hypervisor
@@ -260,7 +300,7 @@ class _Test:
         wanted = machine(
             settings,
             said,
-            [Drive(facts.socket, "nbd", disk) for disk in facts.disks],
+            drives,
             id=machine_id,
             name=replica.name,
             network=trial.network,
@@ -433,6 +473,10 @@ def _take_down(
         tell("power off", "off")
     else:
         tell("power off", "was not on")
+    if trial.files:
+        trial_files.remove(replica.directory, trial.disks)
+        tell("disks", "dropped")
+        return
     served = trial_disks.end(replica.directory, trial.id)
     tell("disks", "dropped" if served else "were gone")
 
