@@ -491,7 +491,7 @@ FINDINGS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "write",
-        "a last grain cut off by the end of the file, at no whole grain, was overlapped by a new one",
+        "a new grain overlapped the last one, cut off by the end of the file, at no whole grain",
         "UFIAAAAAAABLRE1WAgAAAAUAAADIAAAAAAAAAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAACAAAAAAAAAAAAAAEA"
         "AAAAAAAAEAAAAAAAAAAACiANClAGAAACAAAAAlAGAAwEAAAAEFILAAAgAAAAAAQBAADQUwgAAEAAAAAAAABPCAAA"
         "AAAAABAAAQ==",
