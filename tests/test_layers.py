@@ -42,7 +42,7 @@ ROWS = [
     {"replica", "hypervisor", "nbd_client"},
     {"targets"},
     {"sending", "changed"},
-    {"measuring"},
+    {"measuring", "timers"},
     {"replication", "mount", "noting", "frozen", "view", "throwaway"},
     {"rationing", "timeline", "conversion", "machines", "browse",
      "warming", "hypervisors", "layering"},

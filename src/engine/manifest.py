@@ -41,6 +41,8 @@ FILE_NAME = "replica.json"
 LOCK_NAME = "replica.lock"
 CONTROL_NAME = ".control.sock"
 CONVERSION_NAME = "conversion.json"  # what the newest failover changed in the guest
+RUN_DIRECTORY = "run"  # of local machines, and of the process that waits for a timer
+TIMER_LOG_NAME = "timer.log"  # in it
 REHEARSAL_NAME = "rehearsal.json"  # what the newest rehearsal came to
 FORMAT = "rollpoint-replica"
 VERSION = 1
@@ -233,6 +235,8 @@ class Operation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     checks: list[CheckResult] = []
     skip: dict[str, str] = {}  # check -> why it is not run
     cut: Cut | None = None  # planned: what was compared
+    auto: Literal["", "undo", "permanent"] = ""  # what ends the failover by itself
+    auto_seconds: float = 0.0
     source_until: str = ""  # after that moment the source wrote nothing that is missed here
     rpo_says: str = ""  # what rpo_seconds was measured by; "at most": it may have been less
     rpo_seconds: float | None = None  # newest data lost, in time, by a failover

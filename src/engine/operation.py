@@ -72,6 +72,7 @@ def failover(
     source: Hypervisor | None = None,
     skip: Mapping[str, str] | None = None,
     reason: str = "",
+    after: tuple[str, float] | None = None,
     settings: MachineSettings | None = None,
     operation_id: str | None = None,
     on_step: OnStep | None = None,
@@ -89,6 +90,8 @@ def failover(
         source: Where the source runs; by default as replica.toml says.
         skip: Check -> why it is not to be run: see checklist.py.
         reason: Why this is done, for the record.
+        after: What ends the failover by itself, "undo" or "permanent", and in how many
+            seconds after its end. timers.start begins a process that waits for it.
         settings: Of the machine; by default those of replica.toml, then of the manifest.
         operation_id: Asked again with the same id, the same outcome is returned and
             nothing is done; after a crash it goes on where it stopped.
@@ -126,6 +129,8 @@ def failover(
             planned=planned,
             skip=dict(skip or {}),
             reason=reason,
+            auto=after[0] if after else "",
+            auto_seconds=after[1] if after else 0.0,
         )
         return _go_on(replica, hypervisor, on_step, begun, source)
 

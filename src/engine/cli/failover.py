@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from .. import timers
+from ..errors import Error, UsageError
 from ..replica import Replica
 from ..units import format_duration, parse_duration, parse_size
 from .output import print_json, printable
@@ -67,6 +68,12 @@ def failover(
         typer.Option(metavar="CHECK=REASON", help="Do not run that check. May be repeated."),
     ] = None,
     reason: Reason = "",
+    auto_undo: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Undo it after that time, by itself.")
+    ] = None,
+    auto_permanent: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Make it permanent after that time.")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of the machine, as in 256M.")
     ] = None,
@@ -101,11 +108,32 @@ def failover(
             planned=planned,
             skip=_skipped(skip or []),
             reason=reason,
+            after=_after(auto_undo, auto_permanent),
             settings=_settings(replica, memory, accel, marker, timeout),
             operation_id=operation_id,
             on_step=_teller(as_json),
         )
-        _tell(outcome, as_json)
+        _tell(outcome, as_json, _watch(replica))
+
+
+def _after(auto_undo: str | None, auto_permanent: str | None) -> tuple[str, float] | None:
+    if auto_undo is None and auto_permanent is None:
+        return None
+    from .timer import after
+
+    return after(auto_undo, auto_permanent)
+
+
+def _watch(replica: Replica) -> str:
+    """Start the process that waits for the timer, if there is one. What is said of it."""
+    timer = timers.of(replica.manifest)
+    if timer is None:
+        return ""
+    try:
+        timers.start(replica)
+    except Error as error:
+        return f"{error.message} ({error.hint})"
+    return f"{timer.action} by itself at {timer.due}; rollpoint timer --cancel takes that back"
 
 
 def _require_fitting(test: bool, network: str | None, for_real: bool) -> None:
@@ -257,12 +285,15 @@ def resume(directory: Directory, as_json: AsJson = False) -> None:
 
     with Replica.open(directory) as replica:
         outcome = room.resume(replica, on_step=_teller(as_json))
+        timer = _watch(replica)
         if outcome is not None:
-            _tell(outcome, as_json)
+            _tell(outcome, as_json, timer)
         elif as_json:
             print_json({"state": replica.manifest.state, "operation": None})
         else:
             typer.echo(f"nothing to resume; the state is {replica.manifest.state}")
+            if timer:
+                typer.echo(timer)
 
 
 def _teller(as_json: bool) -> Callable[[Step], None] | None:
@@ -278,7 +309,7 @@ def _teller(as_json: bool) -> Callable[[Step], None] | None:
     return tell
 
 
-def _tell(outcome: Outcome, as_json: bool) -> None:
+def _tell(outcome: Outcome, as_json: bool, timer: str = "") -> None:
     if as_json:
         print_json(outcome.to_json())
         return
@@ -300,5 +331,7 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
         typer.echo(f"RTO {format_duration(outcome.rto_seconds)}, until the machine was on")
     if outcome.report is not None:
         typer.echo(f"report: {outcome.report}")
+    if timer:
+        typer.echo(timer)
     for warning in outcome.warnings:
         typer.echo(f"warning: {printable(warning)}", err=True)
