@@ -18,12 +18,22 @@ whose disks' process has died. Everything else of a test stays until `undo`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from . import audit, config, conversion, hypervisors, trial_disks, trial_files, trial_places
+from . import (
+    audit,
+    config,
+    conversion,
+    hypervisors,
+    operation_report,
+    trial_disks,
+    trial_files,
+    trial_places,
+)
 from .errors import Error, LockedError, NotFoundError, UsageError
 from .manifest import MachineSettings, Manifest, Operation, Running, Step, Trial
 from .points import Point, now_text
@@ -179,8 +189,7 @@ class _Test:
         """The test runs: from the manifest's record on it is no leftover."""
         with self._replica.locked(LOCK_SECONDS) as manifest:
             self._trial(manifest).state = "running"
-            _remember(manifest, self._operation, "done")
-            self._replica.save(sync_audit=True)
+            _remember(self._replica, self._operation, "done")
         self._let_go()
         return outcome_of(self._replica, self._operation, self._begun)._replace(interims={})
 
@@ -307,6 +316,7 @@ class _Test:
             operation=self._id,
             point=trial.point,
         )
+        wanted = dataclasses.replace(wanted, name=f"{replica.name} test {self._id}")
         hypervisor.start(wanted)
         if settings.marker is None:
             return "running"
@@ -340,15 +350,19 @@ def _note(operation: Operation, manifest: Manifest, point: int, time: str = "") 
 
 
 def _remember(
-    manifest: Manifest, operation: Operation, outcome: Literal["done", "rolled back"]
+    replica: Replica, operation: Operation, outcome: Literal["done", "rolled back"]
 ) -> None:
-    """Into the history and the audit, whatever operation on the replica is open."""
+    """Into the history, the audit and a report, whatever operation on the replica is open."""
+    manifest = replica.manifest
     operation.outcome = outcome
     operation.seconds = sum(step.seconds or 0.0 for step in operation.steps)
     audit.end_beside(manifest, operation)
     in_progress = manifest.operation
     manifest.remember(operation)
     manifest.operation = in_progress
+    replica.save(sync_audit=True)
+    told = operation_report.write(replica.directory, manifest, operation)
+    replica.warnings = [told] if told else []
 
 
 # ---- the end of a test ----
@@ -487,8 +501,7 @@ def _drop(
     """The record goes, then the directory: without a record it is anybody's to remove."""
     with replica.locked(LOCK_SECONDS) as manifest:
         manifest.tests = [row for row in manifest.tests if row.id != trial.id]
-        _remember(manifest, operation, outcome)
-        replica.save(sync_audit=True)
+        _remember(replica, operation, outcome)
     trial_places.purge(replica.directory, trial.id)
 
 
