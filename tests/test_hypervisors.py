@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypervisor_makers import SIZE_BYTES, Maker, QemuMaker, cards
+from hypervisor_makers import SIZE_BYTES, Maker, QemuMaker, SimulatedMaker, cards
 from rollpoint.disk import open_disk
 from rollpoint.errors import (
     CancelledError,
@@ -21,7 +21,7 @@ from rollpoint.errors import (
 )
 from rollpoint.hypervisor.base import Drive
 
-MAKERS: dict[str, type[Maker]] = {"qemu": QemuMaker}
+MAKERS: dict[str, type[Maker]] = {"qemu": QemuMaker, "simulated": SimulatedMaker}
 MAC = "52:54:00:00:00:01"
 
 
