@@ -16,7 +16,7 @@ NATIVE = ROOT / "src" / "_native"
 # in the same row only where SAME_ROW says so.
 ROWS = [
     {"errors", "keeping", "closing"},
-    {"units", "_native", "lags"},
+    {"units", "_native", "lags", "secrets"},
     {"records"},
     {"descriptor", "descriptor_write", "layouts", "manifest", "points", "side_by_side",
      "config_tables", "spans"},
@@ -34,24 +34,24 @@ ROWS = [
     {"repair"},
     {"disk", "journal", "export"},
     {"convert", "interim", "rollback", "journals", "control", "below", "chains", "digests",
-     "viewers", "trial_places"},
-    {"seed", "scrub_notes", "nbd_place"},
+     "viewers"},
+    {"seed", "scrub_notes"},
     {"scrub_base", "scrub_links"},
     {"scrub"},
     {"provision", "showing", "mending"},
     {"replica", "hypervisor", "nbd_client"},
-    {"targets", "sending_export"},
+    {"targets"},
     {"sending", "changed"},
-    {"measuring", "timers"},
+    {"measuring"},
     {"replication", "mount", "noting", "frozen", "view", "throwaway"},
     {"rationing", "timeline", "conversion", "machines", "browse",
      "warming", "hypervisors", "layering"},
-    {"retaining", "rehearsal", "trial_disks"},
-    {"trial_files", "intake", "groups", "resync"},
+    {"retaining", "rehearsal"},
+    {"intake", "groups", "resync"},
     {"ingest_group"},
     {"ingest_answers"},
     {"ingest", "steps"},
-    {"planned", "trials"},
+    {"planned"},
     {"undoing", "merging", "bringing_up", "carrying"},
     {"failing_over", "repointing", "failing_back"},
     {"ending_failback"},
@@ -69,7 +69,13 @@ SAME_ROW = {
     ("journal", "disk"),
 }
 # Dependencies that one place alone may import.
-ONLY = {"pyVmomi": "hypervisor", "pyVim": "hypervisor", "qemu": "hypervisor", "typer": "cli"}
+ONLY = {
+    "pyVmomi": "hypervisor",
+    "pyVim": "hypervisor",
+    "keyring": "secrets",
+    "qemu": "hypervisor",
+    "typer": "cli",
+}
 
 
 def row_of(room: str) -> int:

@@ -282,9 +282,11 @@ def test_kvm_is_refused_where_it_cannot_be_opened(
 
 
 @pytest.mark.parametrize("bad", ["", "../up", "a/b", "-x", "a" * 65])
-def test_an_id_that_is_no_file_name_is_refused(bad: str) -> None:
+def test_an_id_that_is_no_file_name_is_refused(qemu: Qemu, bad: str) -> None:
     with pytest.raises(UsageError, match="cannot name a machine"):
-        machine(Drive("x"), id=bad)
+        qemu.start(machine(Drive("x"), id=bad))
+    with pytest.raises(UsageError, match="cannot name a machine"):
+        qemu.status(bad)
 
 
 def test_a_fifth_ide_disk_is_refused(tmp_path: Path, qemu: Qemu) -> None:

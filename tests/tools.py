@@ -72,6 +72,8 @@ PACKAGES = {
     "fuse2fs": "fuse2fs",
     "ntfs-3g": "ntfs-3g",
     "losetup": "util-linux",
+    "go": "golang-go",
+    "openssl": "openssl",
     "clang-14": "clang-14 libclang-rt-14-dev",
 }
 

@@ -22,8 +22,7 @@ struct rp_spans {
   uint64_t  room;
 };
 
-/* At the end of the list, or as part of its last pair where it touches that.
- * The list stays in order if it lies behind all others. */
+/* Behind all others, or touching the last one: start >= its stop. */
 int rp_spans_add (struct rp_spans *spans, uint64_t start, uint64_t stop,
                   struct rp_fault *fault);
 

@@ -165,7 +165,7 @@ class Connection(Closing):
             )
         answer = json.loads(data)
         if "error" in answer:
-            raise to_error(answer["error"])
+            raise _to_error(answer["error"])
         ok: dict[str, object] = answer["ok"]
         return ok
 
@@ -207,8 +207,7 @@ def ask(
         return connection.receive()
 
 
-def to_error(body: dict[str, str]) -> Error:
-    """What error_body made, as the class that it was."""
+def _to_error(body: dict[str, str]) -> Error:
     kind = getattr(errors, body.get("type", ""), Error)
     if not (isinstance(kind, type) and issubclass(kind, Error)):
         kind = Error

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from . import config
 from .config_tables import HypervisorTable
 from .errors import ToolMissingError
-from .manifest import RUN_DIRECTORY
 from .replica import Replica
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
+RUN_DIRECTORY = "run"  # of local machines, in the replica
 OVERLAY_KINDS = {"qemu": "hosted", "vsphere": "vmfsSparse"}  # what each writes: interim.KINDS
 
 
@@ -46,6 +46,10 @@ def machine_id(replica: Replica) -> str:
 
 def open_hypervisor(table: HypervisorTable, directory: str) -> Hypervisor:
     """The hypervisor that a table names; directory is the replica's."""
+    if table.kind == "vsphere":
+        from .hypervisor.vsphere_open import open_vsphere  # pyvmomi takes 0.2 s to import
+
+        return open_vsphere(table, directory)
     from .hypervisor.qemu import INSTALL_HINT, QEMU_PROGRAM, Qemu
 
     if shutil.which(QEMU_PROGRAM) is None:

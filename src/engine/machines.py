@@ -53,6 +53,7 @@ def machine(
             operation=operation,
             replica=name,
             point=point,
+            network=network,
         )
     except msgspec.ValidationError as error:
         raise UsageError(f"the machine's settings: {error}", "mend replica.toml") from None

@@ -37,7 +37,6 @@ COMMANDS = {
     "undo": "failover",
     "permanent": "failover",
     "resume": "failover",
-    "timer": "timer",
     "audit": "audit",
     "failback": "failback",
     "bench": "bench",

@@ -37,11 +37,27 @@ __all__ = [
     "Hypervisor",
     "Machine",
     "State",
+    "require_plain_id",
 ]
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ID = re.compile(r"[^\0-\x20\x7f][^\0-\x1f\x7f]{0,254}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)  # of one station
 MEMORY_BYTES_MIN = 1 << 20
+
+
+def require_plain_id(id: str) -> str:
+    """The id, where it has to name a directory: letters, digits, ".", "_" and "-", at most 64.
+
+    Raises:
+        UsageError: It has other characters.
+    """
+    if _PLAIN_ID.fullmatch(id) is None:
+        raise UsageError(
+            f"{id!r} cannot name a machine here",
+            "use letters, digits, dots, underscores and dashes, at most 64",
+        )
+    return id
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,8 @@ class Machine:
     """A machine to be started. Its first drive boots.
 
     Args:
-        id: Names it for ever after: letters, digits, ".", "_" and "-", at most 64.
+        id: Names it for ever after: see require_plain_id; on vSphere also the inventory path
+            or the name of a machine that is there.
         name: For people.
         drives: In the order in which the guest sees them.
         memory_bytes: Guest memory, rounded down to whole KiB.
@@ -103,6 +120,8 @@ class Machine:
         operation: Id of the operation that starts it; with the replica's name and the
             point it is noted on the machine where the hypervisor can keep notes.
         replica, point: Likewise.
+        network: What all its cards are connected to, those that only the hypervisor knows
+            of included; None: as each card says.
         uuid: That the guest's firmware shows; "": as the hypervisor chooses.
     """
 
@@ -119,13 +138,14 @@ class Machine:
     operation: str = ""
     replica: str = ""
     point: int | None = None
+    network: str | None = None
     uuid: str = ""
 
     def __post_init__(self) -> None:
         if _ID.fullmatch(self.id) is None:
             raise UsageError(
                 f"{self.id!r} cannot name a machine",
-                "use letters, digits, dots, underscores and dashes, at most 64",
+                "use at most 255 characters, the first one no space",
             )
         if not self.drives:
             raise UsageError(f"machine {self.name!r} has no disk", "give it at least one")
@@ -284,15 +304,9 @@ class Hypervisor(Protocol):
         Args:
             tops: Path of the disk's present top -> path of its base.
             progress: Called with bytes done and bytes in all; False gives up, and then
-                the machine runs from the chains as before. The whole is told once, at the
-                end: the machine stands still, bases and chains hold the same, durably,
-                and what the call returns decides which of them are the disks. If it
-                raises, nothing is decided: the machine stands still until this is asked
-                for again.
+                the machine runs from the chains as before.
 
         Raises:
             UnsupportedError: The hypervisor cannot; it has to be done while it is off.
-            CancelledError: progress gave up.
-            HypervisorError: It failed, and the machine runs from the chains as before,
-                unless it is off, or had been decided: then it is to be asked for again.
+            HypervisorError: It failed, and the machine runs from the chains as before.
         """

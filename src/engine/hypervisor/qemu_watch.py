@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import HypervisorError
-from .base import Handle, State
+from .base import Handle, State, require_plain_id
 from .qemu_process import arguments_of, started_ns
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Watch:
 
     def directory(self, machine_id: str) -> str:
         """Where the machine's files are, whether it runs or not."""
-        return os.path.join(self._root, machine_id)
+        return os.path.join(self._root, require_plain_id(machine_id))
 
     def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
         """See Hypervisor.wait_for."""

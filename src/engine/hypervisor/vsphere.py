@@ -1,0 +1,386 @@
+"""Machines of vCenter or of an ESXi host.
+
+A machine is started with its disks swapped for the replica's overlays, at the same
+controllers and units. What it had before is noted in its annotation in the same call, so
+that any process can give it back. A call without an answer is not a failure and not a
+success: the machine is looked at, and only what is missing is done again.
+
+Tried with govmomi's simulator: see docs/vsphere.md for what that does not show.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyVmomi import vim
+
+from ..errors import HypervisorError, NotFoundError, StateError, UnsupportedError, UsageError
+from . import vsphere_devices as devices
+from . import vsphere_faults as faults
+from . import vsphere_note as notes
+from .base import Conflict, Handle, Machine, State
+from .vsphere_faults import LostError
+from .vsphere_inventory import Datastores, Found, Networks, find, look, require
+from .vsphere_make import Changes, Maker, Site
+from .vsphere_note import Former, Note
+from .vsphere_session import Session
+from .vsphere_wires import Wires
+
+REACH_TRIES = 4
+SETTLE_STATES = ("queued", "running")
+_STATES: dict[str, State] = {
+    "poweredOn": "running",
+    "poweredOff": "off",
+    "suspended": "paused",
+}
+
+
+class VSphere:
+    """The machines that one server knows.
+
+    Args:
+        session: With the server.
+        site: Where machines are made, and what is called how there.
+    """
+
+    kind = "vsphere"
+    needs_files = True
+    overlay_kind = "vmfsSparse"
+
+    def __init__(self, session: Session, site: Site) -> None:
+        self._session = session
+        self._site = site
+        self._datastores = Datastores(site.datastores)
+        self._networks = Networks(session, site.networks)
+        self._wires = Wires(self._networks)
+        self._maker = Maker(session, site, self._networks)
+
+    def start(self, machine: Machine) -> Handle:
+        """See Hypervisor.start."""
+        if machine.paused:
+            raise UnsupportedError("vSphere cannot start a machine paused", "start it without that")
+        files = [self._file(drive.path, drive.format) for drive in machine.drives]
+        found = self._find(machine.id)
+        if found is None:
+            found = self._maker.make(machine, files[0])
+        if found.is_on:
+            if [disk.files[0] for disk in devices.disks(found.devices)] != self._order(
+                found, files, machine
+            ):
+                raise StateError(
+                    f"machine {machine.id} ({found.name}) runs already, with other disks",
+                    "power it off first",
+                )
+            return self._handle(machine.id, found)
+        called_ns = time.time_ns()
+        self._equip(found, machine, files)
+        self._turn(found, machine.id, on=True)
+        return Handle(id=machine.id, pid=0, started_ns=called_ns, console="")
+
+    def power_on(self, machine_id: str) -> Handle:
+        """See Hypervisor.power_on."""
+        found = require(self._find(machine_id), machine_id, self._session)
+        self._turn(found, machine_id, on=True)
+        return self._handle(machine_id, self._again(found, machine_id))
+
+    def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
+        """See Hypervisor.wait_for. The marker is a colour of the heartbeat, or empty."""
+        wanted = {"": ("green", "yellow"), "green": ("green",), "yellow": ("yellow", "green")}
+        if marker not in wanted:
+            raise UsageError(
+                f"{marker!r} is no colour of a heartbeat", "set marker to green, yellow or nothing"
+            )
+        found = require(self._find(machine_id), machine_id, self._session)
+        paths = ("runtime.powerState", "guest.toolsRunningStatus", "guestHeartbeatStatus")
+
+        def is_up(values: dict[str, Any]) -> bool:
+            return (
+                values.get("guest.toolsRunningStatus") == "guestToolsRunning"
+                and values.get("guestHeartbeatStatus") in wanted[marker]
+            )
+
+        def is_decided(values: dict[str, Any]) -> bool:
+            return values.get("runtime.powerState") != "poweredOn" or is_up(values)
+
+        seen, _ = self._session.watch(found.vm, paths, is_decided, timeout_seconds)
+        power = seen.get("runtime.powerState")
+        said = (
+            f"VMware Tools {seen.get('guest.toolsRunningStatus', 'unknown')},"
+            f" heartbeat {seen.get('guestHeartbeatStatus', 'unknown')}"
+        )
+        if power == "poweredOn" and is_up(seen):
+            return said
+        why = f"in {timeout_seconds:g} s" if power == "poweredOn" else f"before it was {power}"
+        raise HypervisorError(
+            f"the guest of machine {machine_id} ({found.name}) was not up {why}: {said}",
+            "look at the machine's console, and whether VMware Tools are installed in it",
+        )
+
+    def shut_down(self, machine_id: str, timeout_seconds: float) -> str:
+        """See Hypervisor.shut_down."""
+        found = self._find(machine_id)
+        if found is None or not found.is_on:
+            return "was off"
+        try:
+            self._session.tell(
+                f"shutting down the guest of {found.name}", lambda _: found.vm.ShutdownGuest()
+            )
+            why = f"it was not off in {timeout_seconds:g} s"
+        except LostError:
+            why = f"it was not off in {timeout_seconds:g} s"  # it may have been asked
+        except HypervisorError as error:
+            if not self._again(found, machine_id).is_on:
+                return "was off"
+            why = error.message
+            timeout_seconds = 0.0
+        if timeout_seconds > 0:
+            _, off = self._session.watch(
+                found.vm,
+                ("runtime.powerState",),
+                lambda values: values.get("runtime.powerState") == "poweredOff",
+                timeout_seconds,
+            )
+            if off:
+                return "shut down"
+        self._turn(found, machine_id, on=False)
+        return f"powered off: {why}"
+
+    def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
+        """See Hypervisor.power_off."""
+        found = self._find(machine_id)
+        if found is not None and found.is_on:
+            self._turn(found, machine_id, on=False)
+
+    def let_go(self, machine_id: str) -> None:
+        """See Hypervisor.let_go."""
+        found = self._find(machine_id)
+        if found is None or found.note is None or found.note.is_idle:
+            return
+        if found.is_on:
+            raise StateError(
+                f"machine {machine_id} ({found.name}) is on", "power it off before it is let go"
+            )
+        note = found.note
+        if note.made:
+            self._maker.forget(found, self._reconfigure)
+            return
+
+        def changes(now: Found) -> list[Any]:
+            disks = [] if note.former is None else devices.swap(now.devices, note.former)
+            return disks + self._wires.former(now.devices, note.cards)
+
+        idle = Note(
+            machine=note.machine,
+            operation=note.operation,
+            replica=note.replica,
+            point=note.point,
+        )
+        self._reconfigure(found, changes, idle, f"giving {found.name} its disks back")
+
+    def status(self, machine_id: str) -> State:
+        """See Hypervisor.status."""
+        found = self._find(machine_id)
+        return "off" if found is None else _STATES[found.power]
+
+    def started_by(self, machine_id: str) -> str:
+        """See Hypervisor.started_by."""
+        found = self._find(machine_id)
+        return found.note.operation if found is not None and found.note is not None else ""
+
+    def is_known(self, machine_id: str) -> bool:
+        """See Hypervisor.is_known."""
+        return self._find(machine_id) is not None
+
+    def isolate(self, machine_id: str) -> str:
+        """See Hypervisor.isolate."""
+        found = require(self._find(machine_id), machine_id, self._session)
+        count = len(devices.cards(found.devices))
+        note = found.note or Note(machine=machine_id)
+        note.isolated = True
+        note.cards = note.cards or self._wires.remember(found.devices)
+        self._reconfigure(
+            found,
+            lambda now: self._wires.unplug(now.devices, now.is_on),
+            note,
+            f"pulling the wires out of {found.name}",
+        )
+        return f"{count} network cards of {found.name} have no wire"
+
+    def conflicts(self, machine: Machine) -> list[Conflict]:
+        """See Hypervisor.conflicts."""
+        from .vsphere_conflicts import conflicts
+
+        files = {self._file(drive.path, drive.format): drive.path for drive in machine.drives}
+        return conflicts(self._session, machine, self._find(machine.id), files)
+
+    def freeze(self, machine_id: str, overlays: Mapping[str, str]) -> None:
+        """See Hypervisor.freeze. vSphere makes overlays itself, as snapshots."""
+        raise UnsupportedError(
+            "vSphere puts no overlays of others above the disks of a running machine",
+            "what is written meanwhile is sent at the switch",
+        )
+
+    def commit(
+        self, machine_id: str, tops: Mapping[str, str], progress: Callable[[int, int], bool]
+    ) -> None:
+        """See Hypervisor.commit."""
+        raise UnsupportedError(
+            "disks of a machine on vSphere are not merged while it runs",
+            "do it while the machine is off: rollpoint permanent without --online",
+        )
+
+    def close(self) -> None:
+        """Log out."""
+        self._session.close()
+
+    def _find(self, machine_id: str) -> Found | None:
+        return find(self._session, machine_id)
+
+    def _again(self, found: Found, machine_id: str) -> Found:
+        return require(look(self._session, found.vm), machine_id, self._session)
+
+    def _file(self, path: str, format: str) -> str:
+        if format != "vmdk":
+            raise UnsupportedError(
+                f"vSphere takes VMDK files as disks, and {path} is {format}",
+                "give it a VMDK on a datastore",
+            )
+        return self._datastores.remote(path)
+
+    def _order(self, found: Found, files: list[str], machine: Machine) -> list[str]:
+        """The files as the machine's disks would be listed."""
+        wanted = devices.places_for(files, self._former(found, files), machine.bus)
+        return [each.file for each in devices.in_order(wanted)]
+
+    def _former(self, found: Found, files: list[str]) -> list[Former]:
+        """The disks in whose place ours hang, or would."""
+        note = found.note
+        if note is not None and note.former is not None:
+            return note.former
+        has = devices.former_of(found.devices)
+        if not has and note is not None and note.made:
+            return self._maker.disk_places(files)
+        return has
+
+    def _equip(self, found: Found, machine: Machine, files: list[str]) -> None:
+        """Give a machine that is off its drives, its wires, and the note, in one call."""
+        if found.values.get("snapshot") is not None:
+            raise StateError(
+                f"machine {machine.id} ({found.name}) has snapshots, which hold on to its disks",
+                "delete them, then try again",
+            )
+        devices.refuse_unknown(found.devices, found.name)
+        note = found.note
+        former = self._former(found, files)
+        wanted = devices.places_for(files, former, machine.bus)
+        made = note is not None and note.made
+
+        def changes(now: Found) -> list[Any]:
+            return devices.swap(now.devices, wanted) + self._wires.wanted(now.devices, machine)
+
+        before = note.cards if note is not None else []
+        remembered = self._wires.remember(found.devices)  # wanted() changes what it looks at
+        # Kept only where one is changed: made ones have no former network to go back to.
+        changed = not made and bool(self._wires.wanted(found.devices, machine))
+        new = Note(
+            machine=machine.id,
+            operation=machine.operation,
+            replica=machine.replica,
+            point=machine.point,
+            made=made,
+            former=None if made else former,
+            cards=before or (remembered if changed else []),
+        )
+        self._reconfigure(found, changes, new, f"giving {found.name} its disks")
+
+    def _reconfigure(self, found: Found, changes: Changes, note: Note, doing: str) -> None:
+        """One change of a machine, note included: done once, however often it is tried.
+
+        Args:
+            changes: What is to be done to a machine as it is then; nothing: it is done.
+        """
+        annotation = notes.write(found.annotation, note)
+        left: list[Any] = []
+
+        def is_there() -> bool:
+            now = require(look(self._session, found.vm), found.name, self._session)
+            left[:] = changes(now)
+            return now.annotation == annotation and not left
+
+        def act() -> Any:
+            spec = vim.vm.ConfigSpec(annotation=annotation, deviceChange=left)
+            return found.vm.ReconfigVM_Task(spec)
+
+        self._reach(found.vm, doing, is_there, act)
+
+    def _turn(self, found: Found, machine_id: str, on: bool) -> None:
+        wanted = "poweredOn" if on else "poweredOff"
+
+        def is_there() -> bool:
+            return self._again(found, machine_id).power == wanted
+
+        self._reach(
+            found.vm,
+            f"powering {found.name} {'on' if on else 'off'}",
+            is_there,
+            lambda: found.vm.PowerOnVM_Task(None) if on else found.vm.PowerOffVM_Task(),
+        )
+
+    def _reach(
+        self, vm: Any, doing: str, is_there: Callable[[], bool], act: Callable[[], Any]
+    ) -> None:
+        """Have a machine as it is to be: ask, act where it is not, wait, ask again.
+
+        Raises:
+            HypervisorError: The server refused, or it is not so after some tries.
+        """
+        timeout = self._session.server.timeout_seconds
+        failed: HypervisorError | None = None
+        for _ in range(REACH_TRIES):
+            if failed is not None:
+                self._settle(vm, timeout)
+            if is_there():
+                return
+            try:
+                task = self._session.tell(doing, lambda _: act())
+                self._session.finish(task, doing, timeout)
+            except LostError as error:
+                failed = error  # asked again: it may have been done, or be under way
+                continue
+            except HypervisorError as error:
+                cause = error.__cause__
+                if cause is None or not faults.is_a(
+                    cause, "InvalidPowerState", "TaskInProgress", "ConcurrentAccess"
+                ):
+                    raise
+                failed = error
+                continue
+            return
+        if is_there():
+            return
+        assert failed is not None
+        raise failed
+
+    def _settle(self, vm: Any, timeout_seconds: float) -> None:
+        """Wait for the tasks that are under way on a machine, whoever began them."""
+        for task in self._session.properties([vm], ("recentTask",))[0].get("recentTask", ()):
+            try:
+                self._session.watch(
+                    task,
+                    ("info.state",),
+                    lambda values: values.get("info.state") not in SETTLE_STATES,
+                    timeout_seconds,
+                )
+            except NotFoundError:
+                continue
+            except HypervisorError as error:
+                cause = error.__cause__
+                if cause is None or not faults.is_a(cause, "ManagedObjectNotFound"):
+                    raise
+
+    def _handle(self, machine_id: str, found: Found) -> Handle:
+        booted = found.values.get("summary.runtime.bootTime")
+        started_ns = 0 if booted is None else int(booted.timestamp() * 1e9)
+        return Handle(id=machine_id, pid=0, started_ns=started_ns, console="")
