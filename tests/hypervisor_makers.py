@@ -20,6 +20,7 @@ from rollpoint.hypervisor.base import Card, Drive, Hypervisor, Machine
 from rollpoint.hypervisor.qemu import Qemu
 from rollpoint.interim import create_interim
 from tools import require_tool
+from worlds import SimulatedHypervisor, World, wired
 
 SIZE_BYTES = 1 << 20
 
@@ -178,3 +179,45 @@ def cards(
     """For machine(): one card."""
     wire = maker.wire if network is None else network
     return {"cards": (Card("e1000", mac, wire, addresses),)}
+
+
+class SimulatedMaker(Maker):
+    """tests/worlds.py."""
+
+    supports = frozenset({"freeze", "isolate", "conflicts", "shutdown"})
+    marker = "READY"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.world = World()
+
+    def new(self) -> SimulatedHypervisor:
+        return SimulatedHypervisor(self.world)
+
+    def close(self) -> None:
+        assert self.world.violations == []
+
+    def drive(self, name: str, *, deaf: bool = False) -> Drive:
+        path = self.folder / f"{name}.raw"
+        path.write_bytes(bytes(SIZE_BYTES))
+        if deaf:
+            self.world.deaf.add(str(path))
+        return Drive(str(path), "raw")
+
+    def add(self, machine: Machine) -> None:
+        self.world.add(machine)
+
+    def drives(self, machine_id: str) -> list[str]:
+        return [drive.path for drive in self.world.things[machine_id].machine.drives]
+
+    def wires(self, machine_id: str) -> int:
+        return len(wired(self.world.things[machine_id]))
+
+    def write(self, machine_id: str, disk: int, byte: int, offset: int, length: int) -> None:
+        self.world.write(machine_id, disk, bytes([byte]) * length, offset)
+
+    def reads(self, machine_id: str, disk: int, byte: int, offset: int, length: int) -> bool:
+        return self.world.read(machine_id, disk, length, offset) == bytes([byte]) * length
+
+    overlay = QemuMaker.overlay
+    chain = QemuMaker.chain

@@ -2,78 +2,129 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from fakes import Plain
-from replicas import SIZES, Source, empty_model, ingesting, make, rollpoint, seen_by_qemu
-from rollpoint import failback, operation, replication
+from replicas import (
+    SIZES,
+    Source,
+    empty_model,
+    ingesting,
+    make,
+    rollpoint,
+    seen_by_qemu,
+    wait_until,
+)
+from rollpoint import (
+    ending_failback,
+    failback,
+    failing_back,
+    layering,
+    operation,
+    replication,
+)
 from rollpoint.disk import open_disk
-from rollpoint.errors import Error, HypervisorError, StateError, UnsupportedError, UsageError
+from rollpoint.errors import (
+    Error,
+    GapError,
+    HypervisorError,
+    StateError,
+    UnsupportedError,
+    UsageError,
+)
 from rollpoint.hypervisor.base import Handle, Machine, State
 from rollpoint.manifest import Step
 from rollpoint.replica import Replica
+from rollpoint.resync import resync
+from tools import require_tool
 
 Snapshot = dict[str, bytes]
 
 
 class World(Plain):
-    """Machines of one place, in memory; those that run can be written through `write`."""
+    """Machines of one place, in a file that outlives processes. The guest writes by `write`."""
 
-    def __init__(self, can_freeze: bool = True) -> None:
+    def __init__(self, path: Path, can_freeze: bool = True) -> None:
+        self.path = path
         self.can_freeze = can_freeze
-        self.on: dict[str, list[str]] = {}  # machine -> paths of what it writes
-        self.known: set[str] = set()
-        self.starts = 0
-        self.on_freeze: Callable[[], None] = lambda: None
+        self.deaf = False
+        self.on_call: Callable[[str], None] = lambda name: None  # when it had its effect
+
+    def _load(self) -> dict[str, list[str]]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def _store(self, name: str, machine_id: str, paths: list[str] | None) -> None:
+        state = self._load()
+        if paths is not None:
+            state[machine_id] = paths
+            state[f"known {machine_id}"] = paths
+        else:
+            state.pop(machine_id, None)
+        self.path.write_text(json.dumps(state))
+        self.on_call(name)
 
     def start(self, machine: Machine) -> Handle:
         paths = [drive.path for drive in machine.drives]
-        if machine.id not in self.on:
-            self.starts += 1
-            self.on[machine.id] = paths
-        assert self.on[machine.id] == paths
-        self.known.add(machine.id)
+        running = self._load().get(machine.id)
+        assert running in (None, paths), "it runs already, with other disks"
+        self._store("start", machine.id, paths)
         return Handle(machine.id, 1, 0, "")
 
     def power_on(self, machine_id: str) -> Handle:
-        assert machine_id in self.known
-        self.starts += machine_id not in self.on
-        self.on.setdefault(machine_id, [])
+        self._store("power on", machine_id, self._load()[f"known {machine_id}"])
         return Handle(machine_id, 1, 0, "")
 
     def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
         return marker
 
     def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
-        self.on.pop(machine_id, None)
+        self._store("power off", machine_id, None)
+
+    def let_go(self, machine_id: str) -> None:
+        assert self.status(machine_id) == "off"
+        self.path.write_text(
+            json.dumps({k: v for k, v in self._load().items() if k != f"known {machine_id}"})
+        )
 
     def status(self, machine_id: str) -> State:
-        return "running" if machine_id in self.on else "off"
+        return "running" if machine_id in self._load() else "off"
 
     def is_known(self, machine_id: str) -> bool:
-        return machine_id in self.known
+        return f"known {machine_id}" in self._load()
 
     def freeze(self, machine_id: str, overlays: Mapping[str, str]) -> None:
         if not self.can_freeze:
             raise UnsupportedError("it cannot")
-        if machine_id not in self.on:
+        if self.deaf:
+            raise HypervisorError("no answer")
+        running = self._load().get(machine_id)
+        if running is None:
             raise HypervisorError("it is off")
-        self.on[machine_id] = [overlays.get(path, path) for path in self.on[machine_id]]
-        self.on_freeze()
+        self._store("freeze", machine_id, [overlays.get(path, path) for path in running])
+
+    def on(self) -> list[str]:
+        return sorted(name for name in self._load() if not name.startswith("known "))
 
     def write(self, machine_id: str, models: dict[str, bytearray], seed: int) -> None:
         """The guest writes to its disks, and to the models of them."""
         rng = random.Random(seed)
-        for path, name in zip(self.on[machine_id], sorted(models), strict=True):
+        for path, name in zip(self._load()[machine_id], sorted(models), strict=True):
             scribble(path, models[name], rng)
 
 
-def scribble(path: str, model: bytearray, rng: random.Random, times: int = 6) -> None:
+def scribble(
+    path: str, model: bytearray, rng: random.Random, times: int = 6, first: bool = False
+) -> None:
     with open_disk(path, writable=True) as disk:
-        disk.keep_cid()  # as a hypervisor that has changed it once before
+        if not first:
+            disk.keep_cid()  # a hypervisor changes it at its first write
         for _ in range(times):
             length = rng.randrange(1, 9000)
             offset = rng.randrange(len(model) - length)
@@ -86,48 +137,35 @@ def scribble(path: str, model: bytearray, rng: random.Random, times: int = 6) ->
 
 
 class Life:
-    """A replica with three points, failed over to the second, and targets with what the
-    source had at the end."""
+    """A replica with three points, and targets with what the source had at the end."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "web01"
-        make(self.path)
-        self.snapshots: list[Snapshot] = []
-        with ingesting(self.path, folder / "s"), Replica.open(self.path) as replica:
-            source = Source(folder / "s", empty_model(), 11)
-            for _ in range(3):
-                for _ in range(12):
-                    source.act()
-                replication.mark(replica)
-                self.snapshots.append(source.snapshot())
-            source.close()
+    def __init__(self, folder: Path, origin: Path, snapshots: list[Snapshot]) -> None:
+        self.path = Path(shutil.copytree(origin, folder / "web01"))
+        self.snapshots = snapshots
         self.targets = {name: str(folder / f"{name}.img") for name in SIZES}
         for name, place in self.targets.items():
-            Path(place).write_bytes(self.snapshots[-1][name])
-        self.models = {name: bytearray(data) for name, data in self.snapshots[1].items()}
-        self.here, self.there = World(), World()
-        self.steps: list[Step] = []
+            Path(place).write_bytes(snapshots[-1][name])
+        self.models = {name: bytearray(data) for name, data in snapshots[1].items()}
+        self.here, self.there = World(folder / "here"), World(folder / "there")
+        with Replica.open(self.path) as replica:
+            self.machine = replica.manifest.id
 
     def say(self, text: str) -> None:
         (self.path / "replica.toml").write_text(text)
 
     def fail_over(self, running: bool = False) -> None:
+        """To the second point; something is written since."""
         with Replica.open(self.path) as replica:
             skip = {"source-fenced": "a test"}
             done = operation.failover(
                 replica, 2, hypervisor=self.here, power_on=running, skip=skip
             )
-            self.machine = replica.manifest.id
         if running:
             self.here.write(self.machine, self.models, 1)
         else:
             rng = random.Random(1)
             for name, overlay in done.interims.items():
                 scribble(overlay, self.models[name], rng)
-
-    def state(self) -> str:
-        with Replica.open(self.path) as replica:
-            return replica.manifest.state
 
     def seen(self, tmp_path: Path) -> Snapshot:
         """What the replica's overlays hold, as QEMU reads them."""
@@ -143,10 +181,37 @@ class Life:
         for name, place in self.targets.items():
             assert Path(place).read_bytes() == self.models[name], name
 
+    def require_ready(self, tmp_path: Path, wanted: Mapping[str, bytes | bytearray]) -> None:
+        with Replica.open(self.path) as replica:
+            manifest = replica.manifest
+            assert (manifest.state, manifest.operation, manifest.held) == ("Ready", None, False)
+            assert (manifest.failback, manifest.recovered) == (None, None)
+            assert replica.verify()["ok"]
+        for name in SIZES:
+            assert seen_by_qemu(self.path / f"{name}-journal.vmdk", tmp_path) == wanted[name]
+        assert [each.name for each in self.path.iterdir() if "interim" in each.name] == []
+
+
+@pytest.fixture(scope="module")
+def fed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Snapshot]]:
+    """A replica with three points, to be copied by each test."""
+    folder = tmp_path_factory.mktemp("fed")
+    make(folder / "r")
+    snapshots = []
+    with ingesting(folder / "r", folder / "s"), Replica.open(folder / "r") as replica:
+        source = Source(folder / "s", empty_model(), 11)
+        for _ in range(3):
+            for _ in range(12):
+                source.act()
+            replication.mark(replica)
+            snapshots.append(source.snapshot())
+        source.close()
+    return folder / "r", snapshots
+
 
 @pytest.fixture
-def life(tmp_path: Path) -> Life:
-    return Life(tmp_path)
+def life(fed: tuple[Path, list[Snapshot]], tmp_path: Path) -> Life:
+    return Life(tmp_path, *fed)
 
 
 def test_a_replica_that_is_off_goes_back_and_is_ready_again(life: Life, tmp_path: Path) -> None:
@@ -158,14 +223,11 @@ def test_a_replica_that_is_off_goes_back_and_is_ready_again(life: Life, tmp_path
         assert done.state == "Failback"
         life.require_targets()
         done = failback.commit(replica)
-        assert (done.state, replica.manifest.failback) == ("Ready", None)
-        assert replica.manifest.recovered is None
+        assert done.state == "Ready"
         newest = replica.points.latest
         assert (newest.id, newest.label) == (done.point, "failback")
         assert [point.id for point in replica.points] == [1, 2, 3, newest.id]
-    for name in SIZES:
-        assert seen_by_qemu(life.path / f"{name}-journal.vmdk", tmp_path) == life.models[name]
-    assert [each.name for each in life.path.iterdir() if "interim" in each.name] == []
+    life.require_ready(tmp_path, life.models)
 
 
 def test_points_before_the_failback_stay_what_they_were(life: Life, tmp_path: Path) -> None:
@@ -195,9 +257,7 @@ def test_a_failback_that_is_undone_leaves_the_failover(
         assert (done.state, replica.manifest.failback) == ("Failover", None)
         assert life.seen(tmp_path) == life.models
         assert operation.undo(replica).state == "Ready"
-    for name in SIZES:
-        journal = life.path / f"{name}-journal.vmdk"
-        assert seen_by_qemu(journal, tmp_path) == life.snapshots[-1][name]
+    life.require_ready(tmp_path, life.snapshots[-1])
 
 
 def test_what_cannot_be_a_target_is_refused_before_anything_is_done(
@@ -261,3 +321,409 @@ def test_the_command_line_leads_through_a_failback(life: Life) -> None:
     assert rollpoint("failback", "commit", life.path)["state"] == "Ready"
     assert rollpoint("failback", "status", life.path)["failback"] is None
     life.require_targets()
+
+
+def test_targets_that_hold_a_point_get_what_changed_and_nothing_else(life: Life) -> None:
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, holds=3)
+        assert replica.manifest.failback is not None
+        for target in replica.manifest.failback.targets.values():
+            assert target.lineage == ""
+        failback.switch(replica)
+    life.require_targets()
+
+
+def test_what_breaks_lineage_is_said_and_both_sides_are_compared(life: Life) -> None:
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        done = failback.start(replica, life.targets)
+        assert "compared: it was restored elsewhere" in done.steps[0].note
+        assert replica.manifest.failback is not None
+        for target in replica.manifest.failback.targets.values():
+            assert "restored elsewhere" in target.lineage
+        failback.switch(replica)
+    life.require_targets()
+
+
+def test_new_places_are_made_as_raw_files_or_vmdks(life: Life, tmp_path: Path) -> None:
+    life.targets = {"a": str(tmp_path / "new.vmdk"), "b": str(tmp_path / "new.img")}
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, "new")
+        failback.switch(replica)
+        assert replica.manifest.failback is not None
+        assert replica.manifest.failback.verified
+        failback.commit(replica)
+        assert all(gap.end is not None or not gap.resync for gap in replica.manifest.gaps)
+    assert seen_by_qemu(life.targets["a"], tmp_path) == life.models["a"]
+    assert Path(life.targets["b"]).read_bytes() == life.models["b"]
+
+
+def test_a_target_is_an_nbd_export(life: Life, tmp_path: Path) -> None:
+    place = life.targets["b"]
+    socket = tmp_path / "nbd"
+    server = subprocess.Popen(
+        [require_tool("qemu-nbd"), "-t", "-f", "raw", "-k", str(socket), "-x", "b", place]
+    )
+    try:
+        wait_until(socket.exists, "the export is there")
+        uri = f"nbd+unix:///b?socket={socket}"
+        life.fail_over()
+        with Replica.open(life.path) as replica:
+            failback.start(replica, {**life.targets, "b": uri}, holds=3)
+            failback.switch(replica)
+            failback.commit(replica)
+            gap = replica.manifest.gaps[-1]
+            assert (gap.end, gap.resync) == (None, True), "nothing tells whether it was written"
+    finally:
+        server.terminate()
+        server.wait(30)
+    life.require_targets()
+
+
+def test_a_target_that_is_written_after_the_switch_has_to_be_resynchronised(life: Life) -> None:
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets)
+        failback.switch(replica)
+        with open(life.targets["a"], "r+b") as file:
+            file.write(b"new")
+        life.models["a"][:3] = b"new"
+        failback.commit(replica)
+        gap = replica.manifest.gaps[-1]
+        assert (gap.end, gap.resync) == (None, True)
+        assert "was written since" in gap.cause
+        done = resync(replica, life.targets)
+        assert [each.written_bytes for each in done.disks] == [4096, 0]
+        assert replica.manifest.gaps[-1].end is not None
+        operation.failover(replica, done.point, power_on=False)
+    life.require_targets()
+
+
+def test_an_ingest_on_hold_goes_on_with_the_gap_that_the_commit_found(
+    life: Life, tmp_path: Path
+) -> None:
+    with ingesting(life.path, tmp_path / "s"):
+        life.fail_over()
+        with Replica.open(life.path) as replica:
+            failback.start(replica, life.targets)
+            failback.switch(replica)
+            Path(life.targets["a"]).touch()
+            failback.commit(replica)
+            with pytest.raises(GapError):
+                replication.mark(replica)
+            done = resync(replica, life.targets)
+            assert replication.mark(replica).id > done.point.id
+    life.require_ready(tmp_path, life.models)
+
+
+def test_a_source_that_is_on_gets_nothing_sent_to_its_disks(life: Life) -> None:
+    places = "".join(f'{name} = "{place}"\n' for name, place in life.targets.items())
+    life.say(f'[source]\nmachine = "original"\n[source.disks]\n{places}')
+    life.there._store("start", "original", [])
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        with pytest.raises(StateError, match="is on"):
+            failback.start(replica, source=life.there)
+        assert (replica.manifest.state, replica.manifest.failback) == ("Failover", None)
+        life.there.power_off("original")
+        failback.start(replica, source=life.there)
+        life.there.power_on("original")
+        with pytest.raises(StateError, match="is on"):
+            failback.switch(replica, source=life.there)
+        assert replica.manifest.state == "ReadyToSwitch"
+        life.there.power_off("original")
+        failback.switch(replica, source=life.there)
+    life.require_targets()
+
+
+def test_a_directory_with_the_name_of_a_command_is_named_with_its_place(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.fail_over()
+    life.path.rename(life.path.parent / "switch")
+    monkeypatch.chdir(life.path.parent)
+    targets = [f"--target={name}={place}" for name, place in life.targets.items()]
+    assert rollpoint("failback", *targets, "./switch")["state"] == "ReadyToSwitch"
+    assert rollpoint("failback", "switch", "switch")["state"] == "Failback"
+
+
+# ---- the machine runs meanwhile ----
+
+
+def test_a_machine_that_runs_is_copied_in_rounds_and_switched_over(
+    life: Life, tmp_path: Path
+) -> None:
+    life.say('[source]\nmachine = "original"\n[failback]\nrounds = 3\nrest = "0s"\n')
+    life.fail_over(running=True)
+    seeds = iter(range(100, 200))
+
+    def writes_on(name: str) -> None:
+        if name == "freeze":
+            life.here.write(life.machine, life.models, next(seeds))
+
+    life.here.on_call = writes_on
+    with Replica.open(life.path) as replica:
+        done = failback.start(replica, life.targets, hypervisor=life.here)
+        assert done.state == "ReadyToSwitch"
+        assert replica.manifest.failback is not None
+        assert replica.manifest.failback.rounds == 3
+        assert replica.manifest.failback.rest_bytes > 0
+        life.here.write(life.machine, life.models, 2)
+        done = failback.switch(replica, hypervisor=life.here, source=life.there)
+        assert (life.here.on(), life.there.on()) == ([], ["original"])
+        life.require_targets()
+        assert life.there._load()["original"] == list(life.targets.values())
+        failback.commit(replica, hypervisor=life.here)
+        assert not life.here.is_known(life.machine)
+        gap = replica.manifest.gaps[-1]
+        assert (gap.end, gap.resync) == (None, True)
+    life.require_ready(tmp_path, life.models)
+
+
+def test_where_disks_cannot_be_frozen_all_is_sent_at_the_switch(
+    life: Life, tmp_path: Path
+) -> None:
+    life.here.can_freeze = False
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        done = failback.start(replica, life.targets, hypervisor=life.here)
+        assert "at the switch" in done.steps[1].note
+        assert replica.manifest.recovered is not None
+        assert replica.manifest.recovered.frozen == []
+        assert life.here._load()[life.machine] == list(done.interims.values())
+        life.here.write(life.machine, life.models, 2)
+        failback.switch(replica, hypervisor=life.here)
+    life.require_targets()
+
+
+def test_undoing_a_failback_starts_the_machine_again_and_stops_the_other(
+    life: Life, tmp_path: Path
+) -> None:
+    life.say('[source]\nmachine = "original"\n')
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        for switched in (False, True):
+            failback.start(replica, life.targets, hypervisor=life.here, once=True)
+            life.here.write(life.machine, life.models, 2)
+            if switched:
+                failback.switch(replica, hypervisor=life.here, source=life.there)
+                assert (life.here.on(), life.there.on()) == ([], ["original"])
+            failback.undo(replica, hypervisor=life.here, source=life.there)
+            assert (life.here.on(), life.there.on()) == ([life.machine], [])
+            life.here.write(life.machine, life.models, 3)
+            assert life.seen(tmp_path) == life.models
+        operation.undo(replica, hypervisor=life.here)
+    life.require_ready(tmp_path, life.snapshots[-1])
+
+
+def test_a_switch_that_fails_leaves_the_machine_running(life: Life) -> None:
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, hypervisor=life.here)
+        place = Path(life.targets["b"])
+        place.rename(place.with_suffix(".away"))
+        with pytest.raises(Error):
+            failback.switch(replica, hypervisor=life.here)
+        assert (replica.manifest.state, replica.manifest.operation) == ("ReadyToSwitch", None)
+        assert life.here.on() == [life.machine]
+        life.here.write(life.machine, life.models, 9)
+        place.with_suffix(".away").rename(place)
+        failback.switch(replica, hypervisor=life.here)
+    life.require_targets()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_freeze_without_an_answer_is_found_out_later(
+    life: Life, tmp_path: Path, dies: bool
+) -> None:
+    """The machine writes its former top on, for the first time since it was started."""
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        life.here.deaf = True
+        with pytest.raises(HypervisorError):
+            failback.start(replica, life.targets, hypervisor=life.here)
+        assert replica.manifest.state == "Failed"
+        with pytest.raises(StateError):
+            operation.undo(replica, hypervisor=life.here)
+        rng = random.Random(77)
+        for path, name in zip(life.here._load()[life.machine], sorted(life.models), strict=True):
+            scribble(path, life.models[name], rng, first=True)
+        life.here.deaf = False
+        if dies:
+            life.here.power_off(life.machine)
+        else:  # as QEMU does it: the overlay takes up the content id before it is used
+            layering.settle(replica)
+        operation.resume(replica, hypervisor=life.here)
+        assert replica.manifest.state == "ReadyToSwitch"
+        failback.switch(replica, hypervisor=life.here)
+        life.require_targets()
+        failback.undo(replica, hypervisor=life.here)
+        life.here.write(life.machine, life.models, 3)
+        assert life.seen(tmp_path) == life.models
+
+
+def test_a_switch_waits_for_its_time_while_rounds_go_on(life: Life) -> None:
+    life.fail_over(running=True)
+    now = [1000.0]
+    seeds = iter(range(100, 200))
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        life.here.write(life.machine, life.models, next(seeds))
+
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, hypervisor=life.here, once=True)
+        failback.wait(
+            replica, until=1300.0, hypervisor=life.here, clock=lambda: now[0], sleep=sleep
+        )
+        assert now[0] == 1300.0
+        assert replica.manifest.failback is not None
+        assert 3 < replica.manifest.failback.rounds < 10
+        failback.wait(replica, rest_seconds=3600.0, hypervisor=life.here, sleep=sleep)
+        failback.switch(replica, hypervisor=life.here)
+    life.require_targets()
+
+
+# ---- kill -9 at every step ----
+
+KILLED = 9
+ACTIONS: dict[str, Callable[..., object]] = {
+    "start": lambda life, **more: failback.start(
+        targets=life.targets,
+        hypervisor=life.here,
+        source=life.there,
+        operation_id="start",
+        **more,
+    ),
+    "switch": lambda life, **more: failback.switch(
+        hypervisor=life.here, source=life.there, operation_id="switch", **more
+    ),
+    "commit": lambda life, **more: failback.commit(
+        hypervisor=life.here, operation_id="commit", **more
+    ),
+    "undo": lambda life, **more: failback.undo(
+        hypervisor=life.here, source=life.there, operation_id="undo", **more
+    ),
+}
+STEPS = {
+    "start": failing_back.COPY_STEPS,
+    "switch": failing_back.SWITCH_STEPS,
+    "commit": ending_failback.COMMIT_STEPS,
+    "undo": ending_failback.UNDO_STEPS,
+}
+BEFORE = {"start": (), "switch": ("start",), "commit": ("start", "switch"),
+          "undo": ("start", "switch")}  # fmt: skip
+AFTER = {"start": "ReadyToSwitch", "switch": "Failback", "commit": "Ready", "undo": "Failover"}
+
+
+def killed(life: Life, action: str, on_step: Callable[[Step], None]) -> None:
+    """Do it in a child that dies."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with Replica.open(life.path) as replica:
+                ACTIONS[action](life, replica=replica, on_step=on_step)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == KILLED, f"{action} did not die"
+
+
+def require_resumed(life: Life, action: str, tmp_path: Path) -> None:
+    """Once more the same request, or resume: it has happened, once; and the rest works."""
+    with Replica.open(life.path) as replica:
+        if replica.manifest.operation is not None:
+            operation.resume(replica, hypervisor=life.here, source=life.there)
+        ACTIONS[action](life, replica=replica)
+        assert replica.manifest.state == AFTER[action]
+        assert replica.manifest.operation is None
+        here, there = life.here.on(), life.there.on()
+        if action in ("start", "undo"):
+            assert (here, there) == ([life.machine], [])
+        else:
+            assert (here, there) == ([], ["original"])
+        if action == "start":
+            life.here.write(life.machine, life.models, 5)
+            ACTIONS["switch"](life, replica=replica)
+        if action == "undo":
+            life.here.write(life.machine, life.models, 6)
+            assert life.seen(tmp_path) == life.models
+            operation.undo(replica, hypervisor=life.here)
+            life.require_ready(tmp_path, life.snapshots[-1])
+            return
+        life.require_targets()
+        if action != "commit":
+            ACTIONS["commit"](life, replica=replica)
+        assert [point.id for point in replica.points] == [1, 2, 3, 4]
+    life.require_ready(tmp_path, life.models)
+
+
+@pytest.mark.parametrize("moment", [pytest.param("running", marks=pytest.mark.long), "done"])
+@pytest.mark.parametrize(
+    ("action", "step"), [(action, step) for action, steps in STEPS.items() for step in steps]
+)
+def test_killed_at_any_step_it_is_finished_and_has_happened_once(
+    life: Life, tmp_path: Path, action: str, step: str, moment: str
+) -> None:
+    """running: the step is recorded, not begun; done: it has been done, and is not recorded."""
+    life.say('[source]\nmachine = "original"\n[failback]\nrounds = 2\n')
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        for before in BEFORE[action]:
+            ACTIONS[before](life, replica=replica)
+            if before == "start":
+                life.here.write(life.machine, life.models, 4)
+
+    def die(each: Step) -> None:
+        if (each.name, each.state) == (step, moment):
+            os._exit(KILLED)
+
+    killed(life, action, die)
+    require_resumed(life, action, tmp_path)
+
+
+@pytest.mark.parametrize(("action", "step"), [("start", "copy"), ("switch", "verify")])
+def test_what_was_cut_short_can_be_given_up(
+    life: Life, tmp_path: Path, action: str, step: str
+) -> None:
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        for before in BEFORE[action]:
+            ACTIONS[before](life, replica=replica)
+    killed(life, action, lambda each: os._exit(KILLED) if each.name == step else None)
+    with Replica.open(life.path) as replica:
+        ACTIONS["undo"](life, replica=replica)
+        assert (replica.manifest.state, replica.manifest.failback) == ("Failover", None)
+        assert (life.here.on(), life.there.on()) == ([life.machine], [])
+        assert [each.kind for each in replica.manifest.history[-2:]] == [
+            {"start": "failback"}.get(action, action), "undo failback",
+        ]  # fmt: skip
+    assert life.seen(tmp_path) == life.models
+
+
+@pytest.mark.parametrize(
+    ("action", "call"),
+    [("start", "freeze"), ("switch", "power off"), ("switch", "start"), ("undo", "power off"),
+     ("undo", "start")],
+)  # fmt: skip
+def test_killed_when_a_call_had_its_effect_it_is_finished(
+    life: Life, tmp_path: Path, action: str, call: str
+) -> None:
+    life.say('[source]\nmachine = "original"\n[failback]\nrounds = 2\n')
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        for before in BEFORE[action]:
+            ACTIONS[before](life, replica=replica)
+    present = os.getpid()
+
+    def die(name: str) -> None:
+        if name == call and os.getpid() != present:
+            os._exit(KILLED)
+
+    life.here.on_call = life.there.on_call = die
+    killed(life, action, lambda step: None)
+    if action == "start":
+        life.here.write(life.machine, life.models, 8)
+    require_resumed(life, action, tmp_path)

@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypervisor_makers import SIZE_BYTES, Maker, QemuMaker, cards
+from hypervisor_makers import SIZE_BYTES, Maker, QemuMaker, SimulatedMaker, cards
 from rollpoint.disk import open_disk
-from rollpoint.errors import HypervisorError, NotFoundError, StateError, UnsupportedError
+from rollpoint.errors import (
+    CancelledError,
+    HypervisorError,
+    NotFoundError,
+    StateError,
+    UnsupportedError,
+)
 from rollpoint.hypervisor.base import Drive
 
-MAKERS: dict[str, type[Maker]] = {"qemu": QemuMaker}
+MAKERS: dict[str, type[Maker]] = {"qemu": QemuMaker, "simulated": SimulatedMaker}
 MAC = "52:54:00:00:00:01"
 
 
@@ -242,3 +248,85 @@ def test_a_disk_that_the_machine_has_not_is_not_frozen(maker: Maker, tmp_path: P
     maker.new().freeze("vm", {top: good})
     assert maker.drives("vm") == [good]
     assert maker.new().status("vm") == "running"
+
+
+def test_chains_are_merged_while_the_machine_runs(maker: Maker) -> None:
+    if "commit" not in maker.supports:
+        maker.new().start(maker.machine(maker.drive("a")))
+        with pytest.raises(UnsupportedError):
+            maker.new().commit("vm", {}, lambda done, total: True)
+        return
+    chains = [maker.chain(name) for name in ("a", "b")]
+    maker.new().start(maker.machine(*(Drive(top) for _, top in chains)))
+    maker.write("vm", 0, 1, 65536, 4096)
+    maker.write("vm", 1, 2, 200 << 10, 64 << 10)
+    wanted = {top: base for base, top in chains}
+    before = {top: content(top) for top in wanted}
+    told: list[tuple[int, int]] = []
+
+    def decide(done: int, total: int) -> bool:
+        told.append((done, total))
+        if done == total:
+            assert maker.new().status("vm") == "paused"
+            assert {top: content(base) for top, base in wanted.items()} == before
+        return True
+
+    for _ in range(2):  # asked again it changes nothing
+        maker.new().commit("vm", wanted, decide)
+        assert [done == total for done, total in told].count(True) == 1
+        assert told[-1][0] == told[-1][1]
+        assert maker.new().status("vm") == "running"
+        assert maker.drives("vm") == [base for base, _ in chains]
+        told.clear()
+    for top in wanted:
+        os.unlink(top)
+    maker.write("vm", 0, 3, 0x80000, 8192)
+    assert maker.reads("vm", 1, 2, 200 << 10, 64 << 10)
+    maker.new().power_off("vm")
+    for base, top in chains:
+        expected = bytearray(before[top])
+        if base == chains[0][0]:
+            expected[0x80000 : 0x80000 + 8192] = bytes([3]) * 8192
+        assert content(base) == bytes(expected)
+    maker.new().power_on("vm")
+    assert maker.drives("vm") == [base for base, _ in chains]
+
+
+def test_a_merge_that_is_given_up_leaves_the_chains(maker: Maker) -> None:
+    needs(maker, "commit")
+    base, top = maker.chain("a")
+    maker.new().start(maker.machine(Drive(top)))
+    maker.write("vm", 0, 1, 65536, 4096)
+    for until in (lambda done, total: False, lambda done, total: done < total):
+        with pytest.raises(CancelledError):
+            maker.new().commit("vm", {top: base}, until)
+        assert maker.new().status("vm") == "running"
+        assert maker.drives("vm") == [top]
+        maker.write("vm", 0, 2, 128 << 10, 4096)
+        assert maker.reads("vm", 0, 0, 512 << 10, 4096), "through the chain"
+    maker.new().power_off("vm")
+    maker.new().power_on("vm")
+    assert maker.reads("vm", 0, 0, 512 << 10, 4096), "through the chain, opened again"
+    assert content(top)[128 << 10 :][:4096] == bytes([2]) * 4096
+    maker.new().commit("vm", {top: base}, lambda done, total: True)
+    assert maker.drives("vm") == [base]
+
+
+def test_an_error_at_the_decision_leaves_it_open(maker: Maker) -> None:
+    needs(maker, "commit")
+    base, top = maker.chain("a")
+    maker.new().start(maker.machine(Drive(top)))
+    maker.write("vm", 0, 1, 65536, 4096)
+
+    def fail(done: int, total: int) -> bool:
+        if done == total:
+            raise ZeroDivisionError
+        return True
+
+    with pytest.raises(ZeroDivisionError):
+        maker.new().commit("vm", {top: base}, fail)
+    assert maker.new().status("vm") == "paused"
+    assert content(top) == content(base)
+    maker.new().commit("vm", {top: base}, lambda done, total: True)
+    assert maker.new().status("vm") == "running"
+    assert maker.drives("vm") == [base]

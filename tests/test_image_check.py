@@ -162,6 +162,32 @@ def test_a_descriptor_of_no_sectors_hides_no_leak(folder: Dir) -> None:
     assert planted(folder, change)[0] == ["leak"]
 
 
+@pytest.mark.parametrize("kind", [SPARSE, COWD])
+def test_a_new_grain_does_not_overlap_the_last_one_of_the_disk(folder: Dir, kind: int) -> None:
+    """Of that one the file has only what the disk shows, and it begins at no whole grain."""
+    extent = make(folder, "disk", kind, 100, 8, redundant=False)
+    disk = open_chain(folder, [extent], writable=True)
+    disk.pwrite(b"x" * 4096, 0)
+    disk.close_clean()
+    file = folder.open("disk", _native.OPEN_WRITE)
+    place = file.size_bytes // 512 + 1
+    directory = _native.sparse_info(file)["directory_sector"]
+    table = struct.unpack("<I", file.pread(4, directory * 512))[0]
+    file.pwrite(struct.pack("<I", place), table * 512 + 12 * 4)
+    file.pwrite(b"y" * 2048, place * 512)
+    if kind == COWD:
+        file.pwrite(struct.pack("<I", place + 4), 28)
+    assert findings(folder, extent) == []
+
+    disk = open_chain(folder, [extent], writable=True)
+    disk.pwrite(b"z" * 4096, 4096)
+    disk.close_clean()
+    assert findings(folder, extent) == []
+    assert content(open_chain(folder, [extent])) == (
+        b"x" * 4096 + b"z" * 4096 + bytes(10 * 4096) + b"y" * 2048
+    )
+
+
 def test_check_copes_with_a_file_beyond_the_reach_of_its_entries(folder: Dir) -> None:
     """A sparse file can claim any size; the directory may lie behind 2 TiB, too."""
 

@@ -9,7 +9,14 @@ import pytest
 from killing import MOMENTS, FileHypervisor, Snapshot, feed, killed_at
 from replicas import Source, empty_model, ingesting, make, seen_by_qemu
 from rollpoint import failing_over, operation, planned, replication
-from rollpoint.errors import GapError, HypervisorError, NotFoundError, UsageError
+from rollpoint.disk import open_disk
+from rollpoint.errors import (
+    GapError,
+    HypervisorError,
+    NotFoundError,
+    UsageError,
+    VerificationError,
+)
 from rollpoint.hypervisor.base import Handle, Machine
 from rollpoint.replica import Replica
 
@@ -53,6 +60,47 @@ def test_the_last_write_is_there_and_the_source_is_off(tmp_path: Path) -> None:
         assert recovered is not None
         assert recovered.cut is not None
         assert (recovered.cut.point, recovered.cut.digests) == (done.point, {})
+
+
+def with_images(path: Path, tmp_path: Path, images: dict[str, bytes]) -> None:
+    """The source's disks, as files that replica.toml names."""
+    lines = [TOML.replace('compare = "never"\n', ""), "[source.disks]\n"]
+    for name, data in images.items():
+        (tmp_path / f"{name}.raw").write_bytes(data)
+        lines.append(f'{name} = "{tmp_path}/{name}.raw"\n')
+    (path / "replica.toml").write_text("".join(lines))
+
+
+def test_the_cut_is_proven_by_digests_of_both_sides(
+    fed: tuple[Path, list[Snapshot]], tmp_path: Path
+) -> None:
+    path, here, site = prepared(fed[0], tmp_path)
+    with_images(path, tmp_path, fed[1][-1])
+    with Replica.open(path) as replica:
+        done = operation.failover(replica, hypervisor=here, source=site, planned=True)
+        assert replica.manifest.recovered is not None
+        cut = replica.manifest.recovered.cut
+        assert cut is not None
+        assert (cut.point, set(cut.digests)) == (done.point, {"a", "b"})
+        assert all(cut.stamps.values())
+        with open_disk(done.interims["a"]) as disk:
+            assert planned.digest(planned.Native(disk.reading), disk.size_bytes) == cut.digests["a"]
+
+
+def test_one_byte_that_differs_is_found_and_the_source_serves_again(
+    fed: tuple[Path, list[Snapshot]], tmp_path: Path
+) -> None:
+    path, here, site = prepared(fed[0], tmp_path)
+    images = dict(fed[1][-1])
+    changed = bytearray(images["b"])
+    changed[300_007] ^= 1
+    with_images(path, tmp_path, {**images, "b": bytes(changed)})
+    with Replica.open(path) as replica:
+        with pytest.raises(VerificationError, match="disk b is not what the source has") as caught:
+            operation.failover(replica, hypervisor=here, source=site, planned=True)
+        assert f"from byte {300_007 // 4096 * 4096} to" in caught.value.message
+        assert (replica.manifest.state, replica.manifest.held) == ("Ready", False)
+    assert (site.status("web"), here.starts()) == ("running", [])
 
 
 def test_where_something_may_be_missing_it_is_refused_and_the_source_serves_again(

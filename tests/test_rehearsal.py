@@ -13,16 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from demo_replicas import MACHINE, SIZES, make_demo, processes_below
 from guests import protected
 from guests.shelf import Shelf
 from replicas import Source, ingesting, rollpoint, wait_until
-from rollpoint import demo_guest, operation, rehearsal, replication, viewers
+from rollpoint import operation, rehearsal, replication, viewers
 from rollpoint.errors import NotFoundError, ToolMissingError, UsageError
 from rollpoint.replica import Replica
 from tools import require_tool
 
-SIZES = {"one": demo_guest.DISK_BYTES_MIN, "two": demo_guest.DISK_BYTES_MIN}
-MACHINE = '[machine]\nmemory = "32M"\nmarker = "ROLLPOINT FOUND"\ntimeout = "60s"\n'
 TOOLS = ("bwrap", "nbdfuse", "e2fsck", "fuse2fs")
 
 
@@ -30,16 +29,7 @@ TOOLS = ("bwrap", "nbdfuse", "e2fsck", "fuse2fs")
 def demo(tmp_path: Path) -> Path:
     """A replica of a machine without a file system, which starts in a second."""
     path = tmp_path / "r"
-    with (
-        Replica.create(path, list(SIZES.items())) as replica,
-        replica.locked(),
-        replica.journals(writable=True, with_bases=True) as journals,
-    ):
-        journals.natives[0].disk().pwrite(demo_guest.PROGRAM, 0)
-        journals.mark("crash")
-        journals.natives[0].disk().zero(SIZES["one"], 0)
-        journals.mark("crash")
-    (path / "replica.toml").write_text(MACHINE)
+    make_demo(path)
     return path
 
 
@@ -57,20 +47,6 @@ def temporary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     yield folder
     assert sorted(path.name for path in folder.iterdir()) == []
-
-
-def machines_below(folder: Path) -> list[int]:
-    """Processes whose command line names a place below a directory."""
-    found = []
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit() and int(place.name) != os.getpid():
-            try:
-                words = (place / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(folder).encode() in words:
-                found.append(int(place.name))
-    return found
 
 
 # ---- conversion ----
@@ -253,7 +229,7 @@ def test_killed_at_any_moment_it_leaves_no_process_and_no_file(
     wait_until(shows, f"{sign} is there")
     process.kill()
     process.wait(30)
-    wait_until(lambda: not machines_below(folder), "nothing runs")
+    wait_until(lambda: not processes_below(folder), "nothing runs")
     wait_until(lambda: not list(folder.glob("rollpoint-rehearsal-*")), "its files are gone")
     assert protected.below(demo) == before
     with Replica.open(demo) as replica:

@@ -337,7 +337,7 @@ def test_shortening_refuses_where_a_pinned_point_leaves_nothing_to_give_up(
         noting.set_pin(replica, "1", True)
         assert fill(source, rng) == errno.ENOSPC
         wait_until(
-            lambda: "pinned or locked points stop" in str(ask(path, "status")["retention"]),
+            lambda: "pinned, locked or tested points stop" in str(ask(path, "status")["retention"]),
             "it says why",
         )
         noting.set_pin(replica, "1", False)

@@ -340,7 +340,7 @@ def test_what_stops_the_horizon_and_what_was_shortened_is_named() -> None:
     keep = Retention(window_seconds=3600)
     found = room.warnings(view, use_of(99.5), keep, [4, 9], True, True)
     assert "1 m 39 s of the window of 60 m" in found["shortened"].replace("1 h 0 m", "60 m")
-    assert "pinned or locked points stop the horizon" in found["full"]
+    assert "pinned, locked or tested points stop the horizon" in found["full"]
     assert "4, 9" in found["stopped"]
     refused = Retention(window_seconds=3600, at_limit="refuse")
     found = room.warnings(view, use_of(99.5), refused, [], False, True)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from replicas import change
+from replicas import change, wait_until
 from rollpoint import sending
 from rollpoint.disk import create_disk, open_disk
-from rollpoint.errors import CancelledError, UsageError, VerificationError
+from rollpoint.errors import (
+    CancelledError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    VerificationError,
+)
+from rollpoint.nbd_client import NbdClient, parse_uri
 from rollpoint.spans import Spans, whole
 from rollpoint.targets import is_new, open_target, same_place, stamp
+from tools import listens, require_tool
 
 SIZE = (3 << 20) + 5 * 512
 
@@ -142,3 +154,134 @@ def test_places_are_the_same_whatever_leads_there(tmp_path: Path) -> None:
     assert same_place("nbd://host/a", "nbd://host:10809/a")
     assert not same_place("nbd://host/a", "nbd://host/b")
     assert not same_place("", "")
+
+
+# ---- exports ----
+
+
+@contextlib.contextmanager
+def nbdkit(where: Sequence[str], *words: str) -> Iterator[None]:
+    """A server; where: how it is told to listen."""
+    process = subprocess.Popen(
+        [require_tool("nbdkit"), "-f", *where, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(uri: str) -> bool:
+    try:
+        open_target(uri, 512).close()
+    except NotFoundError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("file",),
+        ("--no-sr", "file"),
+        ("--filter=nozero", "--filter=noextents", "file"),
+        ("--filter=blocksize-policy", "file"),
+    ],
+    ids=" ".join,
+)
+def test_an_export_gets_the_same_as_a_file(tmp_path: Path, words: tuple[str, ...]) -> None:
+    seed = len(words)
+    model = source_disk(tmp_path / "source.vmdk", seed)
+    rng = random.Random(seed)
+    place, socket_path = tmp_path / "target.raw", tmp_path / "n"
+    before = bytearray(rng.randbytes(SIZE))
+    place.write_bytes(before)
+    spans = random_spans(rng)
+    uri = f"nbd+unix:///?socket={socket_path}"
+    with nbdkit(("-U", str(socket_path)), *words, str(place)):
+        wait_until(lambda: listens(socket_path), "nbdkit listens")
+        with open_disk(tmp_path / "source.vmdk") as disk, open_target(uri, SIZE) as target:
+            told: list[int] = []
+            done = sending.send(
+                disk.reading, target, spans, lambda done, _: told.append(done) is None
+            )
+            assert told[-1] == spans.total_bytes == done.sent_bytes + done.zeroed_bytes
+            for start, stop in spans:
+                before[start:stop] = model[start:stop]
+            assert place.read_bytes() == before
+            assert sending.verify(disk.reading, target, spans) == spans.total_bytes
+            rest = sending.differing(disk.reading, target)
+            wanted = Spans(
+                (at, min(at + 4096, SIZE))
+                for at in range(0, SIZE, 4096)
+                if model[at : at + 4096] != before[at : at + 4096]
+            )
+            assert rest == wanted
+            with pytest.raises(VerificationError):
+                sending.verify(disk.reading, target)
+            sending.send(disk.reading, target, rest)
+            assert not sending.differing(disk.reading, target)
+            with pytest.raises(CancelledError):
+                sending.send(disk.reading, target, spans, lambda done, total: False)
+    assert place.read_bytes() == model
+
+
+def test_an_export_is_reached_over_tcp(tmp_path: Path) -> None:
+    model = source_disk(tmp_path / "source.vmdk", 3)
+    place, port = tmp_path / "target.raw", free_port()
+    place.write_bytes(bytes(SIZE))
+    uri = f"nbd://127.0.0.1:{port}/"
+    with nbdkit(("-p", str(port), "-i", "127.0.0.1"), "file", str(place)):
+        wait_until(lambda: answers(uri), "nbdkit listens")
+        with open_disk(tmp_path / "source.vmdk") as disk, open_target(uri, SIZE) as target:
+            sending.send(disk.reading, target, whole(SIZE))
+    assert place.read_bytes() == model
+
+
+def test_answers_may_come_in_any_order(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    content = rng.randbytes(1 << 20)
+    (tmp_path / "d.raw").write_bytes(content)
+    path = tmp_path / "n"
+    options = ("--filter=delay", "file", str(tmp_path / "d.raw"), "rdelay=2ms")
+    with nbdkit(("-U", str(path)), *options):
+        wait_until(lambda: listens(path), "nbdkit listens")
+        with NbdClient(parse_uri(f"nbd+unix:///?socket={path}")) as client:
+            places = [rng.randrange(len(content) - 9000) for _ in range(40)]
+            readings = [client.start_read(rng.randrange(1, 9000), at) for at in places]
+            for at, reading in reversed(list(zip(places, readings, strict=True))):
+                assert reading.data == content[at : at + len(reading.data)]
+            client.start_read(10, len(content))  # behind its end
+            good = client.start_read(10, 0)
+            with pytest.raises(StorageError, match=f"at {len(content)}"):
+                client.settle()
+            assert good.data == content[:10], "a refusal is not the end"
+
+
+def test_an_export_that_refuses_is_an_error_and_takes_no_more(tmp_path: Path) -> None:
+    source_disk(tmp_path / "source.vmdk", 1)
+    path = tmp_path / "n"
+    options = ("--filter=error", "memory", str(SIZE), "error-pwrite=ENOSPC", "error-rate=100%")
+    with nbdkit(("-U", str(path)), *options):
+        wait_until(lambda: listens(path), "nbdkit listens")
+        with (
+            open_disk(tmp_path / "source.vmdk") as disk,
+            open_target(f"nbd+unix:///?socket={path}", SIZE) as target,
+            pytest.raises(StorageError, match="refused a request at"),
+        ):
+            sending.send(disk.reading, target, whole(SIZE))
+    with nbdkit(("-U", str(tmp_path / "r")), "-r", "memory", str(SIZE)):
+        wait_until(lambda: listens(tmp_path / "r"), "nbdkit listens")
+        with pytest.raises(UsageError, match="takes no writes"):
+            open_target(f"nbd+unix:///?socket={tmp_path / 'r'}", SIZE)
+        with pytest.raises(UsageError, match="does not fit"):
+            open_target(f"nbd+unix:///?socket={tmp_path / 'r'}", SIZE + 512, writable=False)

@@ -238,7 +238,7 @@ def test_a_view_is_closed_while_it_is_being_opened_again(monkeypatch: pytest.Mon
     shown = view(life.replica, life.marked[-1].point)
     life.destage(life.marked[-2])
     begun, go_on = threading.Event(), threading.Event()
-    real = rollpoint_view._open_at
+    real = rollpoint_view.open_at
     opened: list[OpenDisk | OpenJournal] = []
 
     def slow(*arguments: Any) -> OpenDisk | OpenJournal:
@@ -247,7 +247,7 @@ def test_a_view_is_closed_while_it_is_being_opened_again(monkeypatch: pytest.Mon
         opened.append(real(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr(rollpoint_view, "_open_at", slow)
+    monkeypatch.setattr(rollpoint_view, "open_at", slow)
 
     def read() -> None:
         with contextlib.suppress(Error):

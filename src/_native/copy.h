@@ -16,6 +16,7 @@
 
 #include "disk.h"
 #include "sink.h"
+#include "spans.h"
 
 struct rp_copy_options {
   uint32_t workers;              /* 0: as many as cores, and more where a sink
@@ -55,6 +56,31 @@ int rp_compare (struct rp_disk *a, struct rp_disk *b, uint64_t length,
  * not flush target. */
 int rp_merge (struct rp_disk *chain, uint32_t links, struct rp_disk *target,
               const struct rp_copy_options *options, struct rp_fault *fault);
+
+struct rp_sent {
+  uint64_t read_bytes;           /* data of the source */
+  uint64_t sent_bytes, zeroed_bytes;     /* at the target */
+};
+
+/* Make the target hold what the source does in ranges (pairs in order, see
+ * spans.h), and flush it.  Both are at least as large as the ranges want, and
+ * may have different sizes.  Holes and zeros are not read; they, and 64 KiB of
+ * zeros among data, become holes of the target where it can have them.
+ * progress counts bytes of the ranges.  Asked twice it happens once.
+ */
+int rp_copy_spans (struct rp_disk *source, struct rp_disk *target,
+                   const uint64_t *pairs, uint64_t count,
+                   const struct rp_copy_options *options, struct rp_sent *out,
+                   struct rp_fault *fault);
+
+/* Where two disks differ inside of ranges, in units of 4 KiB (cut where a
+ * range is), byte for byte: both are read, unless both know to be zeros.
+ *   out   zeroed; in order on RP_OK; the caller frees out->pairs, whatever is
+ *         returned
+ */
+int rp_differ (struct rp_disk *a, struct rp_disk *b, const uint64_t *pairs,
+               uint64_t count, const struct rp_copy_options *options,
+               struct rp_spans *out, struct rp_fault *fault);
 
 /* What a region of a disk reads as. */
 struct rp_region {

@@ -22,6 +22,14 @@ cdef extern from "copy.h":
                    uint64_t *offset_out, rp_fault *fault) nogil
     int rp_merge(rp_disk *chain, uint32_t links, rp_disk *target,
                  const rp_copy_options *options, rp_fault *fault) nogil
+    struct rp_sent:
+        uint64_t read_bytes
+        uint64_t sent_bytes
+        uint64_t zeroed_bytes
+    int rp_copy_spans(rp_disk *source, rp_disk *target, const uint64_t *pairs, uint64_t count,
+                      const rp_copy_options *options, rp_sent *out, rp_fault *fault) nogil
+    int rp_differ(rp_disk *a, rp_disk *b, const uint64_t *pairs, uint64_t count,
+                  const rp_copy_options *options, rp_spans *out, rp_fault *fault) nogil
     struct rp_region:
         int status
         uint64_t digest
@@ -170,6 +178,69 @@ def merge(Chain chain not None, uint32_t links, Disk target not None, *, uint32_
     if state.error is not None:
         raise state.error
     check(status, &fault)
+
+
+cdef uint64_t _count_pairs(_Lease lease) except? 0:
+    """How many pairs a buffer holds, which is aligned for them."""
+    if lease.view.len % 16 or <uint64_t>lease.view.buf % sizeof(uint64_t):
+        raise ValueError("pairs of 64 bit numbers")
+    return lease.view.len // 16
+
+
+def copy_spans(Disk source not None, Disk target not None, packed, *, uint32_t workers=0,
+               uint64_t memory_bytes=0, progress=None):
+    """Send ranges of a disk to another, and flush it; (bytes read, sent, zeroed).
+
+    packed: as spans.h has them. progress(done_bytes), of the ranges; False cancels.
+    """
+    cdef rp_disk *disk = source.pointer()
+    cdef rp_disk *to = target.pointer()
+    cdef _Lease lease = _Lease.take(packed, False)
+    cdef uint64_t count = _count_pairs(lease)
+    cdef const uint64_t *pairs = <const uint64_t *>lease.view.buf
+    cdef _Progress state = _Progress.__new__(_Progress)
+    cdef rp_copy_options options
+    cdef rp_sent sent
+    cdef rp_fault fault
+    cdef int status
+    state.callback = progress if progress is not None else _always
+    _fill_options(&options, workers, memory_bytes, state)
+    with nogil:
+        status = rp_copy_spans(disk, to, pairs, count, &options, &sent, &fault)
+    if state.error is not None:
+        raise state.error
+    check(status, &fault)
+    return (sent.read_bytes, sent.sent_bytes, sent.zeroed_bytes)
+
+
+def differ(Disk a not None, Disk b not None, packed, *, uint32_t workers=0,
+           uint64_t memory_bytes=0, progress=None):
+    """Where two disks differ inside of ranges, byte for byte; packed as spans.h has them.
+
+    progress(done_bytes), of the ranges; False cancels.
+    """
+    cdef rp_disk *left = a.pointer()
+    cdef rp_disk *right = b.pointer()
+    cdef _Lease lease = _Lease.take(packed, False)
+    cdef uint64_t count = _count_pairs(lease)
+    cdef const uint64_t *pairs = <const uint64_t *>lease.view.buf
+    cdef _Progress state = _Progress.__new__(_Progress)
+    cdef rp_copy_options options
+    cdef rp_spans found
+    cdef rp_fault fault
+    cdef int status
+    memset(&found, 0, sizeof(found))
+    state.callback = progress if progress is not None else _always
+    _fill_options(&options, workers, memory_bytes, state)
+    try:
+        with nogil:
+            status = rp_differ(left, right, pairs, count, &options, &found, &fault)
+        if state.error is not None:
+            raise state.error
+        check(status, &fault)
+        return PyBytes_FromStringAndSize(<char *>found.pairs, found.count * 16)
+    finally:
+        free(found.pairs)
 
 
 def digest_regions(Disk disk not None, uint64_t region_bytes, uint64_t first, uint64_t count, *,

@@ -22,7 +22,8 @@ struct rp_spans {
   uint64_t  room;
 };
 
-/* Behind all others, or touching the last one: start >= its stop. */
+/* At the end of the list, or as part of its last pair where it touches that.
+ * The list stays in order if it lies behind all others. */
 int rp_spans_add (struct rp_spans *spans, uint64_t start, uint64_t stop,
                   struct rp_fault *fault);
 

@@ -111,11 +111,13 @@ load_directories (struct rp_sparse *sparse, struct rp_fault *fault)
 
   sparse->directory = malloc (count * sizeof *sparse->directory);
   sparse->tables = calloc (count, sizeof *sparse->tables);
+  sparse->touched = calloc (count / RP_SPARSE_STRETCH + 1, 1);
   sparse->empty = calloc (1, sizeof *sparse->empty
                           + (sizeof (uint32_t) << layout->table_shift));
   if (sparse->writable && layout->redundant)
     sparse->redundant = malloc (count * sizeof *sparse->redundant);
-  if (!sparse->directory || !sparse->tables || !sparse->empty
+  if (!sparse->directory || !sparse->tables || !sparse->touched
+      || !sparse->empty
       || (sparse->writable && layout->redundant && !sparse->redundant))
     return rp_fail (fault, RP_NO_MEMORY, 0, "opening %s", sparse->file->name);
 
@@ -198,19 +200,34 @@ rp_sparse_open (struct rp_file *file, enum rp_extent_kind kind,
   return RP_OK;
 }
 
+/* Most of a large disk's tables were never loaded: where none of a stretch
+ * was, its pages were never touched, and are not now. */
+static void
+free_tables (struct rp_sparse *sparse)
+{
+  for (uint32_t i = 0; i < sparse->layout.directory_count; i++) {
+    uintptr_t table;
+
+    if (i % RP_SPARSE_STRETCH == 0
+        && !atomic_load_explicit (&sparse->touched[i / RP_SPARSE_STRETCH],
+                                  memory_order_relaxed)) {
+      i += RP_SPARSE_STRETCH - 1;
+      continue;
+    }
+    table = (uintptr_t) atomic_load_explicit (&sparse->tables[i],
+                                              memory_order_relaxed);
+    if (table != (uintptr_t) sparse->empty)
+      free ((void *) (table & ~RP_SPARSE_RUNS));
+  }
+}
+
 void
 rp_sparse_close (struct rp_sparse *sparse)
 {
   if (!sparse)
     return;
-  if (sparse->tables)
-    for (uint32_t i = 0; i < sparse->layout.directory_count; i++) {
-      const uintptr_t table
-        = (uintptr_t) atomic_load_explicit (&sparse->tables[i],
-                                            memory_order_relaxed);
-      if (table != (uintptr_t) sparse->empty)
-        free ((void *) (table & ~RP_SPARSE_RUNS));
-    }
+  if (sparse->tables && sparse->touched)
+    free_tables (sparse);
   for (uint32_t i = 0; i < RP_SPARSE_REGIONS; i++)
     pthread_mutex_destroy (&sparse->regions[i]);
   pthread_mutex_destroy (&sparse->publishing);
@@ -219,6 +236,7 @@ rp_sparse_close (struct rp_sparse *sparse)
   free (sparse->dirty_directory);
   free (sparse->dirty_tables);
   free (sparse->empty);
+  free (sparse->touched);
   free (sparse->tables);
   free (sparse->redundant);
   free (sparse->directory);

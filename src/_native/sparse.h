@@ -53,6 +53,7 @@
 #define RP_SPARSE_BLOCK_ENTRIES 128u                   /* in one sector */
 #define RP_SPARSE_SECTORS_MAX   ((uint64_t) UINT32_MAX)  /* of a file */
 #define RP_SPARSE_REGIONS       64u
+#define RP_SPARSE_STRETCH       4096u  /* tables: 32 KiB of pointers */
 
 #define RP_COWD_TABLE_ENTRIES   4096u
 #define RP_COWD_HEADER_SECTORS  4u
@@ -104,6 +105,8 @@ struct rp_sparse {
   uint32_t *redundant;                  /* likewise; NULL where unused */
   struct rp_sparse_table *_Atomic *tables;    /* NULL: not loaded; or runs,
                                            where it is not writable */
+  _Atomic uint8_t *touched;             /* a byte for each RP_SPARSE_STRETCH
+                                           of tables: some were loaded */
   struct rp_sparse_table *empty;        /* shared by all tables of zeros */
 
   /* allocation */

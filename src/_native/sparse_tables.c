@@ -78,6 +78,8 @@ publish_table (struct rp_sparse *sparse, uint32_t index,
 {
   struct rp_sparse_table *there = NULL;
 
+  atomic_store_explicit (&sparse->touched[index / RP_SPARSE_STRETCH], 1,
+                         memory_order_relaxed);
   if (atomic_compare_exchange_strong (&sparse->tables[index], &there, table))
     return table;
   if (table != sparse->empty)

@@ -60,6 +60,45 @@ find_used_end (struct rp_sparse *sparse, uint64_t *out, struct rp_fault *fault)
   return status;
 }
 
+/* The end of the disk's last grain, where it may be cut off: only what the disk
+ * shows of it has to be in the file, and it need not begin at a whole grain, so
+ * the rest may lie behind the end of the file.  A new grain there would overlap
+ * it.  0 where there is none. */
+static int
+find_last_end (struct rp_sparse *sparse, uint64_t *out, struct rp_fault *fault)
+{
+  const struct rp_sparse_info *info = &sparse->layout.info;
+  const uint64_t needed = info->capacity_sectors % info->grain_sectors;
+  uint32_t entry = 0;
+  int status = RP_OK;
+
+  if (needed != 0)
+    status = rp_sparse_lookup (sparse,
+                               info->capacity_sectors / info->grain_sectors,
+                               &entry, fault);
+  *out = entry > 1
+         && rp_inside ((uint64_t) entry * RP_SECTOR_BYTES,
+                       needed * RP_SECTOR_BYTES,
+                       atomic_load (&sparse->file_bytes))
+         ? entry + info->grain_sectors : 0;
+  return status;
+}
+
+/* New grains begin at a whole grain, behind all that is there. */
+static int
+place_hosted (struct rp_sparse *sparse, struct rp_fault *fault)
+{
+  const uint64_t grain = sparse->layout.info.grain_sectors;
+  uint64_t end = 0, sector = rp_divide_up (atomic_load (&sparse->file_bytes),
+                                           RP_SECTOR_BYTES);
+  const int status = find_last_end (sparse, &end, fault);
+
+  if (sector < end)
+    sector = end;
+  atomic_store (&sparse->next_sector, rp_divide_up (sector, grain) * grain);
+  return status;
+}
+
 /* ESX grows a COWD file ahead of freeSector, QEMU writes behind it without
  * raising it.  What lies behind both the pointer and everything pointed at is
  * cut off, so that all new space reads as zeros.  A pointer behind the end of
@@ -70,11 +109,11 @@ place_cowd (struct rp_sparse *sparse, struct rp_fault *fault)
   const uint64_t file_bytes = atomic_load (&sparse->file_bytes);
   const uint64_t file_end = rp_divide_up (file_bytes, RP_SECTOR_BYTES);
   uint64_t free_sector = sparse->layout.info.free_sector, end = 0;
-  int status = RP_OK;
+  int status = find_last_end (sparse, &end, fault);
 
   if (free_sector < sparse->layout.info.overhead_sectors)
     free_sector = sparse->layout.info.overhead_sectors;
-  if (free_sector * RP_SECTOR_BYTES != file_bytes)
+  if (status == RP_OK && free_sector * RP_SECTOR_BYTES != file_bytes)
     status = find_used_end (sparse, &end, fault);
   if (free_sector > file_end)    /* a crash, or damage: nothing is there */
     free_sector = file_end;
@@ -153,18 +192,13 @@ repair_redundant (struct rp_sparse *sparse, struct rp_fault *fault)
 static int
 start_locked (struct rp_sparse *sparse, struct rp_fault *fault)
 {
-  const uint64_t grain = sparse->layout.info.grain_sectors;
   int status = RP_OK;
 
   if (!sparse->writable)
     return rp_fail (fault, RP_READ_ONLY, 0, "%s", sparse->file->name);
   if (!sparse->placed) {
-    if (sparse->layout.kind == RP_EXTENT_COWD)
-      status = place_cowd (sparse, fault);
-    else
-      atomic_store (&sparse->next_sector,
-                    rp_divide_up (atomic_load (&sparse->file_bytes),
-                                  grain * RP_SECTOR_BYTES) * grain);
+    status = sparse->layout.kind == RP_EXTENT_COWD
+             ? place_cowd (sparse, fault) : place_hosted (sparse, fault);
     if (status == RP_OK && sparse->redundant
         && sparse->layout.info.unclean_shutdown)
       status = repair_redundant (sparse, fault);

@@ -265,6 +265,24 @@ def merge(
     progress: Callable[[int], bool] | None = None,
 ) -> None: ...
 
+def copy_spans(
+    source: Disk,
+    target: Disk,
+    packed: Buffer,
+    *,
+    workers: int = 0,
+    memory_bytes: int = 0,
+    progress: Callable[[int], bool] | None = None,
+) -> tuple[int, int, int]: ...
+def differ(
+    a: Disk,
+    b: Disk,
+    packed: Buffer,
+    *,
+    workers: int = 0,
+    memory_bytes: int = 0,
+    progress: Callable[[int], bool] | None = None,
+) -> bytes: ...
 def digest_regions(
     disk: Disk,
     region_bytes: int,

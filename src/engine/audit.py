@@ -102,6 +102,19 @@ def begin(manifest: Manifest, operation: Operation) -> None:
 
 def end(manifest: Manifest, operation: Operation) -> None:
     """The operation has ended, as its `outcome` says: into the history. The caller saves."""
+    end_beside(manifest, operation)
+    manifest.remember(operation)
+
+
+def begin_beside(manifest: Manifest, operation: Operation) -> None:
+    """The intent of what goes on beside operations, as a test. The caller saves."""
+    operation.who = operation.who or who()
+    _end_cut_short(manifest)
+    _add_operation(manifest, operation, "intent", before=operation.found_state)
+
+
+def end_beside(manifest: Manifest, operation: Operation) -> None:
+    """Its outcome, as the operation has it; nothing where there was one. The caller saves."""
     if manifest.audit is not None and operation.id in manifest.audit.open:
         _add_operation(
             manifest,
@@ -114,7 +127,6 @@ def end(manifest: Manifest, operation: Operation) -> None:
             rpo_seconds=operation.rpo_seconds,
             rto_seconds=operation.rto_seconds,
         )
-    manifest.remember(operation)
 
 
 def tell(manifest: Manifest, operation: Operation, says: str) -> None:
@@ -154,6 +166,7 @@ def settle(manifest: Manifest) -> bool:
 
 def _end_cut_short(manifest: Manifest) -> None:
     going_on = {trial.id for trial in manifest.tests if trial.state == "starting"}
+    going_on |= {f"undo-{trial.id}" for trial in manifest.tests if trial.state == "ending"}
     if manifest.operation is not None:
         going_on.add(manifest.operation.id)
     for id, kind in list(_head(manifest).open.items()):

@@ -1,9 +1,11 @@
 """What a failback sends: from the overlays of the replica to the targets, disk by disk.
 
-  first      what the target may have otherwise, as its lineage says; or all is compared
-  then       what the overlays hold that were frozen since
+  first  where the target may hold something else, as its lineage says; where that is
+         broken both sides are compared
+  then   what the overlays hold that were frozen since
 
-Sending again what was sent already changes nothing.
+Sending again what was sent already changes nothing. What is read of the replica stands still:
+overlays that are frozen, or whose machine is off.
 """
 
 from __future__ import annotations
@@ -11,94 +13,82 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
-from . import layering, nbd_client
+from . import changed, layering, nbd_client, sending, targets
+from ._native import Disk
 from .disk import open_disk
-from .errors import CancelledError, UsageError, VerificationError
-from .layering import Range
+from .errors import NotFoundError, UsageError
 from .manifest import DiskEntry, Failback, Target
-from .nbd_client import NbdClient
 from .replica import Replica
-from .resync import CHUNK_BYTES, DiskSide, bring_in_step, joined
-from .resync import Target as Side
-from .seed import image_format
+from .spans import Spans, whole
 
 # called with disk, bytes done and bytes in all; False stops
 Progress = Callable[[str, int, int], bool]
 _NOTE_SECONDS = 5.0  # between two notes in the manifest of how far it is
 
 
-@contextlib.contextmanager
-def open_target(place: str, entry: DiskEntry, *, writable: bool = True) -> Iterator[Side]:
-    """A place that a disk is failed back to.
+def check_targets(replica: Replica, wanted: Mapping[str, Target]) -> list[str]:
+    """Refuse what cannot be failed back to. Changes nothing, and makes nothing.
+
+    Returns:
+        What is to be said of them.
 
     Raises:
-        UsageError: It has another size, or takes no writes.
-        NotFoundError, LockedError, StorageError: It cannot be opened.
+        UsageError: Two disks have one target, it is a file of the replica, or too small.
+        NotFoundError, LockedError, StorageError: One cannot be opened.
     """
-    with contextlib.ExitStack() as stack:
-        side: Side
-        if nbd_client.is_uri(place):
-            client = stack.enter_context(NbdClient(nbd_client.parse_uri(place)))
-            if writable and client.read_only:
-                raise UsageError(f"{place} is read only", "export it for writing")
-            side = client
-        else:
-            disk = stack.enter_context(
-                open_disk(place, writable=writable, format=image_format(place))
-            )
-            side = DiskSide(disk.writing() if writable else disk.reading)
-        if side.size_bytes != entry.size_bytes:
-            raise UsageError(
-                f"{place} has {side.size_bytes} bytes, disk {entry.name} has {entry.size_bytes}",
-                "give a target of the same size",
-            )
-        yield side
-
-
-def check_targets(replica: Replica, targets: dict[str, Target]) -> None:
-    """Refuse what cannot be failed back to, before anything is changed.
-
-    Raises:
-        UsageError: A disk has no target, two have one, or one is a file of the replica.
-        Error: As open_target.
-    """
-    seen: dict[object, str] = {}
+    notes, seen = [], list[tuple[str, str]]()
     for entry in replica.manifest.disks:
-        if entry.name not in targets:
-            raise UsageError(f"disk {entry.name} has no target", f"--target {entry.name}=PLACE")
-        place = targets[entry.name].place
-        key: object = place
-        if not nbd_client.is_uri(place):
-            real = os.path.realpath(place)
-            if os.path.dirname(real) == os.path.realpath(replica.path):
+        place = wanted[entry.name].place
+        for name, other in seen:
+            if targets.same_place(place, other):
                 raise UsageError(
-                    f"{place} lies in the replica's own directory", "fail back to another place"
+                    f"{place} is the target of the disks {name} and {entry.name}",
+                    "give each disk its own",
                 )
-            with contextlib.suppress(OSError):
-                stat = os.stat(place)
-                key = (stat.st_dev, stat.st_ino)
-        if key in seen:
-            raise UsageError(f"{place} is the target of {seen[key]} and {entry.name}", "take two")
-        seen[key] = entry.name
-        with open_target(place, entry, writable=nbd_client.is_uri(place)):
-            pass
-    for name in targets:
-        replica.manifest.disk(name)
+        seen.append((entry.name, place))
+        if not nbd_client.is_uri(place):
+            _require_outside(replica, place)
+        if wanted[entry.name].kind == "new" and targets.is_new(place):
+            folder = os.path.dirname(os.path.abspath(place))
+            if not os.path.isdir(folder):
+                raise NotFoundError(f"{folder} is not there", f"make it, for {place}")
+            continue
+        # A file is opened for reading: writing would give a VMDK another content id.
+        writable = nbd_client.is_uri(place)
+        with targets.open_target(place, entry.size_bytes, writable=writable) as target:
+            if target.note:
+                notes.append(target.note)
+    return notes
+
+
+def _require_outside(replica: Replica, place: str) -> None:
+    folder = os.path.dirname(os.path.realpath(place))
+    if folder == os.path.realpath(replica.path):
+        raise UsageError(
+            f"{place} lies in the replica's own directory", "fail back to another place"
+        )
+
+
+def stamp_targets(failback: Failback) -> None:
+    """Keep what tells whether the targets are written from now on."""
+    for target in failback.targets.values():
+        target.stamp = targets.stamp(target.place)
 
 
 class Carrier:
     """Sends layers of the replica's disks to the targets of its failback. Inside `locked`.
 
     Args:
-        progress: Told of each round; False ends it with CancelledError.
+        progress: Told of each pass over the disks; False ends it with CancelledError.
     """
 
     def __init__(self, replica: Replica, progress: Progress | None = None) -> None:
         self._replica = replica
         self._progress = progress
         self._noted = 0.0
+        self._spans: dict[str, Spans] = {}  # disk -> what the present round sends
 
     @property
     def _failback(self) -> Failback:
@@ -110,53 +100,139 @@ class Carrier:
         """Send what the overlays below `stop` hold and no round before has sent.
 
         Returns:
-            Bytes that were written at the targets. The caller saves.
+            Bytes of data that were written at the targets. Durable.
 
         Raises:
-            StorageError, ...: The target failed, or the replica's disks.
+            StorageError, ...: A target failed, or the replica's disks.
         """
-        failback, replica = self._failback, self._replica
-        begun, sent = time.perf_counter(), 0
-        wanted = {
-            entry.name: self._ranges(entry, stop) for entry in replica.manifest.disks
-        }
-        failback.total_bytes = sum(end - at for rows in wanted.values() for at, end in rows)
-        failback.done_bytes = before = 0
-        for entry in replica.manifest.disks:
-            sent += self._send_disk(entry, stop, wanted[entry.name], before)
-            before += sum(end - at for at, end in wanted[entry.name])
-        failback.done_bytes = failback.total_bytes
-        failback.layers = stop
+        failback, sent = self._failback, 0
+        self._spans = {}
+        self._spans = self._to_send(stop)
+        begun = time.perf_counter()
+        with self._pass(self._spans) as told:
+            for entry, source, target in self._sides(stop):
+                done = sending.send(source, target, self._spans[entry.name], told(entry.name))
+                sent += done.sent_bytes
+                record = failback.targets[entry.name]
+                record.sent_bytes += done.sent_bytes
+                record.read_bytes += done.read_bytes
         failback.seconds += time.perf_counter() - begun
         return sent
 
-    def _ranges(self, entry: DiskEntry, stop: int) -> Sequence[Range]:
-        if self._failback.layers == 0:
-            return [(0, entry.size_bytes)]
-        return joined(
-            layering.written(self._replica, entry.name, self._failback.layers, stop),
-            entry.size_bytes,
+    def verify(self, stop: int, everything: bool = False) -> int:
+        """Read back what `send` sent, or all; returns how many bytes are the same.
+
+        Raises:
+            VerificationError: Something differs; it says where.
+        """
+        failback, same = self._failback, 0
+        sizes = {entry.name: entry.size_bytes for entry in self._replica.manifest.disks}
+        begun = time.perf_counter()
+        if everything:
+            spans = {name: whole(size) for name, size in sizes.items()}
+        else:
+            # Not known any more, after a crash: then all that may be, to be on the safe side.
+            spans = self._spans or {
+                name: self._known(name, stop) or whole(size) for name, size in sizes.items()
+            }
+        with self._pass(spans) as told:
+            for entry, source, target in self._sides(stop, writable=False):
+                same += sending.verify(source, target, spans[entry.name], told(entry.name))
+        failback.seconds += time.perf_counter() - begun
+        return same
+
+    def settle(self, stop: int) -> None:
+        """The overlays below `stop` are sent. The caller saves."""
+        self._spans = {}
+        self._failback.layers = stop
+
+    def left_bytes(self) -> int:
+        """How much the overlays hold that are not sent, of all disks."""
+        return sum(
+            self._written(entry.name, len(layering.layers(self._replica, entry.name))).total_bytes
+            for entry in self._replica.manifest.disks
         )
 
-    def _send_disk(
-        self, entry: DiskEntry, stop: int, ranges: Sequence[Range], before: int
-    ) -> int:
-        target = self._failback.targets[entry.name]
-        top = layering.layers(self._replica, entry.name)[stop - 1]
-        with (
-            open_disk(self._replica.file(top), io=self._replica.directory.io) as disk,
-            open_target(target.place, entry) as side,
-        ):
-            done = bring_in_step(
-                entry.name,
-                DiskSide(disk.reading),
-                side,
-                ranges,
-                lambda name, done, _: self._tell(name, before + done),
-            )
-        target.sent_bytes += done.written_bytes
-        target.read_bytes += done.compared_bytes
-        return done.written_bytes + done.zeroed_bytes
+    # ---- which ranges ----
+
+    def _to_send(self, stop: int) -> dict[str, Spans]:
+        failback, found = self._failback, dict[str, Spans]()
+        unknown = {}
+        for entry in self._replica.manifest.disks:
+            known = self._known(entry.name, stop)
+            if known is not None:
+                found[entry.name] = known
+            elif targets.is_new(failback.targets[entry.name].place):
+                top = layering.layers(self._replica, entry.name)[stop - 1]
+                found[entry.name] = changed.allocated(self._replica, top)
+            else:
+                unknown[entry.name] = whole(entry.size_bytes)
+        if unknown:
+            with self._pass(unknown) as told:
+                for entry, source, target in self._sides(stop, unknown, writable=False):
+                    found[entry.name] = sending.differing(
+                        source, target, progress=told(entry.name)
+                    )
+        return found
+
+    def _known(self, disk: str, stop: int) -> Spans | None:
+        """What has to be sent, as entries and tables say; None: both sides have to be compared."""
+        failback = self._failback
+        if failback.layers:
+            return self._written(disk, stop)
+        if failback.targets[disk].lineage:
+            return None
+        return changed.ranges(
+            self._replica,
+            disk,
+            changed.held_point(self._replica, failback.holds),
+            layering.layers(self._replica, disk)[:stop],
+        )
+
+    def _written(self, disk: str, stop: int) -> Spans:
+        """What the overlays hold themselves that are not sent, up to `stop`."""
+        found = Spans()
+        for name in layering.layers(self._replica, disk)[self._failback.layers : stop]:
+            found |= changed.overlay(self._replica, name)
+        return found
+
+    # ---- the two sides, and how far it is ----
+
+    def _sides(
+        self, stop: int, only: Mapping[str, object] | None = None, *, writable: bool = True
+    ) -> Iterator[tuple[DiskEntry, Disk, targets.Target]]:
+        for entry in self._replica.manifest.disks:
+            if only is not None and entry.name not in only:
+                continue
+            record = self._failback.targets[entry.name]
+            top = layering.layers(self._replica, entry.name)[stop - 1]
+            with (
+                open_disk(self._replica.file(top), io=self._replica.directory.io) as disk,
+                targets.open_target(
+                    record.place,
+                    entry.size_bytes,
+                    create=writable and record.kind == "new",
+                    writable=writable,
+                ) as target,
+            ):
+                yield entry, disk.reading, target
+
+    @contextlib.contextmanager
+    def _pass(
+        self, spans: Mapping[str, Spans]
+    ) -> Iterator[Callable[[str], sending.Progress]]:
+        """One pass over ranges of disks; yields what makes each disk's progress."""
+        failback, before = self._failback, 0
+        failback.total_bytes = sum(each.total_bytes for each in spans.values())
+        failback.done_bytes = 0
+
+        def told(name: str) -> sending.Progress:
+            nonlocal before
+            base, before = before, before + spans[name].total_bytes
+            return lambda done, _: self._tell(name, base + done)
+
+        yield told
+        failback.done_bytes = failback.total_bytes
 
     def _tell(self, name: str, done: int) -> bool:
         failback = self._failback
@@ -166,30 +242,3 @@ class Carrier:
             self._noted = now
             self._replica.save()
         return self._progress is None or self._progress(name, done, failback.total_bytes)
-
-    def verify(self) -> int:
-        """Read targets and replica, all of both; returns how many bytes are the same.
-
-        Raises:
-            VerificationError: They differ; it says where.
-        """
-        total = 0
-        for entry in self._replica.manifest.disks:
-            target = self._failback.targets[entry.name]
-            top = layering.layers(self._replica, entry.name)[-1]
-            with (
-                open_disk(self._replica.file(top), io=self._replica.directory.io) as disk,
-                open_target(target.place, entry, writable=False) as side,
-            ):
-                for at in range(0, entry.size_bytes, CHUNK_BYTES):
-                    length = min(CHUNK_BYTES, entry.size_bytes - at)
-                    if disk.pread(length, at) != side.pread(length, at):
-                        raise VerificationError(
-                            f"disk {entry.name} differs from {target.place} in the {length} "
-                            f"bytes from {at}",
-                            "somebody else writes there, or it fails: look at it, and resume",
-                        )
-                    if not self._tell(entry.name, at):
-                        raise CancelledError("the comparison was stopped", "resume")
-                total += entry.size_bytes
-        return total

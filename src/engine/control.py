@@ -165,7 +165,7 @@ class Connection(Closing):
             )
         answer = json.loads(data)
         if "error" in answer:
-            raise _to_error(answer["error"])
+            raise to_error(answer["error"])
         ok: dict[str, object] = answer["ok"]
         return ok
 
@@ -207,7 +207,8 @@ def ask(
         return connection.receive()
 
 
-def _to_error(body: dict[str, str]) -> Error:
+def to_error(body: dict[str, str]) -> Error:
+    """What error_body made, as the class that it was."""
     kind = getattr(errors, body.get("type", ""), Error)
     if not (isinstance(kind, type) and issubclass(kind, Error)):
         kind = Error

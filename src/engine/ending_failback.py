@@ -22,10 +22,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from . import config, hypervisors, layering, replication, undoing
+from . import changed, config, hypervisors, layering, replication, targets, undoing
 from .disk import open_disk
-from .errors import HypervisorError, StateError
-from .failing_back import failback_of, reason_of, start_again
+from .errors import Error, HypervisorError, StateError
+from .failing_back import confirm, failback_of, reason_of, start_again
 from .manifest import State
 from .points import Point
 from .replica import Replica
@@ -109,7 +109,8 @@ class _Commit:
 
     def _import(self) -> str:
         """Write into each journal what differs from the overlays. What is there stays."""
-        replica, changed = self._replica, 0
+        replica, written = self._replica, 0
+        recovered = layering.recovered_of(replica)
         # Closed in order they would show the end of the log, which the overlays do not lie on.
         with contextlib.closing(self._journals(with_bases=True)) as journals:
             for entry, native in zip(replica.manifest.disks, journals.natives, strict=True):
@@ -119,13 +120,13 @@ class _Commit:
                         entry.name,
                         DiskSide(disk.reading),
                         DiskSide(native.disk()),
-                        [(0, entry.size_bytes)],
+                        list(changed.ranges(replica, entry.name, recovered.point)),
                         self._progress,
                     )
-                changed += done.written_bytes + done.zeroed_bytes
+                written += done.written_bytes + done.zeroed_bytes
             for native in journals.natives:
                 native.set_epoch(replica.manifest.epoch, True)
-        return f"{format_size(changed)} written into the journals"
+        return f"{format_size(written)} written into the journals"
 
     def _mark(self) -> str:
         operation, manifest = self._runner.operation, self._replica.manifest
@@ -180,7 +181,15 @@ def written_since_switch(replica: Replica) -> str:
     failback = failback_of(replica)
     if failback.running is not None:
         return RAN
-    return MAY_HAVE_RUN
+    try:
+        for target in failback.targets.values():
+            if not target.stamp:
+                return MAY_HAVE_RUN
+            if targets.stamp(target.place) != target.stamp:
+                return f"{target.place} was written since the failback was switched over"
+    except Error:
+        return MAY_HAVE_RUN
+    return ""
 
 
 def run_undo(
@@ -201,16 +210,25 @@ def run_undo(
 
     try:
         runner.run("power off target", lambda: _power_off_target(replica, source))
-        if layering.recovered_of(replica).running is not None and found == "ReadyToSwitch":
-            runner.skip("power on", "runs")
-        if not runner.operation.power_on:
-            runner.skip("power on", "not asked for")
-        runner.run("power on", lambda: start_again(replica, hypervisor, runner))
+        runner.run("power on", lambda: _power_on(replica, hypervisor, runner, found))
         runner.run("state", failover, record=False)
     except Exception as error:
         _stop_at(replica, runner, error, found, safe_before="power on")
         raise
     return outcome_of(replica, runner.finish(), begun)
+
+
+def _power_on(
+    replica: Replica, hypervisor: Hypervisor | None, runner: Runner, found: State
+) -> str:
+    confirm(replica, hypervisor)
+    recovered = layering.recovered_of(replica)
+    if found == "ReadyToSwitch" and recovered.running is not None:
+        return "runs"
+    if not runner.operation.power_on:
+        recovered.running = None
+        return "not asked for"
+    return start_again(replica, hypervisor, runner)
 
 
 def _stop_at(

@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from . import config, ending_failback, failing_back, layering
+from . import changed, config, ending_failback, failing_back, layering
 from .carrying import Progress, check_targets
 from .errors import StateError, UsageError
-from .manifest import Failback, Target
+from .manifest import Failback, Operation, Target
 from .records import TargetKind
 from .replica import Replica
 from .steps import OnStep, Outcome, begin, give_up, known_outcome, outcome_of
@@ -36,7 +36,9 @@ def start(
     kind: TargetKind | None = None,
     *,
     once: bool = False,
+    holds: int | None = None,
     hypervisor: Hypervisor | None = None,
+    source: Hypervisor | None = None,
     operation_id: str | None = None,
     reason: str = "",
     on_step: OnStep | None = None,
@@ -50,6 +52,8 @@ def start(
             restored from a backup; "new": anything else. By default original, where
             they are those of [source.disks].
         once: One round only, however much is written meanwhile.
+        holds: Id of the restore point that restored targets hold, and nothing else.
+        source: Where the source runs; by default as [source] says.
         operation_id: Asked again with the same id, it is done once.
         progress: Called with disk, bytes done and bytes in all of a round; False stops.
 
@@ -65,13 +69,17 @@ def start(
         if known is not None:
             return known
         if _is_open(replica, operation_id):
-            return failing_back.run_copy(replica, hypervisor, on_step, begun, progress)
+            return failing_back.run_copy(
+                replica, hypervisor, source, on_step, begun, progress
+            )
         replica.need_state("Failover", doing="fail back {}")
         wanted = _targets(replica, targets or {}, kind)
         check_targets(replica, wanted)
+        for name, target in wanted.items():
+            target.lineage = changed.lineage(replica, name, target, holds)
         recovered = layering.recovered_of(replica)
         replica.manifest.failback = Failback(
-            operation=operation_id, targets=wanted, once=once
+            operation=operation_id, targets=wanted, once=once, holds=holds
         )
         begin(
             replica,
@@ -81,7 +89,9 @@ def start(
             point=recovered.point,
             reason=reason,
         )
-        return failing_back.run_copy(replica, hypervisor, on_step, begun, progress)
+        return failing_back.run_copy(
+                replica, hypervisor, source, on_step, begun, progress
+            )
 
 
 def _is_open(replica: Replica, operation_id: str) -> bool:
@@ -259,7 +269,7 @@ def undo(
         if known is not None:
             return known
         if not _is_open(replica, operation_id):
-            _drop_failed_switch(replica)
+            _give_up(replica)
             replica.need_state("ReadyToSwitch", "Failback", doing="undo the failback of {}")
             begin(
                 replica,
@@ -273,12 +283,16 @@ def undo(
         return ending_failback.run_undo(replica, hypervisor, source, on_step, begun)
 
 
-def _drop_failed_switch(replica: Replica) -> None:
-    """A switch that failed can be taken back: nothing of the replica was given up."""
+def _give_up(replica: Replica) -> None:
+    """A copy or a switch that was cut short, or failed, can be taken back as it stands:
+    nothing of the replica was given up.
+    """
     manifest = replica.manifest
-    failed = manifest.operation
-    if manifest.state == "Failed" and failed is not None and failed.kind == "switch":
-        manifest.state = "Failback"
+    cut_short = manifest.operation
+    if cut_short is not None and cut_short.kind in ("failback", "switch"):
+        manifest.state = "ReadyToSwitch" if cut_short.kind == "failback" else "Failback"
+        cut_short.outcome = "failed"
+        cut_short.error = cut_short.error or "it was cut short, and given up"
         give_up(replica)
 
 
@@ -293,7 +307,7 @@ def resume(
     operation = replica.manifest.operation
     assert operation is not None
     if operation.kind == "failback":
-        return failing_back.run_copy(replica, hypervisor, on_step, begun)
+        return failing_back.run_copy(replica, hypervisor, source, on_step, begun)
     if operation.kind == "switch":
         if replica.manifest.state == "Failed" and operation.step("start").state == "pending":
             why = operation.error or "it failed before"
@@ -313,10 +327,7 @@ def status(replica: Replica) -> dict[str, object]:
     made: dict[str, object] = {
         "state": manifest.state,
         "operation": None if operation is None else operation.kind,
-        "step": next(
-            (each.name for each in (operation.steps if operation else []) if each.state != "done"),
-            None,
-        ),
+        "step": _present_step(operation),
         "error": None if operation is None else operation.error,
         "failback": None,
     }
@@ -349,3 +360,9 @@ def status(replica: Replica) -> dict[str, object]:
         "running": None if failback.running is None else failback.running.machine,
     }
     return made
+
+
+def _present_step(operation: Operation | None) -> str | None:
+    ended = ("done", "skipped")
+    steps = operation.steps if operation is not None else []
+    return next((each.name for each in steps if each.state not in ended), None)

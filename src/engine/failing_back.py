@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from . import config, hypervisors, layering, nbd_client
 from .bringing_up import BringUp
-from .carrying import Carrier, Progress, check_targets
+from .carrying import Carrier, Progress, check_targets, stamp_targets
 from .config import Config
-from .errors import Error, HypervisorError
+from .errors import Error, HypervisorError, StateError
 from .manifest import Failback, Running
 from .points import now_text
 from .replica import Replica
@@ -53,6 +53,7 @@ def failback_of(replica: Replica) -> Failback:
 def run_copy(
     replica: Replica,
     hypervisor: Hypervisor | None,
+    source: Hypervisor | None,
     on_step: OnStep | None,
     begun: float,
     progress: Progress | None = None,
@@ -66,21 +67,47 @@ def run_copy(
         return "ReadyToSwitch"
 
     try:
-        runner.run("check", lambda: _check(replica), record=False)
+        runner.run("check", lambda: _check(replica, source), record=False)
         runner.run("copy", lambda: copy(replica, hypervisor, progress))
         runner.run("state", ready)
     except Exception as error:
-        manifest.state, manifest.failback = "Failover", None
-        runner.finish("failed", reason_of(runner, error))
+        reason = reason_of(runner, error)
+        try:
+            confirm(replica, hypervisor)
+        except Error as second:
+            fail(replica, f"{reason}; and what the machine writes is not known: {second.message}")
+        else:
+            manifest.state, manifest.failback = "Failover", None
+            runner.finish("failed", reason)
         raise
     return outcome_of(replica, runner.finish(), begun)
 
 
-def _check(replica: Replica) -> str:
+def confirm(replica: Replica, hypervisor: Hypervisor | None) -> None:
+    """What the manifest says of the overlays is true of the machine as well. Inside `locked`.
+
+    Raises:
+        HypervisorError: That is not known.
+    """
+    recovered = layering.recovered_of(replica)
+    if not recovered.frozen:
+        return
+    if recovered.running is None:
+        layering.settle(replica)
+    else:
+        layering.confirm(replica, hypervisor or hypervisors.of_replica(replica))
+
+
+def _check(replica: Replica, source: Hypervisor | None) -> str:
+    require_source_off(replica, source)
     targets = failback_of(replica).targets
-    check_targets(replica, targets)
-    broken = [f"{name}: {each.lineage}" for name, each in targets.items() if each.lineage]
-    return "; ".join(broken) or "what the targets have is known"
+    told = check_targets(replica, targets)
+    told += [
+        f"both sides of disk {name} are compared: {each.lineage}"
+        for name, each in targets.items()
+        if each.lineage
+    ]
+    return "; ".join(told) or "what the targets hold is known"
 
 
 def copy(replica: Replica, hypervisor: Hypervisor | None, progress: Progress | None) -> str:
@@ -115,15 +142,18 @@ def round_of(
     if recovered.running is not None and hypervisor is None:
         hypervisor = hypervisors.of_replica(replica)
     on = layering.runs(replica, hypervisor)
+    confirm(replica, hypervisor)  # a crash may have come before it was told
     if on:
         assert hypervisor is not None
-        if failback.layers < len(recovered.frozen):
-            layering.confirm(replica, hypervisor)  # a crash may have come before it was told
         if not layering.freeze(replica, hypervisor):
             return False
-    Carrier(replica, progress).send(len(recovered.frozen) + (0 if on else 1))
+    carrier, stop = Carrier(replica, progress), len(recovered.frozen) + (0 if on else 1)
+    carrier.send(stop)
+    if config.load(replica.directory).failback.verify != "never":
+        carrier.verify(stop)
+    carrier.settle(stop)
     failback.rounds += 1
-    failback.rest_bytes = layering.written_bytes(replica, failback.layers)
+    failback.rest_bytes = carrier.left_bytes()
     replica.save()
     return True
 
@@ -188,8 +218,6 @@ class _Switch:
             failback.former = recovered.running
         runner.run("shut down", self._shut_down)
         runner.run("send rest", self._send_rest)
-        if self._said.failback.verify == "never":
-            runner.skip("verify", "replica.toml says so")
         runner.run("verify", self._verify)
         why = self._announce()
         if why:
@@ -203,6 +231,7 @@ class _Switch:
         if former is None:
             return "was off"
         hypervisor = self._hypervisor or hypervisors.of_replica(self._replica)
+        layering.confirm(self._replica, hypervisor)
         told = hypervisor.shut_down(
             former.machine, parse_duration(self._said.failback.shutdown)
         )
@@ -211,18 +240,28 @@ class _Switch:
                 f"the machine {former.machine} was shut down, and is on", "see who started it"
             )
         recovered.running = None
+        layering.settle(self._replica)
         return told
 
     def _send_rest(self) -> str:
-        recovered, failback = layering.recovered_of(self._replica), failback_of(self._replica)
-        sent = self._carrier.send(len(recovered.frozen) + 1)
-        failback.rest_bytes = 0
-        return f"{format_size(sent)} sent"
+        require_source_off(self._replica, self._source)
+        return f"{format_size(self._carrier.send(self._stop))} sent"
+
+    @property
+    def _stop(self) -> int:
+        return len(layering.recovered_of(self._replica).frozen) + 1
 
     def _verify(self) -> str:
-        same = self._carrier.verify()
-        failback_of(self._replica).verified = True
-        return f"{format_size(same)} are the same on both sides"
+        failback, how = failback_of(self._replica), self._said.failback.verify
+        told = "not asked for"
+        if how != "never":
+            same = self._carrier.verify(self._stop, everything=how == "all")
+            failback.verified = True
+            told = f"{format_size(same)} are the same on both sides"
+        self._carrier.settle(self._stop)
+        failback.rest_bytes = 0
+        stamp_targets(failback)
+        return told
 
     def _announce(self) -> str:
         """Known before it runs, so that it can be found; or why nothing is started."""
@@ -282,6 +321,25 @@ class _Switch:
     def _state(self) -> str:
         self._replica.manifest.state = "Failback"
         return "Failback"
+
+
+def require_source_off(replica: Replica, source: Hypervisor | None) -> None:
+    """Nobody may write the source's own disks while they are sent to. Inside `locked`.
+
+    Raises:
+        StateError: The source is on.
+        HypervisorError: It cannot be asked.
+    """
+    said = config.load(replica.directory).source
+    own = any(each.kind == "original" for each in failback_of(replica).targets.values())
+    if said is None or not said.machine or not own:
+        return
+    source = source or hypervisors.of_source(replica)
+    if source is not None and source.status(said.machine) != "off":
+        raise StateError(
+            f"the source {said.machine} is on, and its disks are the targets",
+            "shut it down first",
+        )
 
 
 def take_switch_back(replica: Replica, hypervisor: Hypervisor | None, reason: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import hypervisors, measuring, planned, replication, undoing
+from . import hypervisors, measuring, planned, replication, timers, undoing
 from .bringing_up import BringUp
 from .errors import Error, HypervisorError
 from .replica import Replica
@@ -45,6 +45,7 @@ def run(
             raise HypervisorError(f"{error.message}{note}", "power the source on") from error
         raise
     measuring.duration(runner.operation, begun)
+    timers.begin(replica.manifest, runner.operation)
     operation = runner.finish()
     return outcome_of(replica, operation, begun)
 

@@ -40,7 +40,7 @@ from .links import LINKS_MAX
 from .manifest import Freezing, Frozen, Manifest, Merging
 from .points import Point
 from .replica import Replica
-from .retention import stopping
+from .retention import kept_now
 from .units import format_time, parse_time
 
 SECOND_NS = 1_000_000_000
@@ -224,7 +224,8 @@ def _next_merge(replica: Replica, now_ns: int, journals: Journals | None) -> Mer
             _put_bases(replica, journals, {})
         if manifest.merging is None:
             index = _expired(manifest, now_ns)
-            if index is None or viewers.present(replica.directory):
+            tested = manifest.files_of_tests()
+            if index is None or tested or viewers.present(replica.directory):
                 return None  # whoever looks may look at that point
             frozen = manifest.frozen[index]
             later = manifest.frozen[index + 1 :]
@@ -253,7 +254,7 @@ def _expired(manifest: Manifest, now_ns: int) -> int | None:
     keep_ns = round(manifest.retention.keep_seconds * SECOND_NS)
     if keep_ns <= 0:
         return None
-    kept = stopping(manifest.notes, now_ns)
+    kept = kept_now(manifest, now_ns)
     for index, frozen in enumerate(manifest.frozen):
         if parse_time(frozen.time) + keep_ns < now_ns and frozen.id not in kept:
             return index

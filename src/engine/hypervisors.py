@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from . import config
 from .config_tables import HypervisorTable
 from .errors import ToolMissingError
+from .manifest import RUN_DIRECTORY
 from .replica import Replica
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
-RUN_DIRECTORY = "run"  # of local machines, in the replica
 OVERLAY_KINDS = {"qemu": "hosted", "vsphere": "vmfsSparse"}  # what each writes: interim.KINDS
 
 

@@ -83,10 +83,13 @@ class Intake:
             replication.open_gap(
                 replica, newest.time, "no ingest ran: the source may have written on"
             )
-        for gap in replica.manifest.gaps:
-            if gap.end is None:
-                self.record.gap = msgspec.to_builtins(gap)
-                self.record.catching_up = gap.resync
+        self._take_gap()
+
+    def _take_gap(self) -> None:
+        """Believe the manifest about the open gap: a failback ends one, or begins another."""
+        gap = next((gap for gap in self.replica.manifest.gaps if gap.end is None), None)
+        self.record.gap = None if gap is None else msgspec.to_builtins(gap)
+        self.record.catching_up = gap is not None and gap.resync
 
     def need_running(self) -> Journals:
         """The journals.
@@ -294,6 +297,7 @@ class Intake:
         if self.journals is not None:
             return
         journals = self._reopen(epoch)
+        self._take_gap()
         try:
             journals.unfence(epoch)
             self.serve()

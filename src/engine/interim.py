@@ -52,6 +52,7 @@ def create_interim(
     *,
     kind: str = "hosted",
     number: int = 1,
+    name: str | None = None,
     replace: bool = False,
 ) -> str:
     """Make an empty overlay above a parent; durable and whole, or not there.
@@ -64,6 +65,7 @@ def create_interim(
         kind: "hosted" for QEMU: every grain table allocated, as holes, because
             QEMU destroys an image where one is missing; "vmfsSparse" for ESXi.
         number: Of the overlay, among those of the disk.
+        name: Of its descriptor, where it is no overlay of a failover.
         replace: Take away first what an earlier try left. Only for a caller whose
             record says that nothing has been written into it.
 
@@ -84,7 +86,7 @@ def create_interim(
             f" overlay would have {size_bytes}",
             "give the size of the disk",
         )
-    name = interim_name(disk_name, number)
+    name = name or interim_name(disk_name, number)
     if replace:
         remove_interim(dir, name)
     with NewDisk(

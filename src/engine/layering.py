@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import interim
-from ._native import RUN_HOLE, Chain
+from . import below, interim
 from .errors import UnsupportedError
-from .links import open_links
 from .manifest import Recovered
 from .replica import Replica
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
 LAYERS_MAX = 64  # that are frozen: each costs the machine's reads a little
-Range = tuple[int, int]  # start, stop
 
 
 def recovered_of(replica: Replica) -> Recovered:
@@ -71,13 +68,19 @@ def freeze(replica: Replica, hypervisor: Hypervisor) -> bool:
 
 
 def confirm(replica: Replica, hypervisor: Hypervisor) -> bool:
-    """Have the running machine write to the overlays that the manifest calls the top. Locked.
+    """Have the machine write to the overlays that the manifest calls the top. Locked.
 
     Returns:
         False where it cannot: then the manifest has the former top again.
+
+    Raises:
+        HypervisorError: Whether it does is not known.
     """
     recovered = recovered_of(replica)
-    if not recovered.frozen or recovered.running is None:
+    if not recovered.frozen:
+        return True
+    if recovered.running is None or hypervisor.status(recovered.running.machine) == "off":
+        settle(replica)
         return True
     below = recovered.frozen[-1]
     tops = {
@@ -96,44 +99,15 @@ def confirm(replica: Replica, hypervisor: Hypervisor) -> bool:
     return True
 
 
+def settle(replica: Replica) -> None:
+    """The machine is off. It may have gone off before it was told of its new top, and after
+    it had written to the former one: then that has another content id, and the top is empty.
+    """
+    recovered = recovered_of(replica)
+    for top in recovered.interims.values() if recovered.frozen else ():
+        below.follow(replica.directory, top)
+
+
 def layers(replica: Replica, disk: str) -> list[str]:
     """Descriptors of the overlays of a disk, the oldest first; the top is the last."""
     return list(reversed(recovered_of(replica).overlays(disk)))
-
-
-def written(replica: Replica, disk: str, first: int, stop: int) -> list[Range]:
-    """What the overlays first .. stop-1 of a disk hold themselves, in order.
-
-    Args:
-        first, stop: As they are counted by `layers`.
-    """
-    if first >= stop:
-        return []
-    path = replica.file(layers(replica, disk)[stop - 1])
-    links = open_links(path, io=replica.directory.io)
-    try:
-        chain = Chain([link.image(False) for link in links[: stop - first]])
-        found: list[Range] = []
-        at, size = 0, chain.size_bytes
-        while at < size:
-            length, kind = chain.run(at, size - at)[:2]
-            if kind != RUN_HOLE:
-                if found and found[-1][1] == at:
-                    found[-1] = (found[-1][0], at + length)
-                else:
-                    found.append((at, at + length))
-            at += length
-        del chain
-        return found
-    finally:
-        for link in links:
-            link.close()
-
-
-def written_bytes(replica: Replica, first: int) -> int:
-    """How much the overlays from `first` up to the top hold, of all disks."""
-    total = 0
-    for disk in replica.manifest.disks:
-        stop = len(layers(replica, disk.name))
-        total += sum(end - start for start, end in written(replica, disk.name, first, stop))
-    return total

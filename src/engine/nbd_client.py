@@ -1,7 +1,9 @@
-"""A small NBD client: one request at a time, over a Unix socket or TCP, without TLS.
+"""A small NBD client, over a Unix socket or TCP, without TLS.
 
 Fixed newstyle with GO; structured replies and base:allocation where the server has
-them, so that holes are not read. It says goodbye when it is closed.
+them, so that holes are not read. It says goodbye when it is closed. Several requests may
+be under way at once, answered in any order: start_read, start_write and start_zero send
+one, `settle` takes the answers. One thread uses a connection.
 
 Source: the NBD protocol, doc/proto.md of NetworkBlockDevice/nbd.
 """
@@ -14,14 +16,14 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from .closing import Closing
 from .control import short_path
-from .errors import Error, FormatError, HeldError, NotFoundError, StorageError, UsageError
+from .errors import Error, FormatError, HeldError, NotFoundError, StorageError
+from .nbd_place import Place as Place
+from .nbd_place import is_uri as is_uri
+from .nbd_place import parse_uri as parse_uri
 
-PORT = 10809
 TIMEOUT_SECONDS = 60.0
 PAYLOAD_BYTES_MAX = 1 << 25
 STATUS_BYTES_MAX = 1 << 30  # asked about at once
@@ -38,50 +40,6 @@ _READ_ONLY, _SEND_ZEROES = 1 << 1, 1 << 6
 _ZERO = 1 << 1  # of base:allocation: it reads as zeros
 
 
-class Place(NamedTuple):
-    """Where an export is. socket_path: of a Unix socket; else host and port."""
-
-    export: str
-    socket_path: str | None = None
-    host: str = ""
-    port: int = PORT
-
-    def __str__(self) -> str:
-        where = self.socket_path or f"{self.host}:{self.port}"
-        return f"export {self.export!r} at {where}"
-
-
-def is_uri(text: str) -> bool:
-    """Whether the text names an NBD export, and not a file."""
-    return text.lower().startswith(("nbd://", "nbd+unix://", "nbds://", "nbds+unix://"))
-
-
-def parse_uri(text: str) -> Place:
-    """The place that nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT names.
-
-    Raises:
-        UsageError: It is neither; or it wants TLS, which this client does not have.
-    """
-    try:
-        parts = urlsplit(text)
-        port = parts.port or PORT
-    except ValueError as error:
-        raise UsageError(f"{text!r} is not an NBD URI: {error}", _URI_HINT) from None
-    export = unquote(parts.path.removeprefix("/"))
-    if parts.scheme == "nbd+unix":
-        paths = parse_qs(parts.query).get("socket", [])
-        if len(paths) == 1 and not parts.netloc:
-            return Place(export, paths[0])
-    elif parts.scheme == "nbd" and parts.hostname:
-        return Place(export, None, parts.hostname, port)
-    elif parts.scheme.startswith("nbds"):
-        raise UsageError(f"{text!r} wants TLS", "put nbdkit or stunnel in between")
-    raise UsageError(f"{text!r} is not an NBD URI", _URI_HINT)
-
-
-_URI_HINT = "write nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT"
-
-
 class NbdClient(Closing):
     """A connection to an export.
 
@@ -96,10 +54,13 @@ class NbdClient(Closing):
     def __init__(self, place: Place, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._place = place
         self._cookie = 0
+        self._under_way: dict[int, _Request] = {}  # by cookie
+        self._refusals: list[tuple[_Request, int]] = []  # nobody was told of them yet
         self._known: list[tuple[int, int, bool]] = []  # offset, length, zeros; newest answer
         self._allocation: int | None = None  # id of the context
         self._structured = False
         self._flags = 0
+        self._changed_stop = 0  # nothing behind it was changed since that answer
         self.size_bytes = 0
         self.changes = 0
         self._socket = self._connect(timeout_seconds)
@@ -122,52 +83,71 @@ class NbdClient(Closing):
         made = bytearray(length)
         for at in range(0, length, PAYLOAD_BYTES_MAX):
             part = min(PAYLOAD_BYTES_MAX, length - at)
-            self._read(memoryview(made)[at : at + part], offset + at)
+            into = memoryview(made)[at : at + part]
+            self._wait(self._start(_READ, offset + at, part, into=into))
         return bytes(made)
 
     def pwrite(self, data: bytes, offset: int) -> None:
         """Write data at offset; durable after flush."""
         for at in range(0, len(data), PAYLOAD_BYTES_MAX):
             part = data[at : at + PAYLOAD_BYTES_MAX]
-            self.changes += 1
-            with self._failures():
-                self._send(_WRITE, offset + at, len(part), part)
-                self._finish()
+            self._wait(self._change(_WRITE, offset + at, len(part), part))
 
     def zero(self, length: int, offset: int) -> None:
         """Make length bytes at offset read as zeros."""
+        self.start_zero(length, offset)
+        self.settle()
+
+    def flush(self) -> None:
+        """Return when everything that was written and answered before is durable."""
+        self._wait(self._start(_FLUSH, 0, 0))
+
+    # ---- several at once ----
+
+    def start_read(self, length: int, offset: int) -> Reading:
+        """Ask for at most PAYLOAD_BYTES_MAX; `data` of what is returned waits for them."""
+        into = bytearray(length)
+        return Reading(self, into, self._start(_READ, offset, length, into=memoryview(into)))
+
+    def start_write(self, data: bytes, offset: int) -> None:
+        """Send at most PAYLOAD_BYTES_MAX to be written; whether it was shows in `settle`."""
+        self._change(_WRITE, offset, len(data), data)
+
+    def start_zero(self, length: int, offset: int) -> None:
+        """Ask for zeros; whether they are there shows in `settle`."""
         if not self._flags & _SEND_ZEROES:
             for at in range(0, length, PAYLOAD_BYTES_MAX):
                 self.pwrite(bytes(min(PAYLOAD_BYTES_MAX, length - at)), offset + at)
             return
         for at in range(0, length, STATUS_BYTES_MAX):
-            self.changes += 1
-            with self._failures():
-                self._send(_ZEROES, offset + at, min(STATUS_BYTES_MAX, length - at))
-                self._finish()
+            self._change(_ZEROES, offset + at, min(STATUS_BYTES_MAX, length - at))
 
-    def flush(self) -> None:
-        """Return when everything written before is durable."""
+    def settle(self, most: int = 0) -> None:
+        """Take answers until at most so many requests are under way.
+
+        Raises:
+            StorageError, HeldError: One of them was refused.
+        """
         with self._failures():
-            self._send(_FLUSH, 0, 0)
-            self._finish()
+            while len(self._under_way) > most:
+                self._take_chunk()
+        self._raise_refusal()
 
     def run(self, offset: int, length: int) -> tuple[int, bool]:
         """How many bytes from offset on, at most length, have one answer; whether it is zeros."""
         for start, known, zeros in self._known:
-            if start <= offset < start + known:
+            if self._changed_stop <= offset and start <= offset < start + known:
                 return min(length, start + known - offset), zeros
         if self._allocation is None:
             return length, False
-        with self._failures():
-            self._ask_status(offset, min(length, STATUS_BYTES_MAX))
+        self._ask_status(offset, min(length, STATUS_BYTES_MAX))
         start, known, zeros = self._known[0]
         return min(length, known), zeros
 
     def close(self) -> None:
         """Say goodbye and let go. May be called twice."""
         with contextlib.suppress(OSError):
-            self._send(_DISC, 0, 0)
+            self._send(_DISC, 0, 0, 0)
         self._socket.close()
 
     # ---- the wire ----
@@ -266,81 +246,126 @@ class NbdClient(Closing):
                 return None
             found.append((kind, body))
 
-    def _send(self, kind: int, offset: int, length: int, data: bytes = b"") -> None:
-        self._cookie += 1
-        header = struct.pack(">IHHQQI", _REQUEST, 0, kind, self._cookie, offset, length)
+    def _send(self, kind: int, cookie: int, offset: int, length: int, data: bytes = b"") -> None:
+        header = struct.pack(">IHHQQI", _REQUEST, 0, kind, cookie, offset, length)
         self._socket.sendall(header + data if len(data) < 65536 else header)
         if len(data) >= 65536:
             self._socket.sendall(data)
 
-    def _reply(self) -> tuple[int, int, int]:
-        """Flags, type and length of the next chunk; a simple reply is its own end."""
+    def _start(
+        self, kind: int, offset: int, length: int, data: bytes = b"", into: memoryview | None = None
+    ) -> _Request:
+        request = _Request(kind, offset, into)
+        self._cookie += 1
+        self._under_way[self._cookie] = request
+        with self._failures():
+            self._send(kind, self._cookie, offset, length, data)
+        return request
+
+    def _change(self, kind: int, offset: int, length: int, data: bytes = b"") -> _Request:
+        self.changes += 1
+        self._changed_stop = max(self._changed_stop, offset + length)
+        return self._start(kind, offset, length, data)
+
+    def _wait(self, request: _Request) -> None:
+        with self._failures():
+            while not request.done:
+                self._take_chunk()
+        if request.refused:
+            self._refusals.remove((request, request.refused))
+            raise self._refused(request.refused)
+
+    def _raise_refusal(self) -> None:
+        if self._refusals:
+            request, number = self._refusals[0]
+            self._refusals.clear()
+            raise self._refused(number, f" at {request.offset}")
+
+    def _take_chunk(self) -> None:
+        """The next answer, or part of one; a simple reply is its own end."""
         magic = int.from_bytes(self._receive(4), "big")
         if magic == _SIMPLE:
             error, cookie = struct.unpack(">IQ", self._receive(12))
             flags, kind, length = _DONE, 0, 0
-            if cookie == self._cookie and error:
-                raise self._refused(error)
         elif magic == _STRUCTURED and self._structured:
             flags, kind, cookie, length = struct.unpack(">HHQI", self._receive(16))
+            error = 0
         else:
             raise self._strange("answers with nonsense")
-        if cookie != self._cookie or length > PAYLOAD_BYTES_MAX + 64:
+        request = self._under_way.get(cookie)
+        if request is None or length > PAYLOAD_BYTES_MAX + 64:
             raise self._strange("answers what was not asked")
-        if kind & _IS_ERROR:
-            body = self._receive(length)
-            raise self._refused(int.from_bytes(body[:4], "big"))
-        return flags, kind, length
+        if magic == _SIMPLE:
+            if request.into is not None and not error:
+                self._receive_into(request.into)
+        elif kind & _IS_ERROR:
+            error = int.from_bytes(self._receive(length)[:4], "big") or errno.EIO
+        else:
+            self._take_body(request, kind, length)
+        request.refused = request.refused or error
+        if flags & _DONE:
+            request.done = True
+            del self._under_way[cookie]
+            if request.refused:
+                self._refusals.append((request, request.refused))
 
-    def _refused(self, number: int) -> Error:
+    def _take_body(self, request: _Request, kind: int, length: int) -> None:
+        into = request.into
+        if kind == _OFFSET_DATA and length > 8 and into is not None:
+            at = int.from_bytes(self._receive(8), "big") - request.offset
+            if at < 0 or at + length - 8 > len(into):
+                raise self._strange("sends more than was asked")
+            self._receive_into(into[at : at + length - 8])
+            return
+        body = self._receive(length)  # of a hole: the buffer is zeros already
+        if kind != _BLOCK_STATUS or int.from_bytes(body[:4], "big") != self._allocation:
+            return
+        at = request.offset
+        for extent, state in struct.iter_unpack(">II", body[4 : 4 + (length - 4) // 8 * 8]):
+            if extent:
+                request.extents.append((at, extent, bool(state & _ZERO)))
+            at += extent
+
+    def _refused(self, number: int, where: str = "") -> Error:
         if number == errno.ESHUTDOWN:
             return HeldError(f"{self._place} takes nothing: replication is on hold", "")
         return StorageError(
-            f"{os.strerror(number)}: {self._place} refused a request", "see the server's log",
+            f"{os.strerror(number)}: {self._place} refused a request{where}",
+            "see the server's log",
             number,
-        )  # fmt: skip
-
-    def _finish(self) -> None:
-        """The reply of a command that returns nothing."""
-        flags, _, length = self._reply()
-        while length or not flags & _DONE:
-            self._receive(length)
-            flags, _, length = self._reply()
-
-    def _read(self, into: memoryview, offset: int) -> None:
-        with self._failures():
-            self._send(_READ, offset, len(into))
-            if not self._structured:
-                self._reply()
-                self._receive_into(into)
-                return
-            flags = 0
-            while not flags & _DONE:
-                flags, kind, length = self._reply()
-                if kind == _OFFSET_DATA and length > 8:
-                    at = int.from_bytes(self._receive(8), "big") - offset
-                    if at < 0 or at + length - 8 > len(into):
-                        raise self._strange("sends more than was asked")
-                    self._receive_into(into[at : at + length - 8])
-                elif kind == _OFFSET_HOLE and length == 12:
-                    self._receive(12)  # the buffer is zeros already
-                else:
-                    self._receive(length)
+        )
 
     def _ask_status(self, offset: int, length: int) -> None:
-        self._send(_STATUS, offset, length)
-        found: list[tuple[int, int, bool]] = []
-        flags = 0
-        while not flags & _DONE:
-            flags, kind, size = self._reply()
-            body = self._receive(size)
-            if kind != _BLOCK_STATUS or int.from_bytes(body[:4], "big") != self._allocation:
-                continue
-            at = offset
-            for extent, state in struct.iter_unpack(">II", body[4 : 4 + (size - 4) // 8 * 8]):
-                if extent:
-                    found.append((at, extent, bool(state & _ZERO)))
-                at += extent
-        if not found:
+        request = self._start(_STATUS, offset, length)
+        self._wait(request)
+        if not request.extents:
             raise self._strange("does not say what it was asked about")
-        self._known = found
+        self._known, self._changed_stop = request.extents, 0
+
+
+class _Request:
+    """One that is under way. into: where the bytes that were asked for go."""
+
+    __slots__ = ("done", "extents", "into", "kind", "offset", "refused")
+
+    def __init__(self, kind: int, offset: int, into: memoryview | None) -> None:
+        self.kind, self.offset, self.into = kind, offset, into
+        self.done, self.refused = False, 0
+        self.extents: list[tuple[int, int, bool]] = []  # offset, length, zeros
+
+
+class Reading:
+    """Bytes that were asked for."""
+
+    def __init__(self, client: NbdClient, into: bytearray, request: _Request) -> None:
+        self._client, self._into, self._request = client, into, request
+
+    @property
+    def data(self) -> bytearray:
+        """They; waits for them.
+
+        Raises:
+            StorageError: The server refused, or went away.
+        """
+        self._client._wait(self._request)
+        return self._into

@@ -14,7 +14,7 @@ from .errors import ExistsError, NotFoundError, StateError, UsageError
 from .manifest import Manifest, PointNote
 from .points import Point
 from .replica import Replica
-from .retention import locked_notes, stopping
+from .retention import kept_now, locked_notes
 from .units import format_time, parse_time
 
 _NAME = re.compile(r"[^\W\d][\w.+-]{0,99}")
@@ -113,7 +113,7 @@ def facts(replica: Replica, point: Point) -> dict[str, object]:
         "pinned": note.pinned,
         "locked_until": note.locked_until,
         "locked": bool(locked_notes([note], time.time_ns())),
-        "kept": bool(stopping([note], time.time_ns())),
+        "kept": point.id in kept_now(manifest, time.time_ns()),
         "long_term": manifest.long_term(point.id) is not None,
     }
 

@@ -32,6 +32,7 @@ from . import (
     interim,
     replication,
     repointing,
+    trial_places,
     undoing,
     viewers,
 )
@@ -71,6 +72,7 @@ def failover(
     source: Hypervisor | None = None,
     skip: Mapping[str, str] | None = None,
     reason: str = "",
+    after: tuple[str, float] | None = None,
     settings: MachineSettings | None = None,
     operation_id: str | None = None,
     on_step: OnStep | None = None,
@@ -88,6 +90,8 @@ def failover(
         source: Where the source runs; by default as replica.toml says.
         skip: Check -> why it is not to be run: see checklist.py.
         reason: Why this is done, for the record.
+        after: What ends the failover by itself, "undo" or "permanent", and in how many
+            seconds after its end. timers.start begins a process that waits for it.
         settings: Of the machine; by default those of replica.toml, then of the manifest.
         operation_id: Asked again with the same id, the same outcome is returned and
             nothing is done; after a crash it goes on where it stopped.
@@ -125,6 +129,8 @@ def failover(
             planned=planned,
             skip=dict(skip or {}),
             reason=reason,
+            auto=after[0] if after else "",
+            auto_seconds=after[1] if after else 0.0,
         )
         return _go_on(replica, hypervisor, on_step, begun, source)
 
@@ -254,7 +260,7 @@ def resume(
                 replica.save(sync_audit=True)
             elif head is not None and head.pending:
                 audit.write(replica.directory, head, sync=True)  # what a crash left out
-            return _finish_beside(replica, begun)
+            return _finish_beside(replica, hypervisor, begun)
         audit.tell(replica.manifest, operation, "resumed")
         if operation.kind in ("create", "adopt", "seed", "remove"):
             from . import provision
@@ -289,16 +295,21 @@ def _resume_repoint(
     return repointing.run(replica, hypervisor, on_step, begun)
 
 
-def _finish_beside(replica: Replica, begun: float) -> Outcome | None:
-    """What an ingest does beside operations, and did not come to the end of."""
-    from . import frozen, retaining  # a failover does without
+def _finish_beside(
+    replica: Replica, hypervisor: Hypervisor | None, begun: float
+) -> Outcome | None:
+    """What is done beside operations, and did not come to the end: by tests, and an ingest."""
+    from . import frozen, retaining, trials  # a failover does without
 
+    swept = trials.sweep(replica, hypervisor)
     destaged = retaining.finish(replica)
     gone = frozen.finish(replica)
     if gone is not None:
         return unrecorded_outcome(replica, "expire", gone, begun)
     if destaged:
         return unrecorded_outcome(replica, "destage", replica.manifest.horizon, begun)
+    if swept:
+        return unrecorded_outcome(replica, "sweep", None, begun)
     return None
 
 
@@ -339,6 +350,7 @@ def permanent(
             retention.refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
         replica.journals().close()
         require_chains(replica)
+        trial_places.refuse(replica.manifest, "make {} permanent")
         viewers.require_none(replica.directory, "rewrite the bases in {}")
         begin(replica, "permanent", merging.STEPS, operation_id)
         return _permanent(replica, hypervisor, on_step, begun, progress)

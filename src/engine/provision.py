@@ -24,6 +24,7 @@ from . import (
     scrub,
     scrub_links,
     seed,
+    trial_places,
     viewers,
 )
 from . import manifest as manifests
@@ -329,12 +330,14 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
     _leave_audit(directory, manifest)
     operation_report.remove_all(directory)
+    _remove_timer_files(directory)
     told = (manifests.CONVERSION_NAME, manifests.REHEARSAL_NAME)
     beside = (*told, *(f"{name}.new" for name in told), config.FILE_NAME)
     for name in (manifests.CONTROL_NAME, *beside, *scrub.FILE_NAMES, manifests.FILE_NAME):
         with contextlib.suppress(NotFoundError):
             directory.unlink(name)
         directory.sync()
+    trial_places.remove_all(directory)
     _remove_directory(directory)
 
 
@@ -354,6 +357,24 @@ def _leave_audit(directory: Dir, manifest: Manifest) -> None:
         audit.write(directory, head, sync=True)
         directory.rename(audit.FILE_NAME, f"audit-{manifest.id}.jsonl")
         directory.sync()
+
+
+def _remove_timer_files(directory: Dir) -> None:
+    """The log of timers, and run/ where nothing else is in it."""
+    try:
+        folder = directory.io.open_dir(f"{directory.path}/{manifests.RUN_DIRECTORY}")
+    except NotFoundError:
+        return
+    try:
+        for name in folder.list():
+            is_lock = name.startswith("timer-") and name.endswith(".lock")
+            if is_lock or name == manifests.TIMER_LOG_NAME:
+                folder.unlink(name)
+        left = folder.list()
+    finally:
+        folder.close()
+    if not left:
+        directory.remove_dir(manifests.RUN_DIRECTORY)
 
 
 def _overlays(manifest: Manifest, entry: DiskEntry) -> list[str]:

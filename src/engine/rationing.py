@@ -198,7 +198,7 @@ class Ration:
 
 def stops_of(manifest: Manifest, now_ns: int) -> frozenset[int]:
     """Points that the horizon may not pass; long-term ones need no journal."""
-    return retention.stopping(manifest.notes, now_ns) - {row.id for row in manifest.frozen}
+    return retention.kept_now(manifest, now_ns) - {row.id for row in manifest.frozen}
 
 
 def _free_bytes(path: str) -> int | None:

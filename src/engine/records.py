@@ -87,7 +87,7 @@ class Trial(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     network: str = "none"
     files: bool = False
     disks: dict[str, str] = {}  # disk -> descriptor in the replica's directory, of files
-    state: Literal["starting", "running"] = "starting"
+    state: Literal["starting", "running", "ending"] = "starting"
     running: Running | None = None
 
 
@@ -122,6 +122,7 @@ class Failback(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     rest_bytes: int = 0
     seconds: float = 0.0
     once: bool = False
+    holds: int | None = None  # point that the operator says the targets hold
     done_bytes: int = 0
     total_bytes: int = 0
     layers: int = 0

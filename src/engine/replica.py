@@ -338,17 +338,18 @@ class Replica(Closing):
 
         Raises:
             StateError: It is neither Ready nor Permanent, or has a locked point, and
-                is not forced.
+                is not forced; or test failovers of it are there.
             UsageError: force_name is not its name.
             LockedError: An ingest or an operation has it open.
         """
-        from . import provision, retention
+        from . import provision, retention, trial_places
 
         forced = self.is_forced(force_name)
         with self.locked():
             if not forced:
                 self.need_state("Ready", "Permanent", doing="remove {}")
                 retention.refuse_locked(self.manifest, time.time_ns(), "remove {}")
+            trial_places.refuse(self.manifest, "remove {}")
             return provision.remove(self.directory, self.manifest)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import bringing_up, hypervisors, interim, measuring, undoing
+from . import bringing_up, hypervisors, interim, measuring, timers, undoing
 from .bringing_up import BringUp
 from .errors import Error
 from .manifest import Recovered, Running
@@ -53,6 +53,7 @@ def run(
             go_back(replica, hypervisor, str(getattr(error, "message", error)))
         raise
     measuring.duration(runner.operation, begun)
+    timers.begin(replica.manifest, runner.operation)
     return outcome_of(replica, runner.finish(), begun)
 
 
@@ -102,6 +103,7 @@ class _Repoint:
             manifest.former = manifest.recovered
         assert manifest.former is not None
         manifest.recovered = self._up.recovered()
+        manifest.recovered.timer = manifest.former.timer
         manifest.state = "Failover"
         point = self._up.point()
         measuring.loss_again(manifest, manifest.former.operation)

@@ -121,7 +121,7 @@ class _Session:
             Replica.open(replica.path, replica.directory.io), self._disks, self._points, clock
         )
         journals.on_mark = self._points.append
-        self._at = {name: _destaged_to(native) for name, native in self._disks}
+        self._at = {name: destaged_to(native) for name, native in self._disks}
         self._begun = False  # what is below has its new content ids
         self._kept_ns = -1  # of the newest point that was to be kept for long
         self._gave_back: Use | None = None
@@ -196,6 +196,9 @@ class _Session:
             return
         self.ration.is_idle = False
         try:
+            if self._replica.manifest.files_of_tests(made=True):
+                self._checkpoint()
+                _refuse_below_tests(self._replica.manifest)
             self._destage(self._replica.manifest.horizon)
             while (move := self._announce()) is not None:
                 self._destage(move.point.id)
@@ -207,7 +210,7 @@ class _Session:
             self.ration.waits("somebody is looking at a restore point" if self._is_viewed() else "")
         except CancelledError:
             pass
-        except LockedError as error:  # an operation goes on: in a later round
+        except LockedError as error:  # an operation or a test goes on: in a later round
             self.ration.waits(error.message)
         except (HeldError, StateError):
             self._replica.refresh()
@@ -230,7 +233,12 @@ class _Session:
         )
 
     def _is_viewed(self) -> bool:
-        """Whether the horizon stays for who looks at a point; short of room it does not."""
+        """Whether the horizon stays for who looks at a point; short of room it does not.
+
+        For the files of a test it does.
+        """
+        if self._replica.manifest.files_of_tests():
+            return True
         return not self.ration.use.excess_bytes and viewers.present(self._replica.directory)
 
     def _announce(self) -> Move | None:
@@ -253,6 +261,7 @@ class _Session:
 
     def _begin(self, manifest: Manifest) -> None:
         """Before the first write below the journals. Inside the lock."""
+        _refuse_below_tests(manifest)
         if not self._begun:
             below.begin(self._replica.directory, manifest, self._journals.below)
             self._begun = True
@@ -270,6 +279,8 @@ class _Session:
 
     def _destage_one(self, name: str, native: Journal, horizon: int) -> None:
         with self._working(f"destage {name}", horizon):
+            self._replica.refresh()  # a test that waits for the end of this sees that it is
+            _refuse_below_tests(self._replica.manifest)
             done = native.destage(horizon, self._journals.targets[name], self._progress)
         self._at[name] = horizon
         self.ration.freed_bytes += done["freed_bytes"]
@@ -341,10 +352,10 @@ def finish(replica: Replica) -> bool:
         DamagedError, StorageError: It failed again.
     """
     with replica.locked() as manifest:
-        if not _is_ready(manifest) or not manifest.horizon:
+        if not _is_ready(manifest) or not manifest.horizon or manifest.files_of_tests(made=True):
             return False
         with replica.journals() as journals:
-            if all(_destaged_to(native) >= manifest.horizon for native in journals.natives):
+            if all(destaged_to(native) >= manifest.horizon for native in journals.natives):
                 return False
         with replica.journals(writable=True, with_bases=True, writable_bases=True) as journals:
             below.begin(replica.directory, manifest, journals.below)
@@ -353,11 +364,17 @@ def finish(replica: Replica) -> bool:
         return True
 
 
+def _refuse_below_tests(manifest: Manifest) -> None:
+    """Nothing is written below the journals while a test has files above that."""
+    if manifest.files_of_tests(made=True):
+        raise LockedError("a test failover has files above the bases", "rollpoint undo --test")
+
+
 def _is_ready(manifest: Manifest) -> bool:
     return manifest.state == "Ready" and manifest.operation is None and not manifest.held
 
 
-def _destaged_to(native: Journal) -> int:
+def destaged_to(native: Journal) -> int:
     """The point to which a journal has been destaged; 0: unknown, so it is done again."""
     info, first = native.info(), native.points()[:1]
     if not first or not info["horizon_entry"] or info["based_entry"] != info["horizon_entry"]:

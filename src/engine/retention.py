@@ -147,6 +147,11 @@ def stopping(notes: Iterable[PointNote], now_ns: int) -> frozenset[int]:
     return frozenset(note.id for note in kept)
 
 
+def kept_now(manifest: Manifest, now_ns: int) -> frozenset[int]:
+    """Ids of the points that may not be given up now, tested ones included."""
+    return stopping(manifest.notes, now_ns) | {trial.point for trial in manifest.tests}
+
+
 def by_window(points: Sequence[Point], now_ns: int, window_seconds: float) -> Point | None:
     """The newest point that is not younger than the window.
 
@@ -385,7 +390,7 @@ def warnings(
         if retention.at_limit == "refuse":
             why = "as was asked for (--at-limit refuse)"
         elif held:
-            why = "because pinned or locked points stop the horizon"
+            why = "because pinned, locked or tested points stop the horizon"
         else:
             why = "because nothing older than the newest restore point is left to give up"
         found["full"] = (
@@ -401,5 +406,5 @@ def warnings(
             f"{format_duration(view.full_in_seconds or 0.0)}"
         )
     if held and (use.excess_bytes or view.level):
-        found["stopped"] = f"the horizon cannot pass restore point {held}: pinned or locked"
+        found["stopped"] = f"the horizon cannot pass restore point {held}: pinned, locked or tested"
     return found

@@ -7,17 +7,14 @@ can. Sending again what was sent already changes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
-from ._native import RUN_DATA, Disk
+from . import sending_export
+from ._native import Disk, copy_spans, differ
 from .errors import CancelledError, UsageError, VerificationError
-from .spans import Span, Spans, whole
+from .spans import Spans, whole
 from .targets import Target
-
-CHUNK_BYTES = 1 << 20  # read and written at once
-ZERO_BYTES = 64 << 20  # zeroed at once
-UNIT_BYTES = 4 << 10  # differences, and zeros among data, are found in such units
 
 # called with bytes done and bytes in all; False stops
 Progress = Callable[[int, int], bool]
@@ -61,32 +58,14 @@ def send(
     """
     _check(source, target, spans)
     begun = time.perf_counter()
-    read = sent = zeroed = done = 0
-    total = spans.total_bytes
-    for start, stop in spans:
-        at = start
-        while at < stop:
-            length, zeros = _run(source, at, stop - at)
-            if zeros:
-                length = min(length, ZERO_BYTES)
-                target.zero(length, at)
-                zeroed += length
-            else:
-                length = min(length, CHUNK_BYTES)
-                data = source.pread(length, at)
-                read += length
-                for begin, end, empty in _zero_runs(data):
-                    if empty:
-                        target.zero(end - begin, at + begin)
-                        zeroed += end - begin
-                    else:
-                        target.pwrite(data[begin:end], at + begin)
-                        sent += end - begin
-            at += length
-            done += length
-            _tell(progress, done, total, target)
-    target.flush()
-    return Sent(read, sent, zeroed, time.perf_counter() - begun)
+    tell = _teller(progress, spans.total_bytes, target)
+    native, client = target.native, target.client
+    if native is not None:
+        counts = copy_spans(source, native, spans.packed, progress=tell)
+    else:
+        assert client is not None
+        counts = sending_export.send(source, client, spans, tell)
+    return Sent(*counts, time.perf_counter() - begun)
 
 
 def differing(
@@ -106,23 +85,12 @@ def differing(
     """
     spans = whole(source.size_bytes) if spans is None else spans
     _check(source, target, spans)
-    found: list[Span] = []
-    done, total = 0, spans.total_bytes
-    for start, stop in spans:
-        at = start
-        while at < stop:
-            length, zeros = _run(source, at, stop - at)
-            length, there_zeros = target.run(at, length)
-            if not (zeros and there_zeros):
-                length = min(length, CHUNK_BYTES)
-                data = bytes(length) if zeros else source.pread(length, at)
-                there = bytes(length) if there_zeros else target.pread(length, at)
-                if data != there:
-                    found.extend(_units_that_differ(data, there, at))
-            at += length
-            done += length
-            _tell(progress, done, total, target)
-    return Spans(found)
+    tell = _teller(progress, spans.total_bytes, target)
+    native, client = target.native, target.client
+    if native is not None:
+        return Spans.unpack(differ(source, native, spans.packed, progress=tell))
+    assert client is not None
+    return sending_export.differ(source, client, spans, tell)
 
 
 def verify(
@@ -157,37 +125,15 @@ def _check(source: Disk, target: Target, spans: Spans) -> None:
         )
 
 
-def _tell(progress: Progress | None, done: int, total: int, target: Target) -> None:
-    if progress is not None and not progress(done, total):
-        raise CancelledError(
-            f"the work on {target.place} was stopped after {done} of {total} bytes",
-            "it can be done again",
-        )
+def _teller(progress: Progress | None, total: int, target: Target) -> Callable[[int], bool]:
+    """What is told of bytes done while it goes on; it stops by its exception."""
 
+    def told(done: int) -> bool:
+        if progress is not None and not progress(done, total):
+            raise CancelledError(
+                f"the work on {target.place} was stopped after {done} of {total} bytes",
+                "it can be done again",
+            )
+        return True
 
-def _run(source: Disk, at: int, most: int) -> tuple[int, bool]:
-    length, kind = source.run(at, most)[:2]
-    return length, kind != RUN_DATA
-
-
-def _zero_runs(data: bytes) -> Iterator[tuple[int, int, bool]]:
-    """Start and stop of stretches of whole units, and whether they are zeros."""
-    if data.count(0) == 0:
-        yield 0, len(data), False
-        return
-    begin, was = 0, False
-    for at in range(0, len(data), UNIT_BYTES):
-        unit = data[at : at + UNIT_BYTES]
-        zeros = unit.count(0) == len(unit)
-        if at and zeros != was:
-            yield begin, at, was
-            begin = at
-        was = zeros
-    yield begin, len(data), was
-
-
-def _units_that_differ(data: bytes, there: bytes, offset: int) -> Iterator[Span]:
-    for at in range(0, len(data), UNIT_BYTES):
-        stop = min(at + UNIT_BYTES, len(data))
-        if data[at:stop] != there[at:stop]:
-            yield offset + at, offset + stop
+    return told

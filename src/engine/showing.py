@@ -6,11 +6,11 @@ import time
 
 import msgspec
 
-from . import control, rpo
+from . import control, rpo, trial_places
 from ._native import Dir
 from .errors import Error, NotFoundError
 from .journals import Journals
-from .manifest import CONTROL_NAME, REHEARSAL_NAME, Manifest
+from .manifest import CONTROL_NAME, REHEARSAL_NAME, Manifest, Trial
 from .points import Points
 
 ASK_SECONDS = 5.0
@@ -41,6 +41,7 @@ def show(directory: Dir, manifest: Manifest) -> Facts:
         ),
         "error": error,
         "rehearsal": _rehearsal(directory),
+        "tests": [_test(directory, trial) for trial in manifest.tests],
         "ingest": None
         if manifest.ingest is None
         else {**_builtins(manifest.ingest), "running": status is not None},
@@ -64,6 +65,19 @@ def _rehearsal(directory: Dir) -> Facts | None:
     if isinstance(converted, dict):
         found["converted"] = {**converted, "changes": len(converted.get("changes", []))}
     return found
+
+
+def _test(directory: Dir, trial: Trial) -> Facts:
+    """A test failover. lost: its disks went with their process; it can only be ended."""
+    served = trial_places.load_facts(directory, trial.id)
+    lost = not trial.files and not trial_places.is_served(directory, trial.id)
+    used = trial_places.is_used(directory, trial.id)
+    return {
+        **_builtins(trial),
+        "lost": lost and not used,
+        "socket": None if served is None or trial.files else served.socket,
+        "written_bytes": trial_places.written_bytes(directory, trial.id),
+    }
 
 
 def _disks(directory: Dir, manifest: Manifest) -> list[Facts]:

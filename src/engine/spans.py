@@ -48,13 +48,6 @@ class Spans:
         """Where the last one ends; 0 without one."""
         return self._flat[-1] if self._flat else 0
 
-    def widened(self, unit_bytes: int, size_bytes: int) -> Spans:
-        """The whole units of a disk that they touch; the last unit of it may be short."""
-        return Spans(
-            (start // unit_bytes * unit_bytes, min(-(-stop // unit_bytes) * unit_bytes, size_bytes))
-            for start, stop in self
-        )
-
     def pieces(self, most_bytes: int) -> Iterator[Span]:
         """The ranges one after the other, cut where they are longer than that."""
         for start, stop in self:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from . import audit
+from . import audit, timers
 from .disk import open_disk
 from .errors import StateError, UsageError
 from .manifest import Kind, Operation, Step
@@ -104,6 +104,9 @@ def begin(
         steps=[Step(name=name) for name in names],
         **facts,  # type: ignore[arg-type]
     )
+    timer = timers.of(replica.manifest)
+    if timer is not None and kind != "repoint" and timer.operation != operation_id:
+        timers.end(replica.manifest, f"{kind} {operation_id} was begun")
     audit.begin(replica.manifest, operation)
     return operation
 
@@ -234,7 +237,7 @@ def outcome_of(replica: Replica, operation: Operation, begun: float | None) -> O
     )
 
 
-def unrecorded_outcome(replica: Replica, kind: str, point: int, begun: float) -> Outcome:
+def unrecorded_outcome(replica: Replica, kind: str, point: int | None, begun: float) -> Outcome:
     """Of what is no operation, and was finished beside them: restore points given up."""
     return Outcome(
         operation="",

@@ -32,13 +32,16 @@ class Throwaway(Closing):
             this is closed.
         scratch_dir: A directory with room for what will be written; by default the one
             for temporary files.
+        file: Takes what is written, in place of one without a name. It is empty.
 
     Raises:
         StorageError: There can be no file as large as the disk in scratch_dir.
     """
 
-    def __init__(self, below: Below, scratch_dir: str | None = None) -> None:
-        self._file = nameless_file(scratch_dir)
+    def __init__(
+        self, below: Below, scratch_dir: str | None = None, file: File | None = None
+    ) -> None:
+        self._file = file or nameless_file(scratch_dir)
         try:
             self._native: Disk | None = scratch_disk(below.reading, self._file)
         except BaseException:

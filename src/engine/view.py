@@ -61,7 +61,7 @@ class OpenView:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         if again is not None:
-            self._swap = Swap(_native_of(opened))
+            self._swap = Swap(native_of(opened))
             self._swap.be_patient(PATIENCE_MS)
             self._thread = threading.Thread(
                 target=self._follow, args=(self._swap, again), name=f"view {name}", daemon=True
@@ -73,7 +73,7 @@ class OpenView:
         """The native disk; nobody may be in it when the view is closed."""
         if self._opened is None:
             raise StateError(f"the view of disk {self.name} is closed", "open it again")
-        return self._swap or _native_of(self._opened)
+        return self._swap or native_of(self._opened)
 
     @property
     def size_bytes(self) -> int:
@@ -105,7 +105,7 @@ class OpenView:
                 swap.be_patient(0)
                 return
             before, self._opened = self._opened, fresh
-            swap.put(_native_of(fresh))
+            swap.put(native_of(fresh))
             if before is not None:
                 before.close()
 
@@ -122,7 +122,7 @@ class OpenView:
             opened.close()
 
 
-def _native_of(opened: _Opened) -> Disk:
+def native_of(opened: _Opened) -> Disk:
     return opened.reading if isinstance(opened, OpenDisk) else opened.disk
 
 
@@ -139,7 +139,7 @@ class View(Closing):
                 replica.locked(LOCK_SECONDS) as manifest,
             ):
                 require_readable(manifest)
-                self.point = _choose(replica, wanted)
+                self.point = choose(replica, wanted)
                 for entry in manifest.disks:
                     self.disks[entry.name] = self._open(manifest, entry)
         except BaseException:
@@ -147,7 +147,7 @@ class View(Closing):
             raise
 
     def _open(self, manifest: Manifest, entry: DiskEntry) -> OpenView:
-        opened = _open_at(self._directory, manifest, entry, self.point)
+        opened = open_at(self._directory, manifest, entry, self.point)
         if isinstance(opened, OpenDisk):
             return OpenView(entry.name, opened, None)
         return OpenView(entry.name, opened, lambda: self._open_again(entry.name))
@@ -159,7 +159,7 @@ class View(Closing):
         ):
             require_readable(manifest)
             try:
-                return _open_at(self._directory, manifest, manifest.disk(name), self.point)
+                return open_at(self._directory, manifest, manifest.disk(name), self.point)
             except NotFoundError:
                 raise NotFoundError(
                     f"{replica.name} does not keep restore point {self.point.id} any more: "
@@ -190,7 +190,7 @@ def view(replica: Replica, wanted: Point | str = "latest") -> View:
     """
     replica.refresh()
     require_readable(replica.manifest)
-    point = _choose(replica, wanted)  # before anything is left in the directory
+    point = choose(replica, wanted)  # before anything is left in the directory
     return View(replica.directory, point)
 
 
@@ -214,7 +214,12 @@ def require_readable(manifest: Manifest) -> None:
         )
 
 
-def _choose(replica: Replica, wanted: Point | str) -> Point:
+def choose(replica: Replica, wanted: Point | str) -> Point:
+    """The point that is wanted, if it is kept.
+
+    Raises:
+        NotFoundError, GapError, UsageError: There is no such point, or not any more.
+    """
     points = replica.points
     point = points.find(wanted) if isinstance(wanted, str) else points.by_id(wanted.id)
     manifest = replica.manifest
@@ -226,7 +231,7 @@ def _choose(replica: Replica, wanted: Point | str) -> Point:
     return point
 
 
-def _open_at(directory: Dir, manifest: Manifest, entry: DiskEntry, point: Point) -> _Opened:
+def open_at(directory: Dir, manifest: Manifest, entry: DiskEntry, point: Point) -> _Opened:
     """What shows a disk at the point: a chain, or the journal. Inside the replica's lock."""
     long_term = manifest.long_term(point.id)
     if long_term is not None:

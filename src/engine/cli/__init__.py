@@ -37,6 +37,7 @@ COMMANDS = {
     "undo": "failover",
     "permanent": "failover",
     "resume": "failover",
+    "timer": "timer",
     "audit": "audit",
     "failback": "failback",
     "bench": "bench",

@@ -45,10 +45,10 @@ def register(app: typer.Typer) -> None:
 class _Group(typer.core.TyperGroup):
     """`failback DIR` is `failback start DIR`; a directory of another word's name is ./switch."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in WORDS:
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in (*WORDS, "--help"):
             args = ["start", *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
 
 def start(
@@ -71,6 +71,10 @@ def start(
     once: Annotated[
         bool, typer.Option("--once", help="One round, however much is written meanwhile.")
     ] = False,
+    holds: Annotated[
+        int | None,
+        typer.Option(metavar="POINT", help="Id of the restore point that restored disks hold."),
+    ] = None,
     reason: Reason = "",
     operation_id: OperationId = None,
     as_json: AsJson = False,
@@ -94,6 +98,7 @@ def start(
             targets,
             kind,
             once=once,
+            holds=holds,
             reason=reason,
             operation_id=operation_id,
             on_step=_teller(as_json),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from .. import timers
+from ..errors import Error, UsageError
 from ..replica import Replica
 from ..units import format_duration, parse_duration, parse_size
 from .output import print_json, printable
@@ -54,11 +55,25 @@ def failover(
         bool,
         typer.Option("--planned", help="Shut the source down first: nothing is lost."),
     ] = False,
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Beside replication, without a wire; ends with undo --test."),
+    ] = False,
+    network: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a test: an isolated network, or none."),
+    ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(metavar="CHECK=REASON", help="Do not run that check. May be repeated."),
     ] = None,
     reason: Reason = "",
+    auto_undo: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Undo it after that time, by itself.")
+    ] = None,
+    auto_permanent: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Make it permanent after that time.")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of the machine, as in 256M.")
     ] = None,
@@ -75,6 +90,13 @@ def failover(
     as_json: AsJson = False,
 ) -> None:
     """Bring the replica up as of a restore point; its writes go into overlays."""
+    _require_fitting(test, network, planned or bool(skip))
+    if test:
+        with Replica.open(directory) as replica:
+            settings = _settings(replica, memory, accel, marker, timeout)
+            how = network, no_power_on, no_convert
+            _test(replica, to, how, settings, reason, operation_id, as_json)
+        return
     from .. import operation as room
 
     with Replica.open(directory) as replica:
@@ -86,11 +108,76 @@ def failover(
             planned=planned,
             skip=_skipped(skip or []),
             reason=reason,
+            after=_after(auto_undo, auto_permanent),
             settings=_settings(replica, memory, accel, marker, timeout),
             operation_id=operation_id,
             on_step=_teller(as_json),
         )
-        _tell(outcome, as_json)
+        _tell(outcome, as_json, _watch(replica))
+
+
+def _after(auto_undo: str | None, auto_permanent: str | None) -> tuple[str, float] | None:
+    if auto_undo is None and auto_permanent is None:
+        return None
+    from .timer import after
+
+    return after(auto_undo, auto_permanent)
+
+
+def _watch(replica: Replica) -> str:
+    """Start the process that waits for the timer, if there is one. What is said of it."""
+    timer = timers.of(replica.manifest)
+    if timer is None:
+        return ""
+    try:
+        timers.start(replica)
+    except Error as error:
+        return f"{error.message} ({error.hint})"
+    return f"{timer.action} by itself at {timer.due}; rollpoint timer --cancel takes that back"
+
+
+def _require_fitting(test: bool, network: str | None, for_real: bool) -> None:
+    """Options of test failovers and of real ones are not mixed.
+
+    Raises:
+        UsageError: They are.
+    """
+    if test and for_real:
+        raise UsageError(
+            "--test goes with neither --planned nor --skip",
+            "a test touches no source, and nothing is looked for before it",
+        )
+    if network is not None and not test:
+        raise UsageError(
+            "--network goes with --test",
+            'elsewhere it is said in replica.toml: [machine] network = "..."',
+        )
+
+
+def _test(
+    replica: Replica,
+    to: str | None,
+    how: tuple[str | None, bool, bool],
+    settings: MachineSettings,
+    reason: str,
+    operation_id: str | None,
+    as_json: bool,
+) -> None:
+    from .. import trials
+
+    network, no_power_on, no_convert = how
+    outcome = trials.start(
+        replica,
+        to or "latest",
+        network=network,
+        power_on=not no_power_on,
+        convert=not no_convert,
+        settings=settings,
+        reason=reason,
+        operation_id=operation_id,
+        on_step=_teller(as_json),
+    )
+    _tell(outcome, as_json)
 
 
 def _skipped(words: list[str]) -> dict[str, str]:
@@ -139,13 +226,38 @@ def _settings(
     return settings
 
 
-def undo(directory: Directory, operation_id: OperationId = None, as_json: AsJson = False) -> None:
+def undo(
+    directory: Directory,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", metavar="ID", help="End that test failover, or all of them."),
+    ] = None,
+    operation_id: OperationId = None,
+    as_json: AsJson = False,
+) -> None:
     """End a failover: power off, drop what was written since, replicate again."""
+    if test is not None:
+        _undo_tests(directory, test, as_json)
+        return
     from .. import operation as room
 
     with Replica.open(directory) as replica:
         outcome = room.undo(replica, operation_id=operation_id, on_step=_teller(as_json))
         _tell(outcome, as_json)
+
+
+def _undo_tests(directory: str, which: str, as_json: bool) -> None:
+    from .. import trials
+
+    with Replica.open(directory) as replica:
+        done = trials.undo(replica, which)
+        if as_json:
+            print_json({"tests": [outcome.to_json() for outcome in done]})
+            return
+        for outcome in done:
+            _tell(outcome, as_json)
+        if not done:
+            typer.echo("there is no test failover")
 
 
 def permanent(
@@ -173,12 +285,15 @@ def resume(directory: Directory, as_json: AsJson = False) -> None:
 
     with Replica.open(directory) as replica:
         outcome = room.resume(replica, on_step=_teller(as_json))
+        timer = _watch(replica)
         if outcome is not None:
-            _tell(outcome, as_json)
+            _tell(outcome, as_json, timer)
         elif as_json:
             print_json({"state": replica.manifest.state, "operation": None})
         else:
             typer.echo(f"nothing to resume; the state is {replica.manifest.state}")
+            if timer:
+                typer.echo(timer)
 
 
 def _teller(as_json: bool) -> Callable[[Step], None] | None:
@@ -194,13 +309,16 @@ def _teller(as_json: bool) -> Callable[[Step], None] | None:
     return tell
 
 
-def _tell(outcome: Outcome, as_json: bool) -> None:
+def _tell(outcome: Outcome, as_json: bool, timer: str = "") -> None:
     if as_json:
         print_json(outcome.to_json())
         return
     point = f" as of restore point {outcome.point}" if outcome.point is not None else ""
     beside = {
         "expire": f"long-term point {outcome.point} is given up",
+        "test": f"test failover {outcome.operation} runs{point}",
+        "undo test": f"test failover {outcome.operation.removeprefix('undo-')} has ended",
+        "sweep": "what test failovers had left behind is removed",
         "destage": f"what lies before restore point {outcome.point} is given up",
     }
     done = beside.get(outcome.kind, f"{outcome.state}{point}")
@@ -213,5 +331,7 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
         typer.echo(f"RTO {format_duration(outcome.rto_seconds)}, until the machine was on")
     if outcome.report is not None:
         typer.echo(f"report: {outcome.report}")
+    if timer:
+        typer.echo(timer)
     for warning in outcome.warnings:
         typer.echo(f"warning: {printable(warning)}", err=True)

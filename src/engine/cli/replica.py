@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import timers
 from ..errors import UsageError
 from ..manifest import Retention
 from ..replica import Replica, list_replicas
@@ -182,7 +183,8 @@ def show(directory: Directory, as_json: AsJson = False) -> None:
 
 
 def _show(replica: Replica, as_json: bool) -> None:
-    facts = replica.show()
+    timer = timers.show(replica.directory, replica.manifest)
+    facts = {**replica.show(), "timer": timer}
     if as_json:
         print_json(facts)
         return
@@ -201,6 +203,9 @@ def _show(replica: Replica, as_json: bool) -> None:
         typer.echo(f"ingest  process {manifest.ingest.pid} at {manifest.ingest.socket}{error}")
     if manifest.recovered is not None:
         typer.echo(f"runs as of restore point {manifest.recovered.point}")
+    if timer is not None:
+        typer.echo(f"timer   {timers.sentence(timer)}")
+    _show_tests(facts["tests"])
     _show_rehearsal(facts["rehearsal"])
     if manifest.operation is not None:
         operation = manifest.operation
@@ -210,6 +215,16 @@ def _show(replica: Replica, as_json: bool) -> None:
         last = manifest.history[-1]
         why = f": {last.error}" if last.error else ""
         typer.echo(f"last    {last.kind}, begun {last.started}, {last.outcome}{why}")
+
+
+def _show_tests(tests: Any) -> None:
+    """Test failovers that are there."""
+    for test in tests:
+        state = "lost: its disks' process is gone" if test["lost"] else test["state"]
+        typer.echo(
+            f"test    {test['id']}: {state}, restore point {test['point']}, network "
+            f"{printable(test['network'])}, begun {test['started']}"
+        )
 
 
 def _show_rehearsal(found: Any) -> None:

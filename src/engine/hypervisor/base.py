@@ -304,9 +304,15 @@ class Hypervisor(Protocol):
         Args:
             tops: Path of the disk's present top -> path of its base.
             progress: Called with bytes done and bytes in all; False gives up, and then
-                the machine runs from the chains as before.
+                the machine runs from the chains as before. The whole is told once, at the
+                end: the machine stands still, bases and chains hold the same, durably,
+                and what the call returns decides which of them are the disks. If it
+                raises, nothing is decided: the machine stands still until this is asked
+                for again.
 
         Raises:
             UnsupportedError: The hypervisor cannot; it has to be done while it is off.
-            HypervisorError: It failed, and the machine runs from the chains as before.
+            CancelledError: progress gave up.
+            HypervisorError: It failed, and the machine runs from the chains as before,
+                unless it is off, or had been decided: then it is to be asked for again.
         """

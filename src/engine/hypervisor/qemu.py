@@ -14,14 +14,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..errors import (
+    CancelledError,
     HypervisorError,
     NotFoundError,
     StateError,
     ToolMissingError,
-    UnsupportedError,
 )
 from . import qemu_records
 from .base import Conflict, Drive, Handle, Machine
@@ -39,6 +41,7 @@ from .qemu_watch import QEMU_PROGRAM as QEMU_PROGRAM
 from .qemu_watch import Watch
 
 if TYPE_CHECKING:
+    from .qemu_merge import Merge
     from .qmp import Qmp
 
 INSTALL_HINT = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
@@ -191,19 +194,38 @@ class Qemu(Watch):
         """See Hypervisor.freeze. The guest stands still for some milliseconds."""
         from . import qemu_blocks
 
-        with self._at_rest(machine_id) as qmp, self._halted(machine_id, qmp):
+        with self._changing(machine_id) as qmp:
+            halted = self._halt(machine_id, qmp)
             try:
                 qemu_blocks.freeze(qmp, overlays)
             finally:
                 self._note_drives(machine_id, qmp)
+                self._go_on(machine_id, qmp, halted)
 
     def commit(
         self, machine_id: str, tops: Mapping[str, str], progress: Callable[[int, int], bool]
     ) -> None:
-        """See Hypervisor.commit."""
-        raise UnsupportedError(
-            f"machine {machine_id} cannot be merged while it runs", "power it off first"
-        )
+        """See Hypervisor.commit. The guest stands still while progress is told the whole."""
+        from .qemu_merge import Merge
+
+        with self._changing(machine_id) as qmp:
+            merge = Merge(qmp, tops, self._file(machine_id, "qemu.log"))
+            try:
+                merge.begin()
+                merge.copy(progress)
+                halted = self._halt(machine_id, qmp)
+                merged = merge.level()
+            except BaseException:
+                self._give_up(machine_id, qmp, merge)
+                raise
+            # An error here leaves open what was decided: the machine stands still until
+            # it is asked for again.
+            if not progress(merged, merged):
+                self._give_up(machine_id, qmp, merge)
+                raise CancelledError("the merge was given up")
+            self._note_drives(machine_id, qmp, tops)
+            merge.finish()
+            self._go_on(machine_id, qmp, halted)
 
     def _already_running(self, machine: Machine, pid: int) -> Handle:
         wanted = [_comparable(drive) for drive in machine.drives]
@@ -221,44 +243,58 @@ class Qemu(Watch):
         return self._handle(machine.id, pid, started_ns(pid))
 
     @contextlib.contextmanager
-    def _at_rest(self, machine_id: str) -> Iterator[Qmp]:
-        """A connection to a machine that runs, and nobody starts or changes it meanwhile."""
+    def _changing(self, machine_id: str) -> Iterator[Qmp]:
+        """A connection for long use, so that others can ask for the machine meanwhile."""
         if self._find(machine_id) is None:
             raise HypervisorError(f"machine {machine_id} does not run", "power it on first")
-        with locked(self.directory(machine_id)), self.qmp(machine_id, BLOCK_SECONDS_MAX) as qmp:
+        with self.qmp(machine_id, BLOCK_SECONDS_MAX, supervise=True) as qmp:
             yield qmp
 
-    @contextlib.contextmanager
-    def _halted(self, machine_id: str, qmp: Qmp) -> Iterator[None]:
-        """The guest stands still inside. That it has to go on is noted, for after a crash."""
-        directory = self.directory(machine_id)
+    def _halt(self, machine_id: str, qmp: Qmp) -> bool:
+        """Have the guest stand still; returns whether it has to go on afterwards.
+
+        That is noted, as we may not live to do it.
+        """
         known = self._known(machine_id)
         if qmp.execute("query-status")["running"]:
-            if known is not None:
-                known.halted = True
-                qemu_records.store(directory, known)
+            self._note(machine_id, halted=True)
             qmp.execute("stop")
-        elif known is None or not known.halted:
-            yield  # it did so before, and not for us
-            return
-        try:
-            yield
-        finally:
-            qmp.execute("cont")
-            known = self._known(machine_id)
-            if known is not None:
-                known.halted = False
-                qemu_records.store(directory, known)
+            return True
+        return known is not None and known.halted
 
-    def _note_drives(self, machine_id: str, qmp: Qmp) -> None:
-        """Let the record name the disks that the machine has now."""
+    def _go_on(self, machine_id: str, qmp: Qmp, halted: bool) -> None:
+        if halted:
+            qmp.execute("cont")
+            self._note(machine_id, halted=False)
+
+    def _give_up(self, machine_id: str, qmp: Qmp, merge: Merge) -> None:
+        """The machine goes on with its chains, unless it is gone."""
+        with contextlib.suppress(HypervisorError):
+            halted = self._halt(machine_id, qmp)
+            merge.give_up()
+            self._go_on(machine_id, qmp, halted)
+
+    def _note_drives(
+        self, machine_id: str, qmp: Qmp, coming: Mapping[str, str] | None = None
+    ) -> None:
+        """Let the record name the disks that the machine has now, or is about to have."""
         from . import qemu_blocks
 
         known, pid = self._known(machine_id), self._find(machine_id)
         if known is not None and pid is not None:
-            drives = qemu_blocks.drives_now(qmp, drives_of(arguments_of(pid)))
-            known.machine = replace(known.machine, drives=tuple(drives))
-            qemu_records.store(self.directory(machine_id), known)
+            drives = [
+                replace(drive, path=(coming or {}).get(drive.path, drive.path))
+                for drive in qemu_blocks.drives_now(qmp, drives_of(arguments_of(pid)))
+            ]
+            self._note(machine_id, machine=replace(known.machine, drives=tuple(drives)))
+
+    def _note(self, machine_id: str, **facts: Any) -> None:
+        """Change the record, if there is one."""
+        directory = self.directory(machine_id)
+        with locked(directory):
+            known = self._known(machine_id)
+            if known is not None:
+                qemu_records.store(directory, msgspec.structs.replace(known, **facts))
 
     def _known(self, machine_id: str) -> qemu_records.Record | None:
         return qemu_records.load(self.directory(machine_id))

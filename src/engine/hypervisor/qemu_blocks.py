@@ -22,6 +22,8 @@ from .qmp import Qmp
 
 _DEVICE = re.compile(r"(?:^|/)drive(\d+)(?:/|$)")
 
+_OURS = re.compile(r"disk\d+|top-[0-9a-f]{16}")
+
 
 class Top(NamedTuple):
     """What a drive of the machine writes to now."""
@@ -53,6 +55,23 @@ def drives_now(qmp: Qmp, started_with: Sequence[Drive]) -> list[Drive]:
         drive if top.node == f"disk{number}" or not top.path else Drive(top.path, drive.format)
         for number, (drive, top) in enumerate(zip(started_with, tops(qmp), strict=True))
     ]
+
+
+def drop_unused(qmp: Qmp) -> None:
+    """Close what we named and no drive reads any more."""
+    used = {top.node for top in tops(qmp)}
+    while True:
+        before = _names(qmp)
+        for name in before - used:
+            with contextlib.suppress(HypervisorError):  # another one still lies above it
+                qmp.execute("blockdev-del", node_name=name)
+        if _names(qmp) == before:
+            return
+
+
+def _names(qmp: Qmp) -> set[str]:
+    nodes = qmp.execute("query-named-block-nodes", flat=True)
+    return {node["node-name"] for node in nodes if _OURS.fullmatch(node["node-name"])}
 
 
 def freeze(qmp: Qmp, overlays: Mapping[str, str]) -> None:

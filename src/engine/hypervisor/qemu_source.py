@@ -127,6 +127,7 @@ class SourceMirror:
         self._deaf = ""  # why the last call of tell failed
         self._changed = threading.Condition()
         self._gaps: list[Gap] = []
+        self._ending = False  # the guest is off for good
         self._gone = ""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._supervise, daemon=True)
@@ -309,6 +310,8 @@ class SourceMirror:
 
     def _take(self, event: dict[str, Any]) -> None:
         name, data = event["event"], event.get("data", {})
+        if name == "SHUTDOWN":
+            self._ending = True
         job = data.get("device", data.get("id"))
         disk = next((disk for disk in self._disks if disk.job == job), None)
         if disk is None:
@@ -321,6 +324,8 @@ class SourceMirror:
         elif name == "BLOCK_JOB_ERROR":
             self._fall_behind(disk, "behind", f"{data['operation']} failed", time_ns)
         elif name in ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"):
+            if self._ending and disk.state == "in-step" and "error" not in data:
+                return  # the guest does not run any more, and all that it wrote is there
             self._fall_behind(disk, "lost", data.get("error", "the job ended"), time_ns)
 
     def _fall_behind(self, disk: _Disk, state: DiskState, problem: str, time_ns: int) -> None:
