@@ -149,7 +149,9 @@ class QemuMaker(Maker):
         place = Io.posix().open_dir(folder)
         with contextlib.closing(place):
             disk = name.removesuffix(".vmdk").partition("-interim")[0]
-            made = create_interim(place, disk, name, SIZE_BYTES, number=number)
+            with open_disk(path) as parent:
+                size_bytes = parent.size_bytes
+            made = create_interim(place, disk, name, size_bytes, number=number)
         return os.path.join(folder, made)
 
     def chain(self, name: str) -> tuple[str, str]:

@@ -53,7 +53,7 @@ ROWS = [
     {"ingest", "steps"},
     {"planned", "trials"},
     {"undoing", "merging", "bringing_up", "carrying"},
-    {"failing_over", "repointing", "failing_back"},
+    {"failing_over", "repointing", "failing_back", "live_merge"},
     {"ending_failback"},
     {"failback"},
     {"operation"},

@@ -37,13 +37,13 @@ def run(replica: Replica, runner: Runner, progress: Progress | None) -> None:
     """The steps after power off that are not done yet. Inside `locked`."""
     # Once the merge has begun, the content id of a base may have changed already.
     begun = runner.operation.step("merge").state != "pending"
-    runner.run("stop ingest", lambda: _stop_ingest(replica))
-    runner.run("merge", lambda: _merge_all(replica, begun, progress))
-    runner.run("state", lambda: _state(replica))
-    runner.run("clean up", lambda: _clean_up(replica))
+    runner.run("stop ingest", lambda: stop_ingest(replica))
+    runner.run("merge", lambda: merge_all(replica, begun, progress))
+    runner.run("state", lambda: set_state(replica))
+    runner.run("clean up", lambda: clean_up(replica))
 
 
-def _stop_ingest(replica: Replica) -> str:
+def stop_ingest(replica: Replica) -> str:
     try:
         control.ask(replica.control_path, "stop")
     except control.NotRunningError:
@@ -52,38 +52,38 @@ def _stop_ingest(replica: Replica) -> str:
     return "stopped"
 
 
-def _merge_all(replica: Replica, begun: bool, progress: Progress | None) -> str:
+def merge_all(replica: Replica, begun: bool, progress: Progress | None) -> str:
     recovered = replica.manifest.recovered
     assert recovered is not None
     merged = 0
     for disk in replica.manifest.disks:
-        overlay = recovered.interims[disk.name]
         parent = recovered.parents.get(disk.name, disk.journal)
-        merged += _merge(replica.directory, disk, overlay, parent, begun, progress)
+        above = [*recovered.overlays(disk.name), parent]
+        merged += _merge(replica.directory, disk, above, begun, progress)
     return f"{merged} bytes looked through"
 
 
 def _merge(
     directory: Dir,
     disk: DiskEntry,
-    overlay: str,
-    parent: str | None,
+    above: list[str | None],
     begun: bool,
     progress: Progress | None,
 ) -> int:
     """Merge all links of a chain into its base; durable on return.
 
     Args:
-        overlay, parent: The first two links.
+        above: The first links: the overlays, and what they lie on.
         begun: The base may have its new content id already.
     """
-    links = open_links(f"{directory.path}/{overlay}", io=directory.io)
+    top = f"{directory.path}/{above[0]}"
+    links = open_links(top, io=directory.io)
     try:
         names = [link.name for link in links]
-        if names[:2] != [overlay, parent] or names[-1] != disk.base:
+        if names[: len(above)] != above or names[-1] != disk.base:
             raise DamagedError(
-                f"{directory.path}/{overlay}: its chain is {', '.join(names)}",
-                f"it should begin with {overlay}, {parent}, and end with {disk.base}",
+                f"{top}: its chain is {', '.join(names)}",
+                f"it should begin with {', '.join(map(str, above))}, and end with {disk.base}",
             )
         for problem in problems(links[:-1] if begun else links):
             raise problem
@@ -104,13 +104,13 @@ def _merge(
             link.close()
 
 
-def _state(replica: Replica) -> str:
+def set_state(replica: Replica) -> str:
     replica.manifest.state = "Permanent"
     replica.manifest.held = False
     return "Permanent"
 
 
-def _clean_up(replica: Replica) -> str:
+def clean_up(replica: Replica) -> str:
     """Remove overlays, journals and delta disks: the manifest says Permanent by now."""
     manifest = replica.manifest
     if manifest.state != "Permanent":

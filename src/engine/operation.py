@@ -321,6 +321,7 @@ def permanent(
     on_step: OnStep | None = None,
     progress: merging.Progress | None = None,
     force_name: str | None = None,
+    online: bool = False,
 ) -> Outcome:
     """End a failover by merging everything into the base. It is no replica afterwards.
 
@@ -328,15 +329,19 @@ def permanent(
 
     Args:
         force_name: The replica's name, to give up locked points too.
+        online: The machine runs on, and its hypervisor merges; see live_merge.py.
 
     Raises:
-        StateError: The replica is not failed over, or has a locked point and is not forced.
+        StateError: The replica is not failed over, or has a locked point and is not forced;
+            online: its machine does not run.
+        UnsupportedError: Online: the hypervisor, or the type of a base, allows it offline
+            only. Nothing was changed.
         UsageError: force_name is not its name.
         LockedError: Somebody is looking at a restore point.
         Error: A step failed; before the merge the replica is in Failover still, and
             after it Failed: resume goes on, there is no way back.
     """
-    from . import merging, retention  # a failover does without
+    from . import live_merge, merging, retention  # a failover does without
 
     operation_id = operation_id or str(uuid.uuid4())
     begun = time.perf_counter()
@@ -352,7 +357,10 @@ def permanent(
         require_chains(replica)
         trial_places.refuse(replica.manifest, "make {} permanent")
         viewers.require_none(replica.directory, "rewrite the bases in {}")
-        begin(replica, "permanent", merging.STEPS, operation_id)
+        if online:
+            live_merge.require_running(replica, hypervisor)
+        names = live_merge.STEPS if online else merging.STEPS
+        begin(replica, "permanent", names, operation_id)
         return _permanent(replica, hypervisor, on_step, begun, progress)
 
 
@@ -387,14 +395,17 @@ def _permanent(
     begun: float,
     progress: merging.Progress | None = None,
 ) -> Outcome:
-    from . import merging  # a failover does without
+    from . import live_merge, merging  # a failover does without
 
     runner = Runner(replica, on_step)
     merged = runner.operation.step("state").state == "done"
     replica.manifest.state = "Permanent" if merged else "Processing"
     try:
-        runner.run("power off", lambda: undoing.power_off(replica, hypervisor))
-        merging.run(replica, runner, progress)
+        if live_merge.is_live(runner.operation):
+            live_merge.run(replica, runner, hypervisor, progress)
+        else:
+            runner.run("power off", lambda: undoing.power_off(replica, hypervisor))
+            merging.run(replica, runner, progress)
     except Exception as error:
         undoing.stop_at(replica, runner, error, safe_before="merge")
         raise

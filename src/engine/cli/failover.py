@@ -267,6 +267,9 @@ def permanent(
         str | None,
         typer.Option(metavar="NAME", help="The replica's name: give up locked points too."),
     ] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="While the machine runs; it is not powered off.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """End a failover: merge everything into the base. No restore point stays."""
@@ -274,7 +277,11 @@ def permanent(
 
     with Replica.open(directory) as replica:
         outcome = room.permanent(
-            replica, operation_id=operation_id, on_step=_teller(as_json), force_name=force
+            replica,
+            operation_id=operation_id,
+            on_step=_teller(as_json),
+            force_name=force,
+            online=online,
         )
         _tell(outcome, as_json)
 
