@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demo_replicas import SIZES, make_demo, processes_below
+from demo_replicas import MACHINE, SIZES, make_demo, processes_below
 from fakes import Plain
 from guests import protected
+from guests.shelf import Shelf
 from replicas import (
     Source,
     empty_model,
@@ -45,6 +46,8 @@ from rollpoint.errors import (
     UsageError,
 )
 from rollpoint.hypervisor.base import Handle, Machine, State
+from rollpoint.hypervisor.qemu import Qemu
+from rollpoint.manifest import Step
 from rollpoint.nbd_client import NbdClient, Place
 from rollpoint.replica import Replica
 from tools import ROOT, require_tool
@@ -428,7 +431,7 @@ def clear_up(replica: Replica, how: int, world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["nbd", "files"])
 @pytest.mark.parametrize("action", ["start", "undo"])
-@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.long)])
 def test_killed_at_any_moment_a_test_is_as_before_or_done_or_cleared_away(
     tmp_path: Path, temporary: Path, action: str, kind: str, stride: int
 ) -> None:
@@ -499,3 +502,142 @@ def test_two_that_start_one_test_are_one_and_one_that_is_told(demo: Path) -> Non
         pytest.raises(LockedError, match="being started, or ended"),
     ):
         trials.start(other, "1", operation_id="t", power_on=False)
+
+
+@pytest.mark.parametrize("when", ["before its disks are there", "before its machine is on"])
+def test_a_start_whose_disks_process_is_killed_fails_and_leaves_nothing(
+    demo: Path, tmp_path: Path, when: str
+) -> None:
+    class Killer(World):
+        def start(self, machine: Machine) -> Handle:
+            kill()
+            return super().start(machine)
+
+    def kill() -> None:
+        os.kill(pid_of(demo, "t"), signal.SIGKILL)
+        with Replica.open(demo) as other:
+            wait_until(lambda: not trial_places.is_served(other.directory, "t"), "it is gone")
+
+    def watch(step: Step) -> None:
+        if when.startswith("before its disks") and (step.name, step.state) == ("disks", "running"):
+            kill()
+
+    world = Killer(tmp_path / "world", False)
+    with Replica.open(demo) as replica:
+        with pytest.raises(HypervisorError, match="disks of the test failover"):
+            trials.start(replica, "1", operation_id="t", hypervisor=world, on_step=watch)
+        assert replica.manifest.tests == []
+        assert replica.manifest.history[-1].outcome == "rolled back"
+        assert trial_places.present(replica.directory) == []
+        assert not list((tmp_path / "world").iterdir())
+        assert audit_is_whole(replica)
+        trials.start(replica, "1", power_on=False)  # sweeps what the killed one left elsewhere
+
+
+@pytest.mark.long
+def test_many_commands_at_once_start_and_end_tests_while_replication_goes_on(
+    demo: Path, tmp_path: Path
+) -> None:
+    def command(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rollpoint", *words, "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ended(process: subprocess.Popen[str]) -> int:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        return process.returncode
+
+    with ingesting(demo, tmp_path / "s", 0.1):
+        source = Source(tmp_path / "s", {name: bytearray(size) for name, size in SIZES.items()}, 1)
+        begun = [
+            command("failover", str(demo), "--test", "--to", "1", "--no-power-on",
+                    "--operation-id", f"t{number}")
+            for number in range(4)
+        ]  # fmt: skip
+        while any(process.poll() is None for process in begun):
+            source.act()
+        assert [ended(process) for process in begun] == [0] * 4
+        shown = rollpoint("replica", "show", demo)["tests"]
+        assert [(row["state"], row["lost"]) for row in shown] == [("running", False)] * 4
+        over = [command("undo", str(demo), "--test", f"t{number}") for number in range(4)]
+        assert [ended(process) for process in over] == [0] * 4
+        source.close()
+    with Replica.open(demo) as replica:
+        assert replica.manifest.tests == []
+        assert audit_is_whole(replica)
+
+
+@pytest.mark.parametrize("what", ["the command", "the machine"])
+def test_a_machine_that_is_on_goes_whoever_was_killed(demo: Path, what: str) -> None:
+    require_tool("qemu-system-x86_64")
+    if what == "the command":
+        (demo / "replica.toml").write_text(MACHINE.replace("FOUND", "NEVER"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rollpoint", "failover", demo, "--test", "--to", "1",
+         "--operation-id", "t"],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    if what == "the command":
+        wait_until(
+            lambda: any("ROLLPOINT" in log.read_text() for log in demo.glob("run/*/console.log")),
+            "the machine runs",
+        )
+        process.kill()
+    process.wait(60)
+    with Replica.open(demo) as replica:
+        running = replica.manifest.tests[0].running
+        assert running is not None
+        if what == "the machine":
+            Qemu(demo / "run").kill(running.machine)
+            (shown,) = rollpoint("replica", "show", demo)["tests"]
+            assert not shown["lost"]  # it may be started again; until undo
+            trials.undo(replica, "t")
+        else:
+            assert Qemu(demo / "run").status(running.machine) == "running"
+            done = operation.resume(replica)
+            assert done is not None
+            assert done.kind == "sweep"
+        assert replica.manifest.tests == []
+    wait_until(lambda: not processes_below(demo), "nothing runs")
+    assert not list((demo / "run").iterdir())
+
+
+# ---- guests ----
+
+
+@pytest.fixture
+def guest(guests: Shelf, tmp_path: Path, temporary: Path) -> Iterator[Path]:
+    """A replica of a small Linux guest, made for other hardware."""
+    path = tmp_path / "g"
+    protected.protect(path, guests.disk("plain"))
+    protected.configure(path, marker="TINY-READY")
+    before = protected.below(path)
+    yield path
+    with Replica.open(path) as replica:
+        trials.undo(replica)
+    assert protected.below(path) == before
+
+
+def test_the_guest_is_converted_on_the_disks_of_the_test_alone(guest: Path) -> None:
+    for name in ("bwrap", "nbdfuse", "e2fsck", "fuse2fs"):
+        require_tool(name)
+    with Replica.open(guest) as replica:
+        done = trials.start(replica, power_on=False)
+        note = {step.name: step.note for step in done.steps}["convert"]
+        assert "changes in" in note
+        assert "files mode" in note
+        assert not (guest / "conversion.json").exists()  # that is a failover's
+
+
+@pytest.mark.boots
+@pytest.mark.parametrize("kind", ["nbd", "files"])
+def test_a_guest_of_other_hardware_starts_in_a_test(guest: Path, kind: str) -> None:
+    hypervisor = Qemu(guest / "run")
+    if kind == "files":
+        hypervisor.needs_files = True
+    with Replica.open(guest) as replica:
+        done = trials.start(replica, hypervisor=hypervisor)
+        assert "TINY-READY" in done.steps[-1].note
+        trials.undo(replica, hypervisor=hypervisor)

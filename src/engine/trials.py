@@ -34,7 +34,7 @@ from . import (
     trial_files,
     trial_places,
 )
-from .errors import Error, LockedError, NotFoundError, UsageError
+from .errors import Error, HypervisorError, LockedError, NotFoundError, UsageError
 from .manifest import MachineSettings, Manifest, Operation, Running, Step, Trial
 from .points import Point, now_text
 from .replica import Replica
@@ -188,7 +188,13 @@ class _Test:
     def succeed(self) -> Outcome:
         """The test runs: from the manifest's record on it is no leftover."""
         with self._replica.locked(LOCK_SECONDS) as manifest:
-            self._trial(manifest).state = "running"
+            trial = self._trial(manifest)
+            if not trial.files and not trial_places.is_served(self._replica.directory, self._id):
+                raise HypervisorError(
+                    "the process that serves the disks of the test failover was ended",
+                    "try again",
+                )
+            trial.state = "running"
             _remember(self._replica, self._operation, "done")
         self._let_go()
         return outcome_of(self._replica, self._operation, self._begun)._replace(interims={})
