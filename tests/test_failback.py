@@ -518,6 +518,39 @@ def test_undoing_a_failback_starts_the_machine_again_and_stops_the_other(
     life.require_ready(tmp_path, life.snapshots[-1])
 
 
+def test_permanent_merges_what_an_undone_failback_froze(life: Life, tmp_path: Path) -> None:
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, hypervisor=life.here, once=True)
+        life.here.write(life.machine, life.models, 2)
+        failback.undo(replica, hypervisor=life.here)
+        life.here.write(life.machine, life.models, 3)
+        done = operation.permanent(replica, hypervisor=life.here)
+        assert done.state == "Permanent"
+    for name in SIZES:
+        assert seen_by_qemu(life.path / f"{name}.vmdk", tmp_path) == life.models[name]
+    assert [each.name for each in life.path.iterdir() if "interim" in each.name] == []
+
+
+def test_without_evidence_that_the_target_is_off_the_replica_is_not_started_again(
+    life: Life,
+) -> None:
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, hypervisor=life.here)
+        failback.switch(replica, hypervisor=life.here)
+        with pytest.raises(StateError, match="is not known"):
+            failback.undo(replica, hypervisor=life.here)
+        assert (replica.manifest.state, life.here.on()) == ("Failback", [])
+        skip = {"source-fenced": "its host burned down"}
+        failback.undo(replica, hypervisor=life.here, skip=skip)
+        assert (replica.manifest.state, life.here.on()) == ("Failover", [life.machine])
+        said = replica.manifest.history[-1].evidence
+        assert [(each.kind, each.says) for each in said] == [
+            ("overridden", "its host burned down")
+        ]
+
+
 def test_a_switch_that_fails_leaves_the_machine_running(life: Life) -> None:
     life.fail_over(running=True)
     with Replica.open(life.path) as replica:
@@ -559,7 +592,8 @@ def test_a_freeze_without_an_answer_is_found_out_later(
         assert replica.manifest.state == "ReadyToSwitch"
         failback.switch(replica, hypervisor=life.here)
         life.require_targets()
-        failback.undo(replica, hypervisor=life.here)
+        skip = {"source-fenced": "a test"}
+        failback.undo(replica, hypervisor=life.here, skip=skip)
         life.here.write(life.machine, life.models, 3)
         assert life.seen(tmp_path) == life.models
 

@@ -20,14 +20,15 @@ that fails leaves Failback.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import changed, config, hypervisors, layering, replication, targets, undoing
 from .disk import open_disk
 from .errors import Error, HypervisorError, StateError
 from .failing_back import confirm, failback_of, reason_of, start_again
-from .manifest import State
-from .points import Point
+from .manifest import Evidence, Operation, State
+from .points import Point, now_text
 from .replica import Replica
 from .resync import DiskSide, Progress, bring_in_step
 from .steps import OnStep, Outcome, Runner, fail, outcome_of
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 COMMIT_STEPS = ("import", "mark", "drop interim", "roll back", "release", "state")
 UNDO_STEPS = ("power off target", "power on", "state")
 LABEL = "failback"
+FENCED = "source-fenced"  # the check that asks for evidence
 RAN = (
     "the recovered machine has run at its new place since the failback was switched over, and "
     "what it wrote there was not replicated"
@@ -209,7 +211,7 @@ def run_undo(
         return "Failover"
 
     try:
-        runner.run("power off target", lambda: _power_off_target(replica, source))
+        runner.run("power off target", lambda: _power_off_target(replica, source, runner.operation))
         runner.run("power on", lambda: _power_on(replica, hypervisor, runner, found))
         runner.run("state", failover, record=False)
     except Exception as error:
@@ -243,20 +245,58 @@ def _stop_at(
         fail(replica, reason)
 
 
-def _power_off_target(replica: Replica, source: Hypervisor | None) -> str:
+def _power_off_target(
+    replica: Replica, source: Hypervisor | None, operation: Operation
+) -> str:
     """Two machines with one identity must not run: the one at the target goes off first.
 
     Raises:
-        StateError: The source is on, though no failback started it.
+        StateError: The source is on, though no failback started it; or nothing tells
+            whether it is, and the replica's machine is to be started.
         HypervisorError: It is on still.
     """
     failback = failback_of(replica)
-    said = config.load(replica.directory).source
-    name = said.machine if said is not None else ""
+    said = config.load(replica.directory)
+    name = said.source.machine if said.source is not None else ""
     if failback.running is not None:
         name = failback.running.machine
     if not name:
-        return "replica.toml names no machine in [source]: nothing was started there"
+        return _unseen(replica, operation, said.fencing.accept)
+    told, kind = _seen_off(replica, source, name)
+    operation.evidence = [
+        Evidence(
+            kind="powered_off_confirmed",
+            time=now_text(),
+            says=f"the machine {name} at the target: {told}",
+            source=kind,
+        )
+    ]
+    return told
+
+
+def _unseen(replica: Replica, operation: Operation, accept: Sequence[str]) -> str:
+    """Nobody can be asked whether a machine runs at the target: who lets ours run beside it?"""
+    starts = operation.power_on and failback_of(replica).former is not None
+    reason = operation.skip.get(FENCED, "")
+    if reason:
+        operation.evidence = [
+            Evidence(kind="overridden", time=now_text(), says=reason, source=operation.who)
+        ]
+    elif starts and operation.found_state == "Failback" and "none" not in accept:
+        raise StateError(
+            f"whether a machine runs at the targets of {replica.name} is not known, and its own "
+            "is to be started",
+            "name it in [source] of replica.toml; or see that it is off, and say how: "
+            f"--skip {FENCED}=REASON; or leave this one off: --no-power-on",
+        )
+    return "replica.toml names no machine in [source], which could be asked"
+
+
+def _seen_off(
+    replica: Replica, source: Hypervisor | None, name: str
+) -> tuple[str, str]:
+    """Power the machine at the target off, and see that; returns what was done, and who said."""
+    failback = failback_of(replica)
     source = source or hypervisors.of_source(replica)
     if source is None:
         raise StateError(
@@ -269,11 +309,11 @@ def _power_off_target(replica: Replica, source: Hypervisor | None) -> str:
                 f"the machine {name} is on, and no failback started it",
                 "shut it down, or commit the failback",
             )
-        return "was not on"
+        return "was not on", source.kind
     source.power_off(name)
     if source.status(name) != "off":
         raise HypervisorError(f"the machine {name} is on after it was powered off")
     if any(each.kind != "original" for each in failback.targets.values()):
         source.let_go(name)
     failback.running = None
-    return "off"
+    return "off", source.kind

@@ -249,6 +249,7 @@ def undo(
     power_on: bool = True,
     hypervisor: Hypervisor | None = None,
     source: Hypervisor | None = None,
+    skip: Mapping[str, str] | None = None,
     operation_id: str | None = None,
     reason: str = "",
     on_step: OnStep | None = None,
@@ -257,6 +258,8 @@ def undo(
 
     Args:
         power_on: False leaves the replica's machine off.
+        skip: "source-fenced" -> why no machine can be running at the target, where
+            nobody can be asked.
 
     Raises:
         StateError: There is no failback, or its commit has begun.
@@ -278,6 +281,7 @@ def undo(
                 operation_id,
                 point=layering.recovered_of(replica).point,
                 power_on=power_on,
+                skip=dict(skip or {}),
                 reason=reason,
             )
         return ending_failback.run_undo(replica, hypervisor, source, on_step, begun)
@@ -290,7 +294,9 @@ def _give_up(replica: Replica) -> None:
     manifest = replica.manifest
     cut_short = manifest.operation
     if cut_short is not None and cut_short.kind in ("failback", "switch"):
-        manifest.state = "ReadyToSwitch" if cut_short.kind == "failback" else "Failback"
+        switching = cut_short.kind == "switch"
+        started = switching and cut_short.step("start").state not in ("pending", "skipped")
+        manifest.state = "Failback" if started else "ReadyToSwitch"
         cut_short.outcome = "failed"
         cut_short.error = cut_short.error or "it was cut short, and given up"
         give_up(replica)

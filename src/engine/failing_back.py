@@ -25,7 +25,7 @@ from .bringing_up import BringUp
 from .carrying import Carrier, Progress, check_targets, stamp_targets
 from .config import Config
 from .errors import Error, HypervisorError, StateError
-from .manifest import Failback, Running
+from .manifest import Evidence, Failback, Running
 from .points import now_text
 from .replica import Replica
 from .seed import image_format
@@ -241,6 +241,14 @@ class _Switch:
             )
         recovered.running = None
         layering.settle(self._replica)
+        self._runner.operation.evidence = [
+            Evidence(
+                kind="powered_off_confirmed",
+                time=now_text(),
+                says=f"the replica's machine {former.machine}: {told}",
+                source=hypervisor.kind,
+            )
+        ]
         return told
 
     def _send_rest(self) -> str:

@@ -167,17 +167,29 @@ def commit(
 def undo(
     directory: Directory,
     no_power_on: NoPowerOn = False,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK=REASON",
+            help="source-fenced: why no machine can run at the target, where none can be asked.",
+        ),
+    ] = None,
     reason: Reason = "",
     operation_id: OperationId = None,
     as_json: AsJson = False,
 ) -> None:
     """Give the failback up: the replica serves again, as before it."""
     from .. import failback as room
+    from .replica import pairs
 
+    skipped = dict(pairs(skip or [], "REASON", "--skip"))
+    if set(skipped) - {"source-fenced"}:
+        raise UsageError("an undo looks at source-fenced alone", "skip nothing else")
     with Replica.open(directory) as replica:
         outcome = room.undo(
             replica,
             power_on=not no_power_on,
+            skip=skipped,
             reason=reason,
             operation_id=operation_id,
             on_step=_teller(as_json),
@@ -231,3 +243,5 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
         print_json(outcome.to_json())
     else:
         typer.echo(f"{outcome.state}, after {format_duration(outcome.seconds)}")
+        if outcome.report is not None:
+            typer.echo(f"report: {outcome.report}")
