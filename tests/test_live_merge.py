@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from hypervisor_makers import QemuMaker
 from replicas import change, seen_by_qemu
-from rollpoint import interim, live_merge, merging, operation, steps
+from rollpoint import interim, layering, live_merge, merging, operation, steps
 from rollpoint.create import create_disk
 from rollpoint.disk import open_disk
-from rollpoint.errors import HypervisorError, StateError, UnsupportedError
+from rollpoint.errors import DamagedError, HypervisorError, StateError, UnsupportedError
 from rollpoint.hypervisor.base import Drive
 from rollpoint.hypervisor.qemu import Qemu
 from rollpoint.hypervisor.qemu_merge import Merge
@@ -343,3 +343,79 @@ def test_a_base_that_qemu_would_destroy_is_refused(tmp_path: Path, type: str) ->
         assert written == bytes(33 << 20) + b"\x01" * 4096 + bytes((31 << 20) - 4096)
     finally:
         maker.close()
+
+
+def freeze(world: World) -> None:
+    """As a failback does while the machine runs."""
+    with Replica.open(world.path) as replica, replica.locked():
+        assert layering.freeze(replica, world.qemu)
+
+
+def frozen_twice(world: World) -> None:
+    world.write()
+    for _ in range(2):
+        freeze(world)
+        world.read()
+        world.write()
+
+
+def test_a_stack_of_overlays_is_merged_while_the_machine_runs(
+    world: World, tmp_path: Path
+) -> None:
+    frozen_twice(world)
+    world.permanent()
+    world.read()
+    world.write()
+    world.check_permanent(tmp_path)
+
+
+def test_a_stack_of_overlays_is_merged_offline(world: World, tmp_path: Path) -> None:
+    frozen_twice(world)
+    with Replica.open(world.path) as replica:
+        assert len(list(world.path.glob("a-interim*"))) == 6
+        operation.permanent(replica, hypervisor=world.qemu)
+    world.check_permanent(tmp_path)
+
+
+def test_a_stack_of_overlays_is_dropped(world: World) -> None:
+    frozen_twice(world)
+    with Replica.open(world.path) as replica:
+        operation.undo(replica, hypervisor=world.qemu)
+        assert (replica.manifest.state, replica.manifest.recovered) == ("Ready", None)
+        assert not list(world.path.glob("*-interim*"))
+        done = operation.failover(replica, 1, power_on=False)
+        assert sorted(Path(path).name for path in done.interims.values()) == [
+            "a-interim.vmdk",
+            "b-interim.vmdk",
+        ]
+
+
+def test_a_stack_with_an_overlay_missing_in_it_is_not_touched(
+    world: World, tmp_path: Path
+) -> None:
+    """Somebody took one out and mended the links around it: its writes are not there."""
+    frozen_twice(world)
+    world.qemu.power_off(world.id)
+    with Replica.open(world.path) as replica:
+        recovered = replica.manifest.recovered
+        assert recovered is not None
+        top, middle, bottom = recovered.overlays("a")
+        before = {path.name: path.read_bytes() for path in world.path.glob("a*.vmdk")}
+        texts = {name: before[name].decode() for name in (top, middle, bottom)}
+        cid = texts[bottom].partition("\nCID=")[2].partition("\n")[0]
+        lines = [
+            f"parentCID={cid}"
+            if line.startswith("parentCID=")
+            else f'parentFileNameHint="{bottom}"'
+            if line.startswith("parentFileNameHint=")
+            else line
+            for line in texts[top].splitlines()
+        ]
+        (world.path / top).write_text("\n".join(lines) + "\n")
+        with pytest.raises(DamagedError, match="another program changed it"):
+            operation.permanent(replica, hypervisor=world.qemu)
+        assert replica.manifest.state == "Failover"
+        (world.path / top).write_bytes(before[top])
+        assert {path.name: path.read_bytes() for path in world.path.glob("a*.vmdk")} == before
+        operation.permanent(replica, hypervisor=world.qemu)
+    world.check_permanent(tmp_path)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from . import audit, timers
 from .disk import open_disk
-from .errors import StateError, UsageError
+from .errors import DamagedError, StateError, UsageError
 from .manifest import Kind, Operation, Step
 from .points import now_text
 from .replica import Replica
@@ -260,10 +260,22 @@ def interim_paths(replica: Replica) -> dict[str, str]:
 
 
 def require_chains(replica: Replica) -> None:
-    """Open every chain that the operation will work on: refuse before the first step."""
-    chains = interim_paths(replica)
+    """Open every chain that the operation will work on: refuse before the first step.
+
+    Raises:
+        DamagedError: One is not whole, or is not what the manifest says.
+        Error: One cannot be opened.
+    """
+    recovered = replica.manifest.recovered
     for disk in replica.manifest.disks:
-        open_disk(
-            chains.get(disk.name) or replica.file(disk.journal or disk.base),
-            io=replica.directory.io,
-        ).close()
+        wanted = [disk.journal or disk.base]
+        if recovered is not None:
+            parent = recovered.parents.get(disk.name, wanted[0])
+            wanted = [*recovered.overlays(disk.name), parent]
+        with open_disk(replica.file(wanted[0]), io=replica.directory.io) as chain:
+            names = [link.name for link in chain.links]
+        if names[: len(wanted)] != wanted:
+            raise DamagedError(
+                f"{replica.file(wanted[0])}: its chain is {', '.join(names)}",
+                f"it should begin with {', '.join(wanted)}: another program changed it",
+            )
