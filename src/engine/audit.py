@@ -35,7 +35,7 @@ from .units import parse_time
 
 FILE_NAME = "audit.jsonl"
 FIRST = "0" * 64  # stands for the hash of the line before the first
-PENDING_MAX = 8  # lines that are carried in the manifest without a sync of their own
+PENDING_MAX = 8  # lines that the manifest carries; dropping them takes a save of their own
 CHUNK_BYTES = 1 << 20
 _TAIL = ',"hash":"'
 
@@ -255,9 +255,12 @@ def store(directory: Dir, manifest: Manifest, *, sync: bool = False) -> None:
     head = manifest.audit
     if head is None or not head.pending:
         return
-    many = len(head.pending) > PENDING_MAX
-    if write(directory, head, sync=sync or many) and many:
-        head.pending = []  # from the next save on
+    if write(directory, head, sync=sync) and sync and len(head.pending) >= PENDING_MAX:
+        kept, head.pending = head.pending, []  # they are on the disk: the file can do alone
+        try:
+            manifests.store(directory, manifest)
+        except Error:
+            head.pending = kept
 
 
 def write(directory: Dir, head: AuditHead, *, sync: bool) -> bool:
@@ -276,6 +279,17 @@ def write(directory: Dir, head: AuditHead, *, sync: bool) -> bool:
     except Error:
         return False  # the manifest keeps them
     return True
+
+
+def not_written(directory: Dir, manifest: Manifest) -> str:
+    """What is to be said where the file takes no lines; "" where it does, or may."""
+    head = manifest.audit
+    if head is None or len(head.pending) < 2 * PENDING_MAX:
+        return ""
+    return (
+        f"{directory.path}/{FILE_NAME} cannot be written: the manifest keeps its last "
+        f"{len(head.pending)} lines"
+    )
 
 
 def _write(file: File, head: AuditHead) -> None:

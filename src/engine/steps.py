@@ -131,6 +131,8 @@ def _report(replica: Replica, operation: Operation) -> None:
 
     told = operation_report.write(replica.directory, replica.manifest, operation)
     replica.warnings = [told] if told else []
+    told = audit.not_written(replica.directory, replica.manifest)
+    replica.warnings += [told] if told else []
 
 
 def fail(replica: Replica, error: str) -> None:
