@@ -53,9 +53,10 @@ def is_lost(error: BaseException) -> bool:
     """Whether no answer came, or only a part of one."""
     from xml.parsers.expat import ExpatError
 
-    from pyVmomi.SoapAdapter import ParserError
+    from pyVmomi import SoapAdapter
 
-    return isinstance(error, OSError | http.client.HTTPException | ExpatError | ParserError)
+    torn = getattr(SoapAdapter, "ParserError", ExpatError)  # newer ones have none of their own
+    return isinstance(error, OSError | http.client.HTTPException | ExpatError | torn)
 
 
 def name_of(fault: BaseException) -> str:
