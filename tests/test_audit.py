@@ -381,3 +381,18 @@ def test_the_command_line_verifies_and_shows(tmp_path: Path) -> None:
     (path / "audit.jsonl").write_bytes(b"".join(lines[:2] + lines[3:]))
     assert "not what was written" in rollpoint("audit", "verify", path, code=1)["message"]
     rollpoint("audit", "verify", path, "--expect", "nonsense", code=2)
+
+
+def test_what_decides_which_points_are_kept_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    rollpoint("replica", "create", path, "--disk", "d=64K")
+    rollpoint("mark", path)
+    rollpoint("point", "name", path, "1", "good")
+    rollpoint("point", "pin", path, "1")
+    rollpoint("point", "unpin", path, "1")
+    rollpoint("replica", "set", path, "--window", "8h")
+    rows = rollpoint("audit", "show", path, "--last", 4)
+    assert [row["says"].partition(": ")[2] for row in rows] == [
+        "named 'good'", "pinned", "unpinned", "window_seconds 28800.0"
+    ]  # fmt: skip
+    rollpoint("audit", "verify", path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 
+from . import audit
 from .errors import ExistsError, NotFoundError, StateError, UsageError
 from .manifest import Manifest, PointNote
 from .points import Point
@@ -53,6 +54,7 @@ def set_name(replica: Replica, which: str, name: str) -> dict[str, object]:
                     "take another name, or take it away from that one with an empty name",
                 )
         _note(replica.manifest, point).name = name
+        _tell(replica, point, f"named {name!r}" if name else "has no name any more")
         _save(replica)
         return facts(replica, point)
 
@@ -66,6 +68,7 @@ def set_pin(replica: Replica, which: str, pinned: bool) -> dict[str, object]:
     with replica.locked():
         point = _kept(replica, which)
         _note(replica.manifest, point).pinned = pinned
+        _tell(replica, point, "pinned" if pinned else "unpinned")
         _save(replica)
         return facts(replica, point)
 
@@ -90,6 +93,7 @@ def lock(replica: Replica, which: str, until: str) -> dict[str, object]:
                 "a lock can be lengthened, not shortened",
             )
         note.locked_until = format_time(until_ns)
+        _tell(replica, point, f"locked until {note.locked_until}")
         _save(replica)
         return facts(replica, point)
 
@@ -141,6 +145,11 @@ def _note(manifest: Manifest, point: Point) -> PointNote:
         note = PointNote(id=point.id)
         manifest.notes = [*manifest.notes, note]
     return note
+
+
+def _tell(replica: Replica, point: Point, says: str) -> None:
+    """Into the audit log: it decides what is kept."""
+    audit.note(replica.manifest, "point", str(point.id), f"restore point {point.id}: {says}")
 
 
 def _save(replica: Replica) -> None:

@@ -290,6 +290,8 @@ class Replica(Closing):
                 structs.replace(manifest.retention, **settings),
                 [disk.segment_bytes for disk in manifest.disks],
             )
+            told = ", ".join(f"{name} {value}" for name, value in settings.items())
+            audit.note(manifest, "retention", "", f"what is kept: {told}")
             self.save()
             return manifest.retention
 

@@ -94,12 +94,25 @@ def _wait(replica: Replica, operation_id: str) -> None:
 
 
 def _act(replica: Replica, due: Timer) -> None:
+    """A machine that runs is not powered off to be made permanent: nobody sits there."""
     from .. import operation
 
     _log(f"{due.action}, due at {due.due}")
-    act = operation.undo if due.action == "undo" else operation.permanent
-    outcome = act(replica, operation_id=due.operation)
+    if due.action == "undo":
+        outcome = operation.undo(replica, operation_id=due.operation)
+    else:
+        online = _runs(replica)
+        outcome = operation.permanent(replica, operation_id=due.operation, online=online)
     _log(f"the replica is {outcome.state}")
+
+
+def _runs(replica: Replica) -> bool:
+    from .. import hypervisors
+
+    recovered = replica.manifest.recovered
+    if recovered is None or recovered.running is None:
+        return False
+    return hypervisors.of_replica(replica).status(recovered.running.machine) != "off"
 
 
 def _log(text: str) -> None:
