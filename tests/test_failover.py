@@ -443,36 +443,6 @@ def test_asked_twice_with_one_id_it_happens_once(small: tuple[Path, History]) ->
         assert len(replica.manifest.history) == 3
 
 
-def test_every_state_answers_every_command(small: tuple[Path, History]) -> None:
-    """The matrix of states and commands: done, or refused with the state and a way out."""
-    path, _ = small
-    commands = {
-        "failover": lambda replica: room.failover(replica, power_on=False),
-        "undo": room.undo,
-        "permanent": room.permanent,
-        "mark": replication.mark,
-        "hold": replication.hold,
-        "release": replication.release,
-        "remove": Replica.remove,
-    }
-    allowed = {"Ready": {"failover", "mark", "hold", "release", "remove"}, "Permanent": {"remove"}}
-    allowed["Failover"] = {"undo", "permanent"}
-    for state in ("Processing", "Failover", "ReadyToSwitch", "Failback", "Failed", "Permanent",
-                  "Ready"):  # fmt: skip
-        for name, command in commands.items():
-            if name in allowed.get(state, set()):
-                continue
-            with Replica.open(path) as replica:
-                with replica.locked():
-                    replica.manifest.state = state
-                    replica.save()
-                before = {file.name: digest(file) for file in path.iterdir()}
-                with pytest.raises(StateError, match=f"its state is {state}") as caught:
-                    command(replica)
-                assert caught.value.hint
-                assert before == {file.name: digest(file) for file in path.iterdir()}, name
-
-
 def test_a_real_machine_boots_from_the_recovered_disk(tmp_path: Path) -> None:
     """QEMU starts from the overlay, prints the marker that the point holds, and is stopped."""
     require_tool("qemu-system-x86_64")

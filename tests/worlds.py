@@ -429,7 +429,8 @@ class Saved:
 
     def put_back(self, *, once: bool = False) -> World:
         """The directory is there as it was; returns the world."""
-        shutil.rmtree(self._path)
+        if self._path.exists():
+            shutil.rmtree(self._path)
         if once:
             os.rename(self._kept, self._path)
         else:
