@@ -322,7 +322,8 @@ class _Test:
             operation=self._id,
             point=trial.point,
         )
-        wanted = dataclasses.replace(wanted, name=f"{replica.name} test {self._id}")
+        name = f"{replica.name} test {self._id}"
+        wanted = dataclasses.replace(wanted, name=name)
         hypervisor.start(wanted)
         if settings.marker is None:
             return "running"
