@@ -122,7 +122,10 @@ def _figures(facts: Mapping[str, Any], operation: Mapping[str, Any]) -> str:
         )
 
     if operation["rpo_seconds"] is not None:
-        card("Data lost (RPO)", format_duration(operation["rpo_seconds"]), operation["rpo_says"])
+        told = operation["rpo_says"]
+        most = "at most " if told.startswith("at most: ") else ""
+        lost = format_duration(operation["rpo_seconds"])
+        card("Data lost (RPO)", f"{most}{lost}", told.removeprefix("at most: "))
     if operation["rto_seconds"] is not None:
         card("Time to recover (RTO)", format_duration(operation["rto_seconds"]),
              "from the command until the machine was on")  # fmt: skip

@@ -333,7 +333,10 @@ def _tell(outcome: Outcome, as_json: bool, timer: str = "") -> None:
     for name, path in outcome.interims.items():
         typer.echo(f"{name}: {path}")
     if outcome.rpo_seconds is not None:
-        typer.echo(f"RPO {format_duration(outcome.rpo_seconds)}: {printable(outcome.rpo_says)}")
+        told = printable(outcome.rpo_says)
+        most = "at most " if told.startswith("at most: ") else ""
+        told = told.removeprefix("at most: ")
+        typer.echo(f"RPO {most}{format_duration(outcome.rpo_seconds)}: {told}")
     if outcome.rto_seconds is not None:
         typer.echo(f"RTO {format_duration(outcome.rto_seconds)}, until the machine was on")
     if outcome.report is not None:
