@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypervisor_makers import QemuMaker
 from replicas import change, seen_by_qemu
-from rollpoint import interim, layering, live_merge, merging, operation, steps
+from rollpoint import demo_guest, interim, layering, live_merge, merging, operation, steps
 from rollpoint.create import create_disk
 from rollpoint.disk import open_disk
 from rollpoint.errors import DamagedError, HypervisorError, StateError, UnsupportedError
@@ -36,17 +36,22 @@ SETTINGS = MachineSettings(memory_bytes=16 << 20)
 class World:
     """A replica that is failed over, its machine, and what its disks hold."""
 
-    def __init__(self, folder: Path, seed: int = 1) -> None:
+    def __init__(self, folder: Path, seed: int = 1, program: bytes = b"") -> None:
         self.path = folder / "replica"
         self.rng = random.Random(seed)
-        self.model = {name: bytearray(size) for name, size in SIZES.items()}
-        Replica.create(self.path, list(SIZES.items()), segment_bytes=65536).close()
+        sizes = {"a": demo_guest.DISK_BYTES_MIN, "b": demo_guest.DISK_BYTES_MIN}
+        sizes = sizes if program else SIZES
+        self.model = {name: bytearray(size) for name, size in sizes.items()}
+        Replica.create(self.path, list(sizes.items()), segment_bytes=65536).close()
         self.qemu = Qemu(self.path / "run")
         self.guest = QemuMaker(self.path)
         with Replica.open(self.path) as replica:
             with replica.locked(), replica.journals(writable=True, with_bases=True) as journals:
                 for name, native in zip(journals.names, journals.natives, strict=True):
-                    change(native.disk(), self.model[name], self.rng, 12)
+                    if not program:
+                        change(native.disk(), self.model[name], self.rng, 12)
+                    elif name == "a":
+                        native.disk().pwrite(program, 0)
                 journals.mark("crash")
                 for native in journals.natives:
                     native.disk().pwrite(b"after the point" * 999, 4096)
@@ -187,7 +192,11 @@ MOMENTS = {
 UNDECIDED = list(MOMENTS)[:4]
 
 
-QUICK = {"us": list(MOMENTS), "QEMU": ["decided"], "both": ["copied", "decided"]}
+QUICK = {
+    "us": ["jobs begun", "standing still, level", "decided", "chains left", "state"],
+    "QEMU": ["decided"],
+    "both": ["copied", "decided"],
+}
 DEATHS = [
     pytest.param(moment, victim, marks=() if moment in QUICK[victim] else pytest.mark.long)
     for moment in MOMENTS
@@ -419,3 +428,67 @@ def test_a_stack_with_an_overlay_missing_in_it_is_not_touched(
         assert {path.name: path.read_bytes() for path in world.path.glob("a*.vmdk")} == before
         operation.permanent(replica, hypervisor=world.qemu)
     world.check_permanent(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("jobs begun", marks=pytest.mark.long),
+        pytest.param("copied", marks=pytest.mark.long),
+        "decided",
+        pytest.param("chains left", marks=pytest.mark.long),
+    ],
+)
+def test_a_guest_that_counts_on_two_disks_finds_its_count(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes all the time, one disk after the other; at the moment QEMU is killed.
+
+    What it said is on its disks is there when it boots again, without a hole.
+    """
+    world = World(tmp_path, program=demo_guest.PROGRAM)
+    try:
+        world.qemu.wait_for(world.id, f"{demo_guest.COUNT_MARKER}32", 30)
+        said = []
+
+        def kill() -> None:
+            world.qemu.kill(world.id)
+            lines = world.qemu.console(world.id).splitlines()
+            said.extend(line for line in lines if line.startswith(demo_guest.COUNT_MARKER))
+
+        how, place, name = MOMENTS[moment]
+        with monkeypatch.context() as patched:
+            how(patched, place, name, kill)
+            with pytest.raises(HypervisorError):
+                world.permanent()
+        world.resume()
+        drives = [Drive(str(world.path / f"{name}.vmdk")) for name in world.model]
+        world.qemu.start(world.guest.machine(*drives, id=world.id))
+        told = world.qemu.wait_for(world.id, demo_guest.FOUND_MARKER, 30)
+        first, second, verdict = told.removeprefix(demo_guest.FOUND_MARKER).split(maxsplit=2)
+        assert verdict == "OK", told
+        assert int(first) >= int(second) >= int(said[-1].split()[1]) >= 32, (told, said[-1])
+        world.qemu.wait_for(world.id, demo_guest.COUNT_MARKER, 30)
+    finally:
+        world.qemu.kill(world.id)
+
+
+def test_a_guest_that_counts_goes_on_counting(tmp_path: Path) -> None:
+    world = World(tmp_path, program=demo_guest.PROGRAM)
+    try:
+        world.qemu.wait_for(world.id, f"{demo_guest.COUNT_MARKER}32", 30)
+        world.permanent()
+        lines = world.qemu.console(world.id).splitlines()
+        last = int(next(x for x in reversed(lines) if x.startswith("COUNT ")).split()[1])
+        world.qemu.wait_for(world.id, f"COUNT {last + 64}", 30)
+        world.qemu.kill(world.id)
+        found = []
+        for number, name in enumerate(world.model):
+            data = seen_by_qemu(world.path / f"{name}.vmdk", tmp_path)
+            found.append(
+                demo_guest.examine(lambda n, at, data=data: data[at : at + n], number)
+            )
+        assert [each.problem for each in found] == ["", ""]
+        assert found[0].newest >= found[1].newest >= last + 64
+    finally:
+        world.qemu.kill(world.id)
