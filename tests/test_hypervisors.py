@@ -20,14 +20,23 @@ from rollpoint.errors import (
     UnsupportedError,
 )
 from rollpoint.hypervisor.base import Drive
+from vcenter import certificates, vcenter
+from vsphere_maker import VSphereMaker
+
+__all__ = ["certificates", "vcenter"]
 
 MAKERS: dict[str, type[Maker]] = {"qemu": QemuMaker, "simulated": SimulatedMaker}
+KINDS = [*MAKERS, "vsphere"]
 MAC = "52:54:00:00:00:01"
 
 
-@pytest.fixture(params=list(MAKERS))
+@pytest.fixture(params=KINDS)
 def maker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Maker]:
-    made = MAKERS[request.param](tmp_path)
+    made = (
+        VSphereMaker(tmp_path, request.getfixturevalue("vcenter"))
+        if request.param == "vsphere"
+        else MAKERS[request.param](tmp_path)
+    )
     yield made
     made.close()
 
@@ -44,7 +53,7 @@ def content(path: str) -> bytes:
 
 def test_it_says_what_it_is(maker: Maker) -> None:
     hypervisor = maker.new()
-    assert hypervisor.kind in MAKERS
+    assert hypervisor.kind in KINDS
     assert hypervisor.overlay_kind in ("hosted", "vmfsSparse")
 
 

@@ -105,11 +105,12 @@ class VCenter:
         address = self._process.stdout.readline().strip()
         assert address, "the simulator did not start"
         self.port = int(address.rpartition(":")[2])
-        self.admin = self.new()
+        self.admin = self.new(datastores={})
         from pyVmomi import vim
 
         found = self.admin._session.inventory(vim.Datastore, ("name", "info.url"))
         self.datastores = {values["name"]: values["info.url"] for _, values in found}
+        self.admin = self.new()
 
     def table(self, **said: Any) -> HypervisorTable:
         """[hypervisor] of a replica whose datastores are where the simulator has them."""
@@ -129,6 +130,33 @@ class VCenter:
     def new(self, **said: Any) -> VSphere:
         """As another process would have it."""
         return open_vsphere(self.table(**said), "/")
+
+    def set(self, machine_id: str, **spec: Any) -> None:
+        """Change a machine as its administrator, or its guest, does. See ConfigSpec."""
+        from pyVmomi import vim
+
+        found = self.admin._find(machine_id)
+        assert found is not None
+        task = found.vm.ReconfigVM_Task(vim.vm.ConfigSpec(**spec))
+        self.admin._session.finish(task, "setting up a test", 10)
+
+    def guest(self, machine_id: str, **values: str) -> None:
+        """What the guest's tools report: the simulator's way to say it."""
+        from pyVmomi import vim
+
+        extra = [
+            vim.option.OptionValue(key=f"SET.{key.replace('__', '.')}", value=value)
+            for key, value in values.items()
+        ]
+        self.set(machine_id, extraConfig=extra)
+
+    def remove(self, machine_id: str) -> None:
+        """A machine that may be there, on or off."""
+        found = self.admin._find(machine_id)
+        if found is not None:
+            self.admin.power_off(machine_id)
+            task = found.vm.Destroy_Task()
+            self.admin._session.finish(task, "cleaning up", 10)
 
     def close(self) -> None:
         self.admin.close()

@@ -88,17 +88,17 @@ class VSphere:
     def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
         """See Hypervisor.wait_for. The marker is a colour of the heartbeat, or empty."""
         wanted = {"": ("green", "yellow"), "green": ("green",), "yellow": ("yellow", "green")}
-        if marker not in wanted:
+        found = require(self._find(machine_id), machine_id, self._session)
+        if marker not in wanted and found.is_on:
             raise UsageError(
                 f"{marker!r} is no colour of a heartbeat", "set marker to green, yellow or nothing"
             )
-        found = require(self._find(machine_id), machine_id, self._session)
         paths = ("runtime.powerState", "guest.toolsRunningStatus", "guestHeartbeatStatus")
 
         def is_up(values: dict[str, Any]) -> bool:
             return (
                 values.get("guest.toolsRunningStatus") == "guestToolsRunning"
-                and values.get("guestHeartbeatStatus") in wanted[marker]
+                and values.get("guestHeartbeatStatus") in wanted.get(marker, ())
             )
 
         def is_decided(values: dict[str, Any]) -> bool:
