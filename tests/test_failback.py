@@ -23,12 +23,15 @@ from replicas import (
     wait_until,
 )
 from rollpoint import (
+    carrying,
     ending_failback,
     failback,
     failing_back,
     layering,
     operation,
     replication,
+    switching_over,
+    undoing,
 )
 from rollpoint.disk import open_disk
 from rollpoint.errors import (
@@ -334,6 +337,37 @@ def test_targets_that_hold_a_point_get_what_changed_and_nothing_else(life: Life)
     life.require_targets()
 
 
+def test_after_a_planned_failover_only_what_changed_goes_back_to_the_sources_own_disks(
+    life: Life, tmp_path: Path
+) -> None:
+    places = "".join(f'{name} = "{place}"\n' for name, place in life.targets.items())
+    life.say(f'[source]\nmachine = "original"\n[source.disks]\n{places}')
+    life.there._store("start", "original", [])
+    life.models = {name: bytearray(data) for name, data in life.snapshots[-1].items()}
+    with Replica.open(life.path) as replica:
+        done = operation.failover(
+            replica, hypervisor=life.here, source=life.there, planned=True
+        )
+        assert life.there.on() == []
+        written = 0
+        for name, overlay in done.interims.items():
+            before = bytes(life.models[name])
+            scribble(overlay, life.models[name], random.Random(4), 2)
+            written += sum(a != b for a, b in zip(before, life.models[name], strict=True))
+        done = failback.start(replica, hypervisor=life.here, source=life.there)
+        assert done.steps[0].note == "what the targets hold is known"
+        assert replica.manifest.failback is not None
+        for target in replica.manifest.failback.targets.values():
+            assert (target.kind, target.lineage) == ("original", "")
+        sent = sum(each.sent_bytes for each in replica.manifest.failback.targets.values())
+        assert sent <= 4 * (written + 65536), "whole grains of 64 KiB, of four writes at most"
+        failback.switch(replica, hypervisor=life.here, source=life.there)
+        assert life.there.on() == ["original"]
+        failback.commit(replica, hypervisor=life.here)
+    life.require_targets()
+    life.require_ready(tmp_path, life.models)
+
+
 def test_what_breaks_lineage_is_said_and_both_sides_are_compared(life: Life) -> None:
     life.fail_over()
     with Replica.open(life.path) as replica:
@@ -598,6 +632,21 @@ def test_a_freeze_without_an_answer_is_found_out_later(
         assert life.seen(tmp_path) == life.models
 
 
+def test_nothing_is_shut_down_for_a_machine_that_cannot_be_started_at_the_target(
+    life: Life,
+) -> None:
+    life.say('[source]\nmachine = "original"\n')
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, hypervisor=life.here)
+        life.there.needs_files = True
+        life.here.on_call = lambda name: pytest.fail(f"{name} was called")
+        with pytest.raises(UsageError, match="VMDK"):
+            failback.switch(replica, hypervisor=life.here, source=life.there)
+        assert life.here.on() == [life.machine]
+        assert replica.manifest.state == "ReadyToSwitch"
+
+
 def test_a_switch_waits_for_its_time_while_rounds_go_on(life: Life) -> None:
     life.fail_over(running=True)
     now = [1000.0]
@@ -642,8 +691,8 @@ ACTIONS: dict[str, Callable[..., object]] = {
     ),
 }
 STEPS = {
-    "start": failing_back.COPY_STEPS,
-    "switch": failing_back.SWITCH_STEPS,
+    "start": failing_back.STEPS,
+    "switch": switching_over.STEPS,
     "commit": ending_failback.COMMIT_STEPS,
     "undo": ending_failback.UNDO_STEPS,
 }
@@ -761,3 +810,67 @@ def test_killed_when_a_call_had_its_effect_it_is_finished(
     if action == "start":
         life.here.write(life.machine, life.models, 8)
     require_resumed(life, action, tmp_path)
+
+
+# ---- planted mistakes: what kills find ----
+
+
+def drop_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that drops the overlays before their content is marked in the journals."""
+    real = ending_failback._Commit._import
+
+    def dropping(self: ending_failback._Commit) -> str:
+        real(self)
+        undoing.drop_interims(self._replica)
+        os._exit(KILLED)
+
+    monkeypatch.setattr(ending_failback._Commit, "_import", dropping)
+
+
+def tell_before_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A freeze that the manifest does not know of when it has its effect."""
+    monkeypatch.setattr(Replica, "save", lambda self: None)
+    real = World.freeze
+
+    def freezing(self: World, machine_id: str, overlays: Mapping[str, str]) -> None:
+        real(self, machine_id, overlays)
+        os._exit(KILLED)
+
+    monkeypatch.setattr(World, "freeze", freezing)
+
+
+def count_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that is noted as sent when it begins."""
+
+    def early(self: carrying.Carrier, stop: int) -> int:
+        self.settle(stop)
+        self._replica.save()
+        os._exit(KILLED)
+
+    monkeypatch.setattr(carrying.Carrier, "send", early)
+
+
+@pytest.mark.parametrize(
+    ("plant", "action"),
+    [(drop_what_is_imported, "commit"), (tell_before_it_is_known, "start"),
+     (count_before_it_is_sent, "start")],
+)  # fmt: skip
+def test_a_planted_mistake_is_found_by_a_kill(
+    life: Life,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[pytest.MonkeyPatch], None],
+    action: str,
+) -> None:
+    life.say('[source]\nmachine = "original"\n[failback]\nrounds = 2\n')
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        for before in BEFORE[action]:
+            ACTIONS[before](life, replica=replica)
+    with monkeypatch.context() as planted:
+        plant(planted)
+        killed(life, action, lambda step: None)
+    if action == "start":
+        life.here.write(life.machine, life.models, 8)
+    with pytest.raises((AssertionError, Error)):
+        require_resumed(life, action, tmp_path)

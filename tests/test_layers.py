@@ -54,7 +54,7 @@ ROWS = [
     {"planned", "trials"},
     {"undoing", "merging", "bringing_up", "carrying"},
     {"failing_over", "repointing", "failing_back", "live_merge"},
-    {"ending_failback"},
+    {"switching_over", "ending_failback"},
     {"failback"},
     {"operation"},
     {"report", "demo_guest"},

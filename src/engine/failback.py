@@ -5,7 +5,7 @@
   commit   Failback -> Ready: the recovered machine is the source from now on
   undo     ReadyToSwitch, Failback -> Failover: as if it had not been begun
 
-The steps are in failing_back.py and ending_failback.py.
+The steps are in failing_back.py, switching_over.py and ending_failback.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from . import changed, config, ending_failback, failing_back, layering
+from . import changed, config, ending_failback, failing_back, layering, switching_over
 from .carrying import Progress, check_targets
 from .errors import StateError, UsageError
 from .manifest import Failback, Operation, Target
@@ -69,7 +69,7 @@ def start(
         if known is not None:
             return known
         if _is_open(replica, operation_id):
-            return failing_back.run_copy(
+            return failing_back.run(
                 replica, hypervisor, source, on_step, begun, progress
             )
         replica.need_state("Failover", doing="fail back {}")
@@ -84,12 +84,12 @@ def start(
         begin(
             replica,
             "failback",
-            failing_back.COPY_STEPS,
+            failing_back.STEPS,
             operation_id,
             point=recovered.point,
             reason=reason,
         )
-        return failing_back.run_copy(
+        return failing_back.run(
                 replica, hypervisor, source, on_step, begun, progress
             )
 
@@ -158,13 +158,13 @@ def switch(
             begin(
                 replica,
                 "switch",
-                failing_back.SWITCH_STEPS,
+                switching_over.STEPS,
                 operation_id,
                 point=layering.recovered_of(replica).point,
                 power_on=power_on,
                 reason=reason,
             )
-        return failing_back.run_switch(replica, hypervisor, source, on_step, begun, progress)
+        return switching_over.run(replica, hypervisor, source, on_step, begun, progress)
 
 
 def wait(
@@ -313,13 +313,13 @@ def resume(
     operation = replica.manifest.operation
     assert operation is not None
     if operation.kind == "failback":
-        return failing_back.run_copy(replica, hypervisor, source, on_step, begun)
+        return failing_back.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "switch":
         if replica.manifest.state == "Failed" and operation.step("start").state == "pending":
             why = operation.error or "it failed before"
-            failing_back.take_switch_back(replica, hypervisor, why)
+            switching_over.take_back(replica, hypervisor, why)
             return outcome_of(replica, operation, begun)
-        return failing_back.run_switch(replica, hypervisor, source, on_step, begun)
+        return switching_over.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "commit failback":
         return ending_failback.run_commit(replica, hypervisor, on_step, begun)
     return ending_failback.run_undo(replica, hypervisor, source, on_step, begun)
