@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from replicas import rollpoint
 from rollpoint import _native, audit, audit_check, operation, replication
+from rollpoint import manifest as manifests
 from rollpoint.errors import Error
 from rollpoint.manifest import Operation, Step
 from rollpoint.records import AuditHead
@@ -396,3 +397,43 @@ def test_what_decides_which_points_are_kept_is_told(tmp_path: Path) -> None:
         "named 'good'", "pinned", "unpinned", "window_seconds 28800.0"
     ]  # fmt: skip
     rollpoint("audit", "verify", path)
+
+
+# ---- the sweep can fail: planted mistakes ----
+
+
+def forget_what_is_written(
+    directory: _native.Dir, manifest: manifests.Manifest, *, sync: bool = False
+) -> None:
+    """Count on the file, before it is synced."""
+    head = manifest.audit
+    if head is not None:
+        audit.write(directory, head, sync=False)
+        head.pending = []
+    manifests.store(directory, manifest)
+
+
+def append_blindly(file: _native.File, head: AuditHead) -> None:
+    """Never look at what is there."""
+    data = "".join(f"{line}\n" for line in head.pending).encode()
+    file.pwrite(data, file.size_bytes)
+
+
+def never_mind_the_cut_short(manifest: manifests.Manifest) -> None:
+    """An operation that a crash ended is forgotten."""
+
+
+PLANTED = [
+    ("failover", "store", forget_what_is_written),
+    ("failover", "_write", append_blindly),
+    ("hold", "_end_cut_short", never_mind_the_cut_short),
+]
+
+
+@pytest.mark.parametrize(("act", "name", "bug"), PLANTED, ids=[row[1] for row in PLANTED])
+def test_a_planted_mistake_is_found(
+    act: str, name: str, bug: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, name, bug)
+    with pytest.raises(AssertionError):
+        sweep(act, 300, 2)

@@ -45,6 +45,7 @@ svg .bar { fill: var(--bar); } svg .bar.failed { fill: var(--bad); }
 """.strip()
 
 _LOOKS = {"done": "good", "rolled back": "bad", "failed": "bad"}
+NAME_MAX = 18  # characters of a step's name beside its bar; the table has all of it
 _LEFT, _WIDTH, _RIGHT, _ROW = 120, 560, 120, 26
 _PAUSES = 20  # where the whole took so many times what its steps took, pauses are left out
 
@@ -163,7 +164,7 @@ def _timeline(steps: Sequence[Mapping[str, Any]]) -> str:
         failed = " failed" if step["state"] == "failed" else ""
         told = format_duration(taken[number]) + (", failed" if failed else "")
         rows.append(
-            f'<text x="0" y="{top + 13}">{text(step["name"])}</text>'
+            f'<text x="0" y="{top + 13}">{text(step["name"][:NAME_MAX])}</text>'
             f'<rect class="bar{failed}" x="{left:.1f}" y="{top}" width="{width:.1f}" '
             f'height="16" rx="2"></rect>'
             f'<text class="soft" x="{min(left + width, _LEFT + _WIDTH) + 6:.1f}" '
