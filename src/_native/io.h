@@ -292,6 +292,8 @@ int rp_io_posix_create_limited (const struct rp_posix_limits *limits,
 /* record: a line for each change, sync and note, in the order they returned. */
 int rp_io_record_create (struct rp_io *inner, struct rp_io **out,
                          struct rp_fault *fault);
+/* From now on, before anything is opened: also for each read. */
+void rp_io_record_reads (struct rp_io *io);
 uint64_t rp_io_record_count (struct rp_io *io);
 void rp_io_record_text (struct rp_io *io, uint64_t index, char *buffer,
                         size_t buffer_bytes);

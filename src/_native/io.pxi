@@ -54,6 +54,7 @@ cdef extern from "io.h":
     int rp_io_posix_create(rp_io **out, rp_fault *fault) nogil
     int rp_io_posix_create_unsynced(rp_io **out, rp_fault *fault) nogil
     int rp_io_record_create(rp_io *inner, rp_io **out, rp_fault *fault) nogil
+    void rp_io_record_reads(rp_io *io) nogil
     uint64_t rp_io_record_count(rp_io *io) nogil
     void rp_io_record_text(rp_io *io, uint64_t index, char *buffer,
                            size_t buffer_bytes) nogil
@@ -212,11 +213,13 @@ cdef class Io:
         return made
 
     @staticmethod
-    def record(Io inner not None):
-        """Keeps a line for each change and sync: operations()."""
+    def record(Io inner not None, bint reads=False):
+        """Keeps a line for each change and sync, and for each read if so: operations()."""
         cdef Io made = Io.__new__(Io)
         cdef rp_fault fault
         check(rp_io_record_create(inner.pointer(), &made._io, &fault), &fault)
+        if reads:
+            rp_io_record_reads(made._io)
         made._inner = inner
         return made
 

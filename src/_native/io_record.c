@@ -13,6 +13,7 @@ struct record_io {
   pthread_mutex_t lock;
   char          **lines;
   uint64_t        count, room;
+  bool            reads;         /* set before anything is opened */
 };
 
 static struct record_io *
@@ -69,6 +70,10 @@ record_after (struct wrap_io *io, struct wrap_call *call, int status,
   size_t length;
 
   wrap_call_text (call, line, sizeof line);
+  if (call->kind == WRAP_FILE_PREAD && record_of (&io->io)->reads)
+    snprintf (line, sizeof line, "read %s [%llu, %llu)", call->file->file.name,
+              (unsigned long long) call->offset,
+              (unsigned long long) (call->offset + call->length));
   if (line[0] == '\0')
     return status;
   length = strlen (line);
@@ -130,6 +135,13 @@ rp_io_record_create (struct rp_io *inner, struct rp_io **out,
   RP_CHECK (pthread_mutex_init (&io->lock, NULL) == 0);
   *out = &io->wrap.io;
   return RP_OK;
+}
+
+void
+rp_io_record_reads (struct rp_io *rp)
+{
+  RP_CHECK (rp->functions == &record_functions);
+  record_of (rp)->reads = true;
 }
 
 uint64_t
