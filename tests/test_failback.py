@@ -35,6 +35,7 @@ from rollpoint import (
 )
 from rollpoint.disk import open_disk
 from rollpoint.errors import (
+    CancelledError,
     Error,
     GapError,
     HypervisorError,
@@ -470,6 +471,33 @@ def test_a_source_that_is_on_gets_nothing_sent_to_its_disks(life: Life) -> None:
         life.there.power_off("original")
         failback.switch(replica, source=life.there)
     life.require_targets()
+
+
+def test_the_status_tells_how_far_a_copy_is(life: Life) -> None:
+    life.fail_over()
+    seen = []
+
+    def look(disk: str, done: int, total: int) -> bool:
+        if not seen:
+            seen.append((total, rollpoint("failback", "status", life.path)))
+        return True
+
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, progress=look)
+    total, found = seen[0]
+    assert (found["operation"], found["step"]) == ("failback", "copy")
+    assert 0 < found["failback"]["done_bytes"] <= found["failback"]["total_bytes"] == total
+    assert found["failback"]["pass_seconds_left"] >= 0
+    assert found["failback"]["rest_seconds"] is None, "nothing was sent yet: it does not guess"
+
+
+def test_a_copy_that_is_told_to_stop_leaves_the_failover(life: Life, tmp_path: Path) -> None:
+    life.fail_over()
+    with Replica.open(life.path) as replica:
+        with pytest.raises(CancelledError):
+            failback.start(replica, life.targets, progress=lambda *told: False)
+        assert (replica.manifest.state, replica.manifest.failback) == ("Failover", None)
+    assert life.seen(tmp_path) == life.models
 
 
 def test_a_directory_with_the_name_of_a_command_is_named_with_its_place(

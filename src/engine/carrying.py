@@ -87,7 +87,7 @@ class Carrier:
     def __init__(self, replica: Replica, progress: Progress | None = None) -> None:
         self._replica = replica
         self._progress = progress
-        self._noted = 0.0
+        self._noted = self._begun = 0.0
         self._spans: dict[str, Spans] = {}  # disk -> what the present round sends
 
     @property
@@ -224,7 +224,8 @@ class Carrier:
         """One pass over ranges of disks; yields what makes each disk's progress."""
         failback, before = self._failback, 0
         failback.total_bytes = sum(each.total_bytes for each in spans.values())
-        failback.done_bytes = 0
+        failback.done_bytes, failback.pass_seconds = 0, 0.0
+        self._begun = time.monotonic()
 
         def told(name: str) -> sending.Progress:
             nonlocal before
@@ -232,13 +233,15 @@ class Carrier:
             return lambda done, _: self._tell(name, base + done)
 
         yield told
-        failback.done_bytes = failback.total_bytes
+        self._tell("", failback.total_bytes)
 
     def _tell(self, name: str, done: int) -> bool:
         failback = self._failback
-        failback.done_bytes = done
         now = time.monotonic()
+        failback.done_bytes, failback.pass_seconds = done, now - self._begun
         if now >= self._noted + _NOTE_SECONDS:
             self._noted = now
             self._replica.save()
-        return self._progress is None or self._progress(name, done, failback.total_bytes)
+        if self._progress is None or not name:
+            return True
+        return self._progress(name, done, failback.total_bytes)

@@ -358,6 +358,7 @@ def status(replica: Replica) -> dict[str, object]:
         "rounds": failback.rounds,
         "done_bytes": failback.done_bytes,
         "total_bytes": failback.total_bytes,
+        "pass_seconds_left": _pass_seconds_left(failback) if operation is not None else None,
         "rest_bytes": failback.rest_bytes,
         "rest_seconds": failing_back.rest_seconds(failback),
         "bytes_per_second": speed,
@@ -366,6 +367,14 @@ def status(replica: Replica) -> dict[str, object]:
         "running": None if failback.running is None else failback.running.machine,
     }
     return made
+
+
+def _pass_seconds_left(failback: Failback) -> float | None:
+    """Of the pass that goes on, at its own rate; None: it has only begun."""
+    left = failback.total_bytes - failback.done_bytes
+    if left == 0:
+        return 0.0
+    return left * failback.pass_seconds / failback.done_bytes if failback.done_bytes else None
 
 
 def _present_step(operation: Operation | None) -> str | None:

@@ -109,8 +109,9 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class Failback(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A failback that goes on. rounds: of phase 1 that are done; rest_bytes: what the last
-    one left; seconds: what they took. once: one round is enough. done_bytes, total_bytes:
-    of the round that goes on, or of the last one. layers: how many overlays, the oldest
+    one left; seconds: what they took. once: one round is enough. done_bytes, total_bytes,
+    pass_seconds: of the pass over the disks that goes on (comparing, sending or reading
+    back), or of the last one. layers: how many overlays, the oldest
     first, are sent; 0: nothing is. verified: the targets were read back. former: the
     replica's machine, as it ran before the switch. running: what was powered on at the
     target.
@@ -125,6 +126,7 @@ class Failback(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     holds: int | None = None  # point that the operator says the targets hold
     done_bytes: int = 0
     total_bytes: int = 0
+    pass_seconds: float = 0.0
     layers: int = 0
     verified: bool = False
     former: Running | None = None

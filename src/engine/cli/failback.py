@@ -218,6 +218,12 @@ def status(directory: Directory, as_json: AsJson = False) -> None:
             f"{name}: {each['place']} ({each['kind']}), {format_size(each['sent_bytes'])} sent, "
             f"{format_size(each['read_bytes'])} read; {why}"
         )
+    if found["operation"]:
+        left = failback["pass_seconds_left"]
+        typer.echo(
+            f"now: {format_size(failback['done_bytes'])} of {format_size(failback['total_bytes'])}"
+            + ("" if left is None else f", {format_duration(left)} left")
+        )
     rest = failback["rest_seconds"]
     takes = "how long that takes is not known yet" if rest is None else format_duration(rest)
     typer.echo(f"left: {format_size(failback['rest_bytes'])}, {takes}")
