@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from replicas import rollpoint
 from rollpoint import _native, audit, audit_check, operation, replication
 from rollpoint import manifest as manifests
@@ -437,3 +439,57 @@ def test_a_planted_mistake_is_found(
     monkeypatch.setattr(audit, name, bug)
     with pytest.raises(AssertionError):
         sweep(act, 300, 2)
+
+
+def test_nobody_goes_into_or_out_of_an_operation_past_the_log() -> None:
+    """Only these modules set the operation of a manifest, or put one into its history."""
+    allowed = {"audit.py", "manifest.py", "trials.py"}  # a test goes on beside operations
+    past = re.compile(r"manifest\.operation = |manifest\.remember\(|self\.remember\(")
+    found = {
+        path.name
+        for path in (ROOT / "src" / "engine").rglob("*.py")
+        if past.search(path.read_text())
+    }
+    assert found <= allowed
+
+
+def made_permanent(io: _native.Io) -> str:
+    make(io)
+    with Replica.open("/r", io) as replica:
+        operation.failover(replica, 1, power_on=False)
+        operation.permanent(replica)
+        return f"audit-{replica.manifest.id}.jsonl"
+
+
+def test_the_log_of_a_permanent_replica_stays_beside_its_disks() -> None:
+    """However often its removal is cut short: with one outcome, of the removal, too."""
+    io = _native.Io.simulate()
+    name = made_permanent(io)
+    io.settle()
+    with Replica.open("/r", io) as replica:
+        replica.remove()
+    seen = set()
+    for state in io.crash_states(budget=80, seed=3, garbage=False):
+        directory = state.io.open_dir("/r")
+        if directory.exists(manifests.FILE_NAME):
+            with Replica.open("/r", state.io) as replica:
+                if operation.resume(replica) is None:
+                    replica.remove()
+        rows = [json.loads(line) for line in audit.lines(directory, name)]
+        assert list(paired(rows).values())[-1] == ["remove", "done"], state.explain()
+        assert audit_check.check(directory, None, name=name).problems == []
+        seen.add(frozenset(directory.list()) - {"replica.lock"})
+    assert len(seen) == 1, seen
+
+
+def test_what_makes_and_fills_a_replica_is_in_its_log(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    (tmp_path / "image").write_bytes(b"x" * 65536)
+    rollpoint("replica", "create", path, "--disk", "d=64K")
+    rollpoint("replica", "seed", path, "--disk", f"d={tmp_path / 'image'}")
+    rows = rollpoint("audit", "show", path)
+    assert list(paired(rows).values()) == [["create", "done"], ["seed", "done"]]
+    assert "before" not in rows[0]
+    rollpoint("audit", "verify", path)
+    rollpoint("replica", "remove", path)
+    assert not path.exists()

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from replicas import rollpoint, wait_until
-from rollpoint import _native, audit, operation, replication, timers
+from rollpoint import _native, audit, hypervisors, operation, replication, timers
 from rollpoint.errors import LockedError, StateError
+from rollpoint.hypervisor.qemu import Qemu
 from rollpoint.records import Timer
 from rollpoint.replica import Replica
+from tools import require_tool
 
 
 class Clock:
@@ -218,3 +220,23 @@ def test_an_overdue_timer_is_told_of_and_resume_sees_to_it(tmp_path: Path) -> No
     wait_until(lambda: not list((path / "run").glob("*.lock")), "it has ended")
     rollpoint("replica", "remove", path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("action", "state"), [("undo", "Ready"), ("permanent", "Permanent")])
+def test_the_timer_of_a_machine_that_runs(tmp_path: Path, action: str, state: str) -> None:
+    """By real processes: undo ends the machine, permanent merges while it runs on."""
+    require_tool("qemu-system-x86_64")
+    path = tmp_path / "r"
+    make(path)
+    rollpoint("failover", path, f"--auto-{action}", "1s", "--memory", "32M")
+    try:
+        log = path / "run" / "timer.log"
+        wait_until(lambda: log.exists() and f"done: {action}" in log.read_text(), "it has ended")
+        with Replica.open(path) as replica:
+            assert replica.manifest.state == state
+            machine = Qemu(path / "run")
+            runs = machine.status(hypervisors.machine_id(replica)) != "off"
+            assert runs == (action == "permanent")
+    finally:
+        with Replica.open(path) as replica:
+            Qemu(path / "run").power_off(hypervisors.machine_id(replica))
