@@ -178,6 +178,15 @@ def test_the_same_request_twice_happens_once(demo: Path) -> None:
         again = trials.start(replica, "2", operation_id="t", power_on=False)
         assert (again.operation, again.point, again.steps) == ("t", 1, first.steps)
         assert len(replica.manifest.tests) == 1
+        with replica.locked() as manifest:
+            history, manifest.history = manifest.history, []
+            replica.save()
+        again = trials.start(replica, "2", operation_id="t", power_on=False)
+        assert (again.operation, again.point) == ("t", 1)
+        assert trial_places.is_served(replica.directory, "t")
+        with replica.locked() as manifest:
+            manifest.history = history
+            replica.save()
         (ended,) = trials.undo(replica, "t")
         (once,) = trials.undo(replica, "t")
         assert once.operation == ended.operation
@@ -365,6 +374,34 @@ def names_of(replica: Replica) -> list[str]:
     return [disk.name for disk in replica.manifest.disks]
 
 
+def test_a_test_wants_room_that_replication_does_not_need(demo: Path) -> None:
+    with Replica.open(demo) as replica:
+        for reserve, error in (("900000T", StateError), ("x%", UsageError), ("x", UsageError)):
+            (demo / "replica.toml").write_text(f'[checks]\nreserve = "{reserve}"\n')
+            with pytest.raises(error):
+                trials.start(replica, "1", power_on=False)
+        assert replica.manifest.tests == []
+        (demo / "replica.toml").write_text(
+            '[checks]\nreserve = "900000T"\n[checks.skip]\nroom = "it is thin"\n'
+        )
+        trials.start(replica, "1", power_on=False)
+
+
+def test_a_start_that_is_interrupted_is_taken_back(demo: Path) -> None:
+    for moment in [(name, state) for name in trials.STEPS[:3] for state in ("running", "done")]:
+
+        def stop(step: Step, at: tuple[str, str] = moment) -> None:
+            if (step.name, step.state) == at:
+                raise KeyboardInterrupt
+
+        with Replica.open(demo) as replica:
+            with pytest.raises(KeyboardInterrupt):
+                trials.start(replica, "1", power_on=False, on_step=stop)
+            assert replica.manifest.tests == []
+            assert trial_places.present(replica.directory) == []
+            assert replica.manifest.audit is None or audit_is_whole(replica)
+
+
 @pytest.mark.parametrize("refuse", ["start", "power off"])
 def test_a_start_or_an_end_that_fails_leaves_nothing_or_is_asked_again(
     tmp_path: Path, refuse: str
@@ -502,6 +539,22 @@ def test_two_that_start_one_test_are_one_and_one_that_is_told(demo: Path) -> Non
         pytest.raises(LockedError, match="being started, or ended"),
     ):
         trials.start(other, "1", operation_id="t", power_on=False)
+
+
+def test_a_replica_that_is_busy_costs_no_test_its_disks(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "LOCK_SECONDS", 0.01)
+    with Replica.open(demo) as replica, Replica.open(demo) as other:
+        trials.start(replica, "1", operation_id="t", power_on=False)
+        for asking in (replica, Replica.open(demo)):
+            with other.locked(), pytest.raises(LockedError):
+                trials.start(asking, "1", operation_id="t", power_on=False)
+            with other.locked(), pytest.raises(LockedError):
+                trials.undo(asking, "t")
+        assert trial_places.is_served(replica.directory, "t")
+        assert not any(content(demo, "t", "two"))
+        trials.undo(replica, "t")
 
 
 @pytest.mark.parametrize("when", ["before its disks are there", "before its machine is on"])

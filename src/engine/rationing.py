@@ -172,7 +172,7 @@ class Ration:
             use,
             self._rate.bytes_per_second,
             stops,
-            _free_bytes(self._replica.path),
+            free_bytes(self._replica.path),
         )
         if view.kept_seconds is not None and view.kept_seconds >= keep.window_seconds:
             self.shortened = False
@@ -201,7 +201,7 @@ def stops_of(manifest: Manifest, now_ns: int) -> frozenset[int]:
     return retention.kept_now(manifest, now_ns) - {row.id for row in manifest.frozen}
 
 
-def _free_bytes(path: str) -> int | None:
+def free_bytes(path: str) -> int | None:
     """What the file system has free; None where there is none, as on a simulated disk."""
     try:
         facts = os.statvfs(path)

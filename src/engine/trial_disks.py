@@ -98,7 +98,9 @@ def _serve(replica: Replica, id: str, wish: Wish) -> None:
         opened = contextlib.closing(trial_places.open_place(replica.directory, id))
         place = stack.enter_context(opened)
         stack.enter_context(contextlib.closing(trial_places.serve(place)))
-        facts = trial_places.Facts(pid=os.getpid(), socket="", disks=[])
+        facts = trial_places.Facts(
+            host=os.uname().nodename, pid=os.getpid(), socket="", disks=[]
+        )
         trial_places.store_facts(place, facts)  # so that it can be ended from here on
         mount = _timed("disks", lambda: _open(replica, wish, place, stack))
         if wish.convert:
@@ -224,6 +226,11 @@ def end(directory: Dir, id: str, timeout_seconds: float = END_SECONDS) -> bool:
             found = True
             facts = trial_places.load_facts(directory, id)  # it may just have begun, and have none
             if facts is not None:
+                if facts.host != os.uname().nodename:
+                    raise HypervisorError(
+                        f"the disks of test failover {id} are served on the host {facts.host}",
+                        "end the test there",
+                    )
                 _signal(facts.pid, signal_number, directory.path, id, deadline)
             if time.monotonic() >= deadline:
                 break

@@ -35,6 +35,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 class Facts(msgspec.Struct, kw_only=True):
     """Of the process that serves a test's disks: where they are. In disks.json."""
 
+    host: str
     pid: int
     socket: str
     disks: list[str]

@@ -34,12 +34,14 @@ from . import (
     trial_files,
     trial_places,
 )
-from .errors import Error, HypervisorError, LockedError, NotFoundError, UsageError
+from .errors import Error, HypervisorError, LockedError, NotFoundError, StateError, UsageError
 from .manifest import MachineSettings, Manifest, Operation, Running, Step, Trial
 from .points import Point, now_text
+from .rationing import free_bytes
 from .replica import Replica
 from .steps import OnStep, Outcome, known_outcome, outcome_of
 from .trial_places import Facts
+from .units import format_size, parse_size
 from .view import choose, require_readable
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def start(
     wire = _network(said, network, hypervisor)
     settings = settings or config.machine_of(said, replica.manifest.machine)
     conversion.wanted_on(settings, said)
+    _require_room(replica, said)
     if hypervisor is None and power_on:
         hypervisor = hypervisors.of_replica(replica)
     sweep(replica, hypervisor)
@@ -99,12 +102,9 @@ def start(
         test = _Test(replica, id, place, hypervisor, reason, on_step)
         try:
             known = test.begin(to, wire)
-        except BaseException:
-            test.forget_place()
-            raise
-        if known is not None:
-            return known
-        try:
+            if known is not None:
+                test.forget_place()
+                return known
             test.run(said, settings, convert and said.guest.convert != "never", power_on)
             return test.succeed()
         except BaseException as error:
@@ -135,6 +135,32 @@ def _network(said: Config, wanted: str | None, hypervisor: Hypervisor | None) ->
     return network
 
 
+def _require_room(replica: Replica, said: Config) -> None:
+    """What a test writes must not take the room that replication needs.
+
+    Raises:
+        StateError: Less is free than [checks] wants.
+        UsageError: What it wants is neither a size nor a share.
+    """
+    if "room" in said.checks.skip:
+        return
+    text, free = said.checks.reserve, free_bytes(replica.path)
+    if text.endswith("%"):
+        try:
+            share = float(text[:-1]) / 100
+        except ValueError:
+            raise UsageError(f"[checks] reserve = {text!r} is no share", 'as in "5%"') from None
+        wanted = int(sum(disk.size_bytes for disk in replica.manifest.disks) * share)
+    else:
+        wanted = parse_size(text)
+    if free is not None and free < wanted:
+        raise StateError(
+            f"{replica.path} has {format_size(free)} free, and a test failover wants "
+            f"{format_size(wanted)}: the journals would have no room for what replication brings",
+            "make room, or ask for less in replica.toml: [checks] reserve",
+        )
+
+
 class _Test:
     """One test while it is started. Whoever has it uses its place."""
 
@@ -162,6 +188,7 @@ class _Test:
             steps=[Step(name=name) for name in STEPS],
         )
         self._served: trial_disks.Served | None = None
+        self._is_recorded = False
 
     # ---- its record ----
 
@@ -172,6 +199,10 @@ class _Test:
             known = known_outcome(replica, self._id, "test")
             if known is not None:
                 return known
+            there = _find(manifest, self._id)
+            if there is not None:  # so long that the history has forgotten it
+                self._operation.point, self._operation.started = there.point, there.started
+                return outcome_of(replica, self._operation, None)._replace(steps=())
             require_readable(manifest)
             step = self._begin("point")
             point = choose(replica, to)
@@ -181,6 +212,7 @@ class _Test:
                 Trial(id=self._id, point=point.id, started=now_text(), network=network),
             ]
             audit.begin_beside(manifest, self._operation)
+            self._is_recorded = True
             replica.save()
             self._end(step, f"{point.id}, {point.time}")
         return None
@@ -201,6 +233,9 @@ class _Test:
 
     def fail(self, why: str) -> None:
         """Take everything back. Where that fails, it is a leftover: asked for later."""
+        if not self._is_recorded:
+            self.forget_place()
+            return
         failed = next((row for row in self._operation.steps if row.state == "running"), None)
         if failed is not None:
             failed.state = "failed"
@@ -215,8 +250,9 @@ class _Test:
 
     def forget_place(self) -> None:
         """Nothing was begun: leave no directory behind."""
-        if _find(self._replica.manifest, self._id) is None:
-            with contextlib.suppress(Error):
+        with contextlib.suppress(Error):
+            self._replica.refresh()
+            if _find(self._replica.manifest, self._id) is None:
                 trial_places.purge(self._replica.directory, self._id)
 
     def _let_go(self) -> None:
@@ -249,6 +285,7 @@ class _Test:
             return
         step = self._begin("power on")
         self._end(step, self._power_on(said, settings, drives))
+        self._operation.rto_seconds = time.perf_counter() - self._begun
 
     def _needs_files(self, said: Config) -> bool:
         if self._hypervisor is not None:
