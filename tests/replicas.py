@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rollpoint import _native, cli
+from rollpoint import _native, cli, interim
 from rollpoint.disk import open_disk
 from rollpoint.ingest import Ingest
+from rollpoint.manifest import Cut, Recovered
 from rollpoint.replica import Replica
 from tools import libnbd, require_tool
 
@@ -212,3 +213,20 @@ def ingest_process(path: Path, socket: Path, *options: str) -> Iterator[subproce
         if process.poll() is None:
             process.terminate()
         process.communicate(timeout=WAIT_SECONDS)
+
+
+def recover(replica: Replica, point: int, cut: Cut | None = None) -> None:
+    """As a failover leaves it: the journals show the point, empty overlays lie on top."""
+    with replica.journals(writable=True) as journals:
+        for name, native in zip(journals.names, journals.natives, strict=True):
+            native.roll(point)
+            entry = replica.manifest.disk(name)
+            interim.create_interim(
+                replica.directory, name, entry.journal or "", entry.size_bytes
+            )
+        journals.close()
+    interims = {disk.name: interim.interim_name(disk.name) for disk in replica.manifest.disks}
+    replica.manifest.recovered = Recovered(
+        operation="1", point=point, interims=interims, cut=cut
+    )
+    replica.save()

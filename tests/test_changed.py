@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from replicas import change, make
-from rollpoint import _native, changed, interim, sending
+from replicas import change, make, recover
+from rollpoint import _native, changed, sending
 from rollpoint.disk import open_disk
 from rollpoint.errors import NotFoundError
 from rollpoint.journals import Journals
-from rollpoint.manifest import Cut, Recovered, Target
+from rollpoint.manifest import Cut, Target
 from rollpoint.points import Point
 from rollpoint.replica import Replica
 from rollpoint.spans import Spans
@@ -50,23 +50,6 @@ def lives(path: Path, seed: int, points: int) -> tuple[dict[int, bytes], list[Po
             replica.manifest.next_point_id = journals.next_point_id
         replica.save()
     return held, made
-
-
-def recover(replica: Replica, point: int, cut: Cut | None = None) -> None:
-    """As a failover leaves it: the journals show the point, empty overlays lie on top."""
-    with replica.journals(writable=True) as journals:
-        for name, native in zip(journals.names, journals.natives, strict=True):
-            native.roll(point)
-            entry = replica.manifest.disk(name)
-            interim.create_interim(
-                replica.directory, name, entry.journal or "", entry.size_bytes
-            )
-        journals.close()
-    interims = {disk.name: interim.interim_name(disk.name) for disk in replica.manifest.disks}
-    replica.manifest.recovered = Recovered(
-        operation="1", point=point, interims=interims, cut=cut
-    )
-    replica.save()
 
 
 @pytest.mark.parametrize("seed", range(6))
