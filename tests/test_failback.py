@@ -39,6 +39,7 @@ from rollpoint.errors import (
     Error,
     GapError,
     HypervisorError,
+    LockedError,
     StateError,
     UnsupportedError,
     UsageError,
@@ -793,6 +794,63 @@ def test_killed_at_any_step_it_is_finished_and_has_happened_once(
 
     killed(life, action, die)
     require_resumed(life, action, tmp_path)
+
+
+def pairs_of_kills() -> list[tuple[str, str, str]]:
+    return [
+        (action, first, second)
+        for action, steps in STEPS.items()
+        for index, first in enumerate(steps)
+        for second in steps[index:]
+    ]
+
+
+def test_killed_again_while_it_is_resumed(life: Life, tmp_path: Path) -> None:
+    """One pair; all of them with -m long."""
+    killed_twice(life, tmp_path, *random.Random(5).choice(pairs_of_kills()))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("action", "first", "second"), pairs_of_kills())
+def test_killed_at_every_pair_of_steps(
+    life: Life, tmp_path: Path, action: str, first: str, second: str
+) -> None:
+    killed_twice(life, tmp_path, action, first, second)
+
+
+def killed_twice(life: Life, tmp_path: Path, action: str, first: str, second: str) -> None:
+    life.say('[source]\nmachine = "original"\n[failback]\nrounds = 2\n')
+    life.fail_over(running=True)
+    with Replica.open(life.path) as replica:
+        for before in BEFORE[action]:
+            ACTIONS[before](life, replica=replica)
+
+    def die_in(name: str, moment: str) -> Callable[[Step], None]:
+        def die(each: Step) -> None:
+            if (each.name, each.state) == (name, moment):
+                os._exit(KILLED)
+
+        return die
+
+    killed(life, action, die_in(first, "running" if first == second else "done"))
+    killed(life, action, die_in(second, "done"))
+    require_resumed(life, action, tmp_path)
+
+
+def test_two_orchestrators_do_not_work_at_once(life: Life) -> None:
+    life.fail_over()
+    refused = []
+
+    def another(step: Step) -> None:
+        if step.name == "copy" and step.state == "running":
+            for act in (failback.undo, failback.switch, operation.undo, operation.resume):
+                with Replica.open(life.path) as other, pytest.raises(LockedError):
+                    act(other)
+                refused.append(act)
+
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, on_step=another)
+    assert len(refused) == 4
 
 
 @pytest.mark.parametrize(("action", "step"), [("start", "copy"), ("switch", "verify")])

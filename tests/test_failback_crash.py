@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from frozen_life import SIZES as LONG_SIZES
 from replicas import bytes_of
 from rollpoint import _native, failback, operation
 from rollpoint.replica import Replica
+from test_frozen import fail_over, with_points
 from test_operation_crash import (
     SIZES,
     Model,
@@ -89,6 +91,35 @@ class Trip:
         for name in SIZES:
             assert bytes_of(f"/r/{name}-journal.vmdk", io) == wanted[name]
         assert replica.verify()["ok"]
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_failover_to_a_long_term_point_goes_back_and_all_points_stay(
+    tmp_path: Path, index: int
+) -> None:
+    io = _native.Io.simulate()
+    life, made = with_points(io, "/r", 9)
+    life.close()
+    model = fail_over(io, made[index], 9)
+    targets = {name: str(tmp_path / f"{name}.img") for name in LONG_SIZES}
+    for name, place in targets.items():
+        Path(place).write_bytes(made[-1].model[name])
+    with Replica.open("/r", io) as replica:
+        failback.start(replica, targets, holds=made[-1].point.id)
+        failback.switch(replica)
+        for name, place in targets.items():
+            assert Path(place).read_bytes() == model[name]
+        done = failback.commit(replica)
+        assert replica.verify()["ok"]
+        for name in LONG_SIZES:
+            assert bytes_of(f"/r/{name}-journal.vmdk", io) == model[name]
+        wanted = {each.point.id: each.model for each in made}
+        for number, held in [*wanted.items(), (done.point, None)]:
+            operation.failover(replica, number, power_on=False)
+            for name in LONG_SIZES:
+                expected = model if held is None else held
+                assert bytes_of(f"/r/{name}-interim.vmdk", io) == expected[name], number
+            operation.undo(replica)
 
 
 WORDS = ["start", "switch", "commit", "undo"]
