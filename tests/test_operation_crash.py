@@ -369,10 +369,10 @@ def store_without_sync(directory: _native.Dir, manifest: manifests.Manifest) -> 
 
 
 def merge_without_sync(
-    directory: _native.Dir, disk: manifests.DiskEntry, overlay: str, *_: object
+    directory: _native.Dir, disk: manifests.DiskEntry, above: list[str], *_: object
 ) -> int:
     """A merge that counts on the kernel to write the base some day."""
-    with open_disk(f"{directory.path}/{overlay}", io=directory.io) as top:
+    with open_disk(f"{directory.path}/{above[0]}", io=directory.io) as top:
         data = top.pread(top.size_bytes, 0)
     file = directory.open(f"{disk.name}-flat.vmdk", _native.OPEN_WRITE)
     file.pwrite(data, 0)
@@ -383,9 +383,9 @@ def merge_without_sync(
 def clean_up_early(replica: Replica, runner: steps.Runner, progress: object) -> None:
     """Journal and overlay go before the manifest says that they are not needed."""
     runner.run("stop ingest", lambda: None)
-    runner.run("merge", lambda: merging._merge_all(replica, False, None))
+    runner.run("merge", lambda: merging.merge_all(replica, False, None))
     replica.manifest.state = "Permanent"
-    runner.run("clean up", lambda: merging._clean_up(replica))
+    runner.run("clean up", lambda: merging.clean_up(replica))
     runner.run("state", lambda: None)
 
 
