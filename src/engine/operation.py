@@ -404,7 +404,7 @@ def _permanent(
         if live_merge.is_live(runner.operation):
             live_merge.run(replica, runner, hypervisor, progress)
         else:
-            runner.run("power off", lambda: undoing.power_off(replica, hypervisor))
+            runner.run("power off", lambda: undoing.let_go(replica, hypervisor))
             merging.run(replica, runner, progress)
     except Exception as error:
         undoing.stop_at(replica, runner, error, safe_before="merge")

@@ -1,6 +1,6 @@
 """Taking a failover back: by `undo`, or because one of its steps failed.
 
-  power off     the machine lets go of its disks
+  power off     the machine lets go of its disks, and has its former ones again, or is forgotten
   drop interim  what was written since the failover is gone
   roll back     every journal shows its latest restore point again
   release       the hold ends: replication goes on
@@ -39,7 +39,7 @@ def run(
         return "Ready"
 
     try:
-        runner.run("power off", lambda: power_off(replica, hypervisor))
+        runner.run("power off", lambda: let_go(replica, hypervisor))
         runner.run("drop interim", lambda: drop_interims(replica))
         runner.run("roll back", lambda: roll_to_latest(replica))
         runner.run("release", lambda: f"epoch {replication.release_locked(replica)}")
@@ -98,7 +98,7 @@ def finish_rolling_back(
 
 def _take_back(replica: Replica, hypervisor: Hypervisor | None) -> None:
     """Power off, drop the overlays, show the latest point. Each may have been done."""
-    power_off(replica, hypervisor)
+    let_go(replica, hypervisor)
     drop_interims(replica)
     roll_to_latest(replica)
 
@@ -112,6 +112,16 @@ def power_off(replica: Replica, hypervisor: Hypervisor | None) -> str:
     hypervisor.power_off(recovered.running.machine)
     recovered.running = None
     return "off"
+
+
+def let_go(replica: Replica, hypervisor: Hypervisor | None) -> str:
+    """The same, and the machine has its former disks again, or is forgotten: these go."""
+    recovered = replica.manifest.recovered
+    running = None if recovered is None else recovered.running
+    told = power_off(replica, hypervisor)
+    if running is not None:
+        (hypervisor or hypervisors.of_replica(replica)).let_go(running.machine)
+    return told
 
 
 def drop_interims(replica: Replica) -> str:

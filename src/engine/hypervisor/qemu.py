@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 INSTALL_HINT = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
 START_SECONDS_MAX = 30.0
+LOGS = ("console.log", "qemu.log")
 BLOCK_SECONDS_MAX = 60.0  # of one command that changes the disks of a running machine
 
 _POLL_SECONDS = 0.005
@@ -151,7 +152,7 @@ class Qemu(Watch):
         return f"powered off: {why}"
 
     def let_go(self, machine_id: str) -> None:
-        """See Hypervisor.let_go. A machine that is forgotten leaves no files."""
+        """See Hypervisor.let_go. Of one that is forgotten only the last words stay."""
         directory = self.directory(machine_id)
         if not os.path.isdir(directory):
             return
@@ -164,7 +165,14 @@ class Qemu(Watch):
                 qemu_records.store(directory, left)
                 return
             qemu_records.forget(directory)
+            for name in LOGS:
+                with contextlib.suppress(OSError):
+                    os.replace(os.path.join(directory, name), self.last_words(name))
             shutil.rmtree(directory, ignore_errors=True)
+
+    def last_words(self, name: str) -> str:
+        """Where a log is of the machine that was forgotten last."""
+        return os.path.join(self._root, f"last-{name}")
 
     def isolate(self, machine_id: str) -> str:
         """See Hypervisor.isolate. It stays so when the machine is powered on again."""

@@ -60,7 +60,8 @@ class Watch:
                 raise HypervisorError(
                     f"machine {machine_id} did not print {marker!r} {why}; its console ends "
                     f"with {tail!r}{self._messages(machine_id)}",
-                    f"look at {self._file(machine_id, 'console.log')}",
+                    f"look at {self._file(machine_id, 'console.log')}; once the machine is let go, "
+                    "at last-console.log beside its directory",
                 )
             time.sleep(_POLL_SECONDS)
 
