@@ -226,6 +226,7 @@ def test_a_real_failover_and_its_undo_go_on_beside_tests_and_change_nothing_they
             check()
         replication.hold(replica)
         replication.release(replica)
+        assert replica.verify()["ok"]
         check()
 
 
