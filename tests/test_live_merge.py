@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hypervisor_makers import QemuMaker
-from replicas import change, seen_by_qemu
+from replicas import change, rollpoint, seen_by_qemu
 from rollpoint import demo_guest, interim, layering, live_merge, merging, operation, steps
 from rollpoint.create import create_disk
 from rollpoint.disk import open_disk
@@ -127,6 +127,14 @@ def test_the_machine_runs_on_from_its_bases(world: World, tmp_path: Path) -> Non
     world.check_permanent(tmp_path)
     world.qemu.power_on(world.id)
     world.read()
+
+
+def test_by_the_command_line(world: World, tmp_path: Path) -> None:
+    world.write()
+    told = rollpoint("permanent", world.path, "--online")
+    assert [step["name"] for step in told["steps"]] == list(live_merge.STEPS)
+    assert world.qemu.status(world.id) == "running"
+    world.check_permanent(tmp_path)
 
 
 def test_the_guest_writes_all_the_time(

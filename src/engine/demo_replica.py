@@ -104,7 +104,8 @@ class ReplicaSide:
             HypervisorError: There is none, or more than one.
         """
         folder = os.path.join(self.path, "run")
-        names = os.listdir(folder) if os.path.isdir(folder) else []
+        places = os.scandir(folder) if os.path.isdir(folder) else ()
+        names = [place.name for place in places if place.is_dir()]
         if len(names) != 1:
             raise HypervisorError(f"{folder} has the files of {len(names)} machines")
         return names[0]
