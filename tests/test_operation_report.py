@@ -25,6 +25,7 @@ from rollpoint import (
 from rollpoint.errors import Error
 from rollpoint.manifest import CheckResult, Cut, Evidence, Gap, Operation, Step
 from rollpoint.points import Point, Points
+from rollpoint.records import Failback, Target
 from rollpoint.replica import Replica
 from rollpoint.units import format_time, parse_time
 
@@ -158,10 +159,12 @@ def test_what_others_wrote_is_text_and_nothing_else() -> None:
     io = _native.Io.simulate()
     with replica_in(io) as replica:
         replica.manifest.name = HOSTILE
+        target = Target(place=HOSTILE, kind="new", lineage=HOSTILE, sent_bytes=1 << 20)
+        replica.manifest.failback = Failback(operation="x", targets={HOSTILE: target})
         told = operation_report.facts(replica.manifest, hostile_operation())
         page = html_report.render(told)
     seen = harmless(page)
-    assert seen.text.count("<script>alert(2)</script>") >= 10
+    assert seen.text.count("<script>alert(2)</script>") >= 13
     for mark in ("\x00", "\x1b", "\u202e"):
         assert mark not in page
     assert json.loads(msgspec.json.encode(told))["operation"]["reason"] == HOSTILE

@@ -44,6 +44,14 @@ svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); }
 svg .bar { fill: var(--bar); } svg .bar.failed { fill: var(--bad); }
 """.strip()
 
+_KINDS = {
+    "repoint": "change of the restore point",
+    "switch": "switch of the failback",
+    "commit failback": "commit of the failback",
+    "undo failback": "undo of the failback",
+    "test": "test failover",
+    "undo test": "end of a test failover",
+}
 _LOOKS = {"done": "good", "rolled back": "bad", "failed": "bad"}
 NAME_MAX = 18  # characters of a step's name beside its bar; the table has all of it
 _LEFT, _WIDTH, _RIGHT, _ROW = 120, 560, 120, 26
@@ -60,7 +68,9 @@ def render(facts: Mapping[str, Any]) -> str:
     operation, replica = facts["operation"], facts["replica"]
     word = operation["outcome"]
     look = _LOOKS.get(word, "soft")
-    kind = "planned failover" if operation["planned"] else operation["kind"]
+    kind = _KINDS.get(operation["kind"], operation["kind"])
+    if operation["planned"]:
+        kind = f"planned {kind}"
     title = f"{kind} of {replica['name']}"
     parts = [
         f"<h1>{text(title[:1].upper() + title[1:])}: "
@@ -75,6 +85,7 @@ def render(facts: Mapping[str, Any]) -> str:
         _section("Checks", _checks(operation)),
         _section("Evidence that the source is fenced", _evidence(operation["evidence"])),
         _section("Comparison of source and replica", _cut(operation["cut"])),
+        _section("What was sent", _failback(facts["failback"])),
         _section("Record", _record(facts, operation)),
     ]
     return (
@@ -241,6 +252,25 @@ def _cut(cut: Mapping[str, Any] | None) -> str:
         ),
     )
     return f"<p>At restore point {text(cut['point'])} they were the same.</p>\n{table}"
+
+
+def _failback(going_on: Mapping[str, Any] | None) -> str:
+    """Where each disk was sent, and how much of it."""
+    if going_on is None:
+        return ""
+    return _table(
+        ("Disk", "To", "Sent", "Read", "Compared, because"),
+        (
+            (
+                _cell(disk),
+                _cell(f"{target['place']} ({target['kind']})"),
+                _number(format_size(target["sent_bytes"])),
+                _number(format_size(target["read_bytes"])),
+                _cell(target["lineage"] or "not needed: it was known what it has"),
+            )
+            for disk, target in going_on["targets"].items()
+        ),
+    )
 
 
 def _record(facts: Mapping[str, Any], operation: Mapping[str, Any]) -> str:

@@ -53,6 +53,9 @@ def facts(manifest: Manifest, operation: Operation) -> Facts:
         "disks": [
             {"name": disk.name, "size_bytes": disk.size_bytes} for disk in manifest.disks
         ],
+        "failback": None
+        if manifest.failback is None
+        else msgspec.to_builtins(manifest.failback),
         "audit": None if head is None else {"lines": head.lines, "hash": head.hash},
         "operation": msgspec.to_builtins(operation),
     }
