@@ -40,6 +40,7 @@ from rollpoint.errors import (
     GapError,
     HypervisorError,
     LockedError,
+    NotFoundError,
     StateError,
     UnsupportedError,
     UsageError,
@@ -674,6 +675,34 @@ def test_nothing_is_shut_down_for_a_machine_that_cannot_be_started_at_the_target
             failback.switch(replica, hypervisor=life.here, source=life.there)
         assert life.here.on() == [life.machine]
         assert replica.manifest.state == "ReadyToSwitch"
+
+
+@pytest.mark.parametrize("how", ["written", "replaced", "gone"])
+def test_a_target_that_changes_between_rounds_is_compared_again(life: Life, how: str) -> None:
+    """As when a file system is not mounted any more, and another file is found in its place."""
+    life.fail_over(running=True)
+    kind = "new" if how == "gone" else "restored"
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, kind, hypervisor=life.here)
+        place = Path(life.targets["a"])
+        size = place.stat().st_size
+        if how == "gone":
+            place.unlink()
+            with pytest.raises(NotFoundError):
+                failback.switch(replica, hypervisor=life.here)
+            assert not place.exists(), "an empty one would miss what was sent before"
+        if how == "written":
+            with open(place, "r+b") as file:
+                file.write(b"not ours")
+        else:
+            place.unlink(missing_ok=True)
+            place.write_bytes(bytes(size))
+        life.here.write(life.machine, life.models, 9)
+        failback.switch(replica, hypervisor=life.here)
+        assert replica.manifest.failback is not None
+        assert "not by us" in replica.manifest.failback.targets["a"].lineage
+        assert "not by us" not in replica.manifest.failback.targets["b"].lineage
+    life.require_targets()
 
 
 def test_a_switch_waits_for_its_time_while_rounds_go_on(life: Life) -> None:

@@ -71,12 +71,6 @@ def _require_outside(replica: Replica, place: str) -> None:
         )
 
 
-def stamp_targets(failback: Failback) -> None:
-    """Keep what tells whether the targets are written from now on."""
-    for target in failback.targets.values():
-        target.stamp = targets.stamp(target.place)
-
-
 class Carrier:
     """Sends layers of the replica's disks to the targets of its failback. Inside `locked`.
 
@@ -107,6 +101,7 @@ class Carrier:
         """
         failback, sent = self._failback, 0
         self._spans = {}
+        self._doubt_targets()
         self._spans = self._to_send(stop)
         begun = time.perf_counter()
         with self._pass(self._spans) as told:
@@ -141,10 +136,24 @@ class Carrier:
         failback.seconds += time.perf_counter() - begun
         return same
 
+    def _doubt_targets(self) -> None:
+        """Where somebody else wrote to a target since the round before, or put another file
+        in its place, nothing is known of it any more.
+        """
+        failback = self._failback
+        for target in failback.targets.values():
+            if target.stamp and targets.stamp(target.place) != target.stamp:
+                target.lineage = f"{target.place} was written since the round before, not by us"
+                failback.layers = 0  # all is sent once more
+            target.stamp = ""
+        self._replica.save()  # from here on it is we who write there
+
     def settle(self, stop: int) -> None:
         """The overlays below `stop` are sent. The caller saves."""
         self._spans = {}
         self._failback.layers = stop
+        for target in self._failback.targets.values():
+            target.stamp = targets.stamp(target.place)
 
     def left_bytes(self) -> int:
         """How much the overlays hold that are not sent, of all disks."""
@@ -211,7 +220,7 @@ class Carrier:
                 targets.open_target(
                     record.place,
                     entry.size_bytes,
-                    create=writable and record.kind == "new",
+                    create=writable and record.kind == "new" and not self._failback.layers,
                     writable=writable,
                 ) as target,
             ):

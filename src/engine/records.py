@@ -95,8 +95,8 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where a disk is failed back to.
 
     place: a file, or an NBD URI. lineage: "" while it is known what the target has, else
-    why digests of both sides are compared. stamp: tells whether it was written after all
-    was sent, as targets.stamp makes it; "" where nothing can.
+    why digests of both sides are compared. stamp: tells whether somebody else wrote to it
+    since the last round, as targets.stamp makes it; "" where nothing can, and while it is sent.
     """
 
     place: str

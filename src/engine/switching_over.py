@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import config, hypervisors, layering, nbd_client
-from .carrying import Carrier, Progress, stamp_targets
+from .carrying import Carrier, Progress
 from .config import Config
 from .errors import Error, HypervisorError, UsageError
 from .failing_back import failback_of, reason_of, require_source_off, start_again
@@ -133,7 +133,6 @@ class _Switch:
             told = f"{format_size(same)} are the same on both sides"
         self._carrier.settle(self._stop)
         failback.rest_bytes = 0
-        stamp_targets(failback)
         return told
 
     def _look_ahead(self) -> None:
