@@ -21,6 +21,7 @@ from rollpoint import demo_guest, interim, layering, live_merge, merging, operat
 from rollpoint.create import create_disk
 from rollpoint.disk import open_disk
 from rollpoint.errors import DamagedError, HypervisorError, StateError, UnsupportedError
+from rollpoint.hypervisor import qemu_merge
 from rollpoint.hypervisor.base import Drive
 from rollpoint.hypervisor.qemu import Qemu
 from rollpoint.hypervisor.qemu_merge import Merge
@@ -500,3 +501,112 @@ def test_a_guest_that_counts_goes_on_counting(tmp_path: Path) -> None:
         assert found[0].newest >= found[1].newest >= last + 64
     finally:
         world.qemu.kill(world.id)
+
+
+# ---- planted mistakes: these tests can fail ----
+
+
+PLANTED = pytest.mark.parametrize(
+    "planted", [pytest.param(False, marks=pytest.mark.long), True], ids=["right", "mistake"]
+)
+
+
+def dies_at(world: World, moment: str, act: Act) -> None:
+    """A process of its own asks for it, acts at the moment, and is killed with QEMU."""
+    child = os.fork()
+    if child == 0:
+        try:
+            how, place, name = MOMENTS[moment]
+            how(pytest.MonkeyPatch(), place, name, lambda: (act(), die(world, "both")))
+            world.permanent()
+        finally:
+            os._exit(1)
+    _, ended = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended) == -signal.SIGKILL
+
+
+@PLANTED
+def test_bases_that_are_not_level_are_not_called_the_disks(
+    world: World, tmp_path: Path, planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mistake: it is decided before the rest was copied."""
+    copy = Merge.copy
+
+    def meanwhile(self: Merge, progress: Callable[[int, int], bool]) -> None:
+        copy(self, progress)
+        self._qmp.execute("stop")
+        for part in self.parts:  # nothing is copied by chance
+            self._qmp.execute("block-job-pause", device=part.job)
+        for number in range(2):
+            world.guest.write(world.id, number, 0xA5, 8192, 4096)
+
+    if planted:
+        monkeypatch.setattr(Merge, "copy", meanwhile)
+        monkeypatch.setattr(Merge, "level", lambda self: 1)
+    else:
+        for number in range(2):
+            world.guest.write(world.id, number, 0xA5, 8192, 4096)
+    for data in world.model.values():
+        data[8192 : 8192 + 4096] = b"\xa5" * 4096
+    dies_at(world, "decided", lambda: None)
+    world.resume()
+    if planted:
+        with pytest.raises(AssertionError):
+            world.check_permanent(tmp_path)
+    else:
+        world.check_permanent(tmp_path)
+
+
+@PLANTED
+def test_a_machine_does_not_leave_the_chains_before_that_is_recorded(
+    world: World, tmp_path: Path, planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mistake: the record comes with the next one. The writes since are merged over."""
+
+    def write(byte: int) -> None:
+        for number in range(2):
+            world.guest.write(world.id, number, byte, 8192, 4096)
+
+    write(1)
+    for data in world.model.values():
+        data[8192 : 8192 + 4096] = b"\xa5" * 4096
+    if planted:
+        save = Replica.save
+        forgotten = lambda self, **said: (  # noqa: E731
+            None if self.manifest.recovered.live == "merged" else save(self, **said)
+        )
+        monkeypatch.setattr(Replica, "save", forgotten)
+    dies_at(world, "merged", lambda: write(0xA5))
+    monkeypatch.undo()
+    world.resume()
+    if planted:
+        with pytest.raises(AssertionError):
+            world.check_permanent(tmp_path)
+    else:
+        world.check_permanent(tmp_path)
+
+
+@PLANTED
+def test_the_content_id_is_looked_at_before_it_changes(
+    tmp_path: Path, planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mistake: QEMU reads through to the base for the first time when it was written."""
+    maker = QemuMaker(tmp_path)
+    base, top = maker.chain("a")
+    with open_disk(top, writable=True) as disk:  # QEMU reads the first sector at once
+        disk.pwrite(bytes([1]) * (64 << 10), 0)
+    maker.new().start(maker.machine(Drive(top), paused=True))
+    copy, told = Merge.copy, []
+
+    def meanwhile(self: Merge, progress: Callable[[int, int], bool]) -> None:
+        copy(self, progress)
+        told.append(maker.reads("vm", 0, 0, 512 << 10, 4096))
+
+    monkeypatch.setattr(Merge, "copy", meanwhile)
+    if planted:
+        monkeypatch.setattr(qemu_merge, "_hole", lambda link: None)
+    try:
+        maker.new().commit("vm", {top: base}, lambda done, total: True)
+        assert told == [not planted]
+    finally:
+        maker.close()
