@@ -7,6 +7,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -384,6 +386,16 @@ def test_the_command_line_verifies_and_shows(tmp_path: Path) -> None:
     (path / "audit.jsonl").write_bytes(b"".join(lines[:2] + lines[3:]))
     assert "not what was written" in rollpoint("audit", "verify", path, code=1)["message"]
     rollpoint("audit", "verify", path, "--expect", "nonsense", code=2)
+    rollpoint("release", path)
+    (path / "audit.jsonl").unlink()  # what the manifest has is shown, whatever the file lacks
+    shown = rollpoint("audit", "show", path)
+    assert (shown[-1]["kind"], shown[-1]["event"]) == ("release", "outcome")
+    assert "no audit.jsonl" in json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "rollpoint", "audit", "verify", path, "--json"],
+            capture_output=True, text=True, timeout=60,
+        ).stdout
+    )["problems"][0]  # fmt: skip
 
 
 def test_what_decides_which_points_are_kept_is_told(tmp_path: Path) -> None:

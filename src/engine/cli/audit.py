@@ -17,7 +17,7 @@ from ..units import format_duration
 from .output import print_json, print_json_list, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ..audit_check import Verdict
 
@@ -108,20 +108,32 @@ def show(
 
 
 def _entries(place: str) -> Iterator[room.Entry]:
-    folder, name = place, room.FILE_NAME
+    """Of the file, and behind them those that only the manifest has so far."""
     if os.path.isfile(place):
         folder, name = os.path.split(os.path.abspath(place))
-    directory = Io.posix().open_dir(os.path.abspath(folder))
-    try:
-        for number, line in enumerate(room.lines(directory, name), 1):
-            parsed = audit_check.parse(line)
-            if parsed is None:
-                typer.echo(f"line {number} is not as it was written: audit verify", err=True)
-            else:
-                yield parsed.entry
-    except NotFoundError:
-        with Replica.open(folder):  # says so where it is no replica
-            return
+        yield from _parsed(room.lines(Io.posix().open_dir(folder), name))
+        return
+    with Replica.open(place) as replica:
+        head, last = replica.manifest.audit, 0
+        try:
+            for entry in _parsed(room.lines(replica.directory)):
+                last = entry.seq
+                yield entry
+        except NotFoundError:
+            pass
+        pending = [] if head is None else head.pending
+        for entry in _parsed(line.encode() + b"\n" for line in pending):
+            if entry.seq > last:
+                yield entry
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[room.Entry]:
+    for number, line in enumerate(lines, 1):
+        parsed = audit_check.parse(line)
+        if parsed is None:
+            typer.echo(f"line {number} is not as it was written: audit verify", err=True)
+        else:
+            yield parsed.entry
 
 
 def _line(entry: room.Entry) -> str:
