@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyVmomi import vim
-
-from ..errors import HypervisorError, NotFoundError, StateError, UnsupportedError, UsageError
+from ..errors import HypervisorError, StateError, UnsupportedError, UsageError
 from . import vsphere_devices as devices
-from . import vsphere_faults as faults
-from . import vsphere_note as notes
 from .base import Conflict, Handle, Machine, State
 from .vsphere_faults import LostError
 from .vsphere_inventory import Datastores, Found, Networks, find, look, require
-from .vsphere_make import Changes, Maker, Site
+from .vsphere_make import Maker, Site
 from .vsphere_note import Former, Note
+from .vsphere_reach import Reach
 from .vsphere_session import Session
 from .vsphere_wires import Wires
 
-REACH_TRIES = 4
-SETTLE_STATES = ("queued", "running")
+if TYPE_CHECKING:
+    from .vsphere_template import Hardware
+
 _STATES: dict[str, State] = {
     "poweredOn": "running",
     "poweredOff": "off",
@@ -55,6 +53,7 @@ class VSphere:
         self._datastores = Datastores(site.datastores)
         self._networks = Networks(session, site.networks)
         self._wires = Wires(self._networks)
+        self._reach = Reach(session)
         self._maker = Maker(session, site, self._networks)
 
     def start(self, machine: Machine) -> Handle:
@@ -76,13 +75,13 @@ class VSphere:
             return self._handle(machine.id, found)
         called_ns = time.time_ns()
         self._equip(found, machine, files)
-        self._turn(found, machine.id, on=True)
+        self._reach.turn(found, on=True)
         return Handle(id=machine.id, pid=0, started_ns=called_ns, console="")
 
     def power_on(self, machine_id: str) -> Handle:
         """See Hypervisor.power_on."""
         found = require(self._find(machine_id), machine_id, self._session)
-        self._turn(found, machine_id, on=True)
+        self._reach.turn(found, on=True)
         return self._handle(machine_id, self._again(found, machine_id))
 
     def wait_for(self, machine_id: str, marker: str, timeout_seconds: float) -> str:
@@ -96,10 +95,9 @@ class VSphere:
         paths = ("runtime.powerState", "guest.toolsRunningStatus", "guestHeartbeatStatus")
 
         def is_up(values: dict[str, Any]) -> bool:
-            return (
-                values.get("guest.toolsRunningStatus") == "guestToolsRunning"
-                and values.get("guestHeartbeatStatus") in wanted.get(marker, ())
-            )
+            return values.get("guest.toolsRunningStatus") == "guestToolsRunning" and values.get(
+                "guestHeartbeatStatus"
+            ) in wanted.get(marker, ())
 
         def is_decided(values: dict[str, Any]) -> bool:
             return values.get("runtime.powerState") != "poweredOn" or is_up(values)
@@ -144,14 +142,14 @@ class VSphere:
             )
             if off:
                 return "shut down"
-        self._turn(found, machine_id, on=False)
+        self._reach.turn(found, on=False)
         return f"powered off: {why}"
 
     def power_off(self, machine_id: str, timeout_seconds: float = 10.0) -> None:
         """See Hypervisor.power_off."""
         found = self._find(machine_id)
         if found is not None and found.is_on:
-            self._turn(found, machine_id, on=False)
+            self._reach.turn(found, on=False)
 
     def let_go(self, machine_id: str) -> None:
         """See Hypervisor.let_go."""
@@ -164,7 +162,7 @@ class VSphere:
             )
         note = found.note
         if note.made:
-            self._maker.forget(found, self._reconfigure)
+            self._maker.forget(found, self._reach.reconfigure)
             return
 
         def changes(now: Found) -> list[Any]:
@@ -177,7 +175,7 @@ class VSphere:
             replica=note.replica,
             point=note.point,
         )
-        self._reconfigure(found, changes, idle, f"giving {found.name} its disks back")
+        self._reach.reconfigure(found, changes, idle, f"giving {found.name} its disks back")
 
     def status(self, machine_id: str) -> State:
         """See Hypervisor.status."""
@@ -200,7 +198,7 @@ class VSphere:
         note = found.note or Note(machine=machine_id)
         note.isolated = True
         note.cards = note.cards or self._wires.remember(found.devices)
-        self._reconfigure(
+        self._reach.reconfigure(
             found,
             lambda now: self._wires.unplug(now.devices, now.is_on),
             note,
@@ -231,12 +229,63 @@ class VSphere:
             "do it while the machine is off: rollpoint permanent without --online",
         )
 
+    def snapshot(self, machine_id: str, name: str, quiesce: bool = False) -> None:
+        """A snapshot of the machine's disks, without its memory. There already: nothing is done.
+
+        Raises:
+            NotFoundError: There is no such machine.
+            HypervisorError: The server refused.
+        """
+        found = require(self._find(machine_id), machine_id, self._session)
+        self._reach.state(
+            found.vm,
+            f"making snapshot {name!r} of {found.name}",
+            lambda: name in self._snapshots(found),
+            lambda: found.vm.CreateSnapshot_Task(name, "made by Rollpoint", False, quiesce),
+        )
+
+    def remove_snapshot(self, machine_id: str, name: str) -> None:
+        """Remove a snapshot and put its disks together; those above it stay. Gone: nothing is done.
+
+        Raises:
+            As snapshot.
+        """
+        found = require(self._find(machine_id), machine_id, self._session)
+        self._reach.state(
+            found.vm,
+            f"removing snapshot {name!r} of {found.name}",
+            lambda: name not in self._snapshots(found),
+            lambda: self._snapshots(found)[name].RemoveSnapshot_Task(False, True),
+        )
+
+    def describe(self, machine_id: str) -> Hardware:
+        """The hardware of a machine, as a template for one that is made after it.
+
+        Raises:
+            NotFoundError: There is no such machine.
+        """
+        from . import vsphere_template as template
+
+        found = require(self._find(machine_id), machine_id, self._session)
+        more = self._session.properties([found.vm], template.PATHS)[0]
+        return template.describe(found, more, self._networks.name_of)
+
     def close(self) -> None:
         """Log out."""
         self._session.close()
 
     def _find(self, machine_id: str) -> Found | None:
         return find(self._session, machine_id)
+
+    def _snapshots(self, found: Found) -> dict[str, Any]:
+        """Name -> snapshot."""
+        info = self._session.properties([found.vm], ("snapshot",))[0].get("snapshot")
+        left, by_name = list(info.rootSnapshotList) if info is not None else [], {}
+        while left:
+            each = left.pop()
+            by_name[each.name] = each.snapshot
+            left += each.childSnapshotList
+        return by_name
 
     def _again(self, found: Found, machine_id: str) -> Found:
         return require(look(self._session, found.vm), machine_id, self._session)
@@ -293,92 +342,7 @@ class VSphere:
             former=None if made else former,
             cards=before or (remembered if changed else []),
         )
-        self._reconfigure(found, changes, new, f"giving {found.name} its disks")
-
-    def _reconfigure(self, found: Found, changes: Changes, note: Note, doing: str) -> None:
-        """One change of a machine, note included: done once, however often it is tried.
-
-        Args:
-            changes: What is to be done to a machine as it is then; nothing: it is done.
-        """
-        annotation = notes.write(found.annotation, note)
-        left: list[Any] = []
-
-        def is_there() -> bool:
-            now = require(look(self._session, found.vm), found.name, self._session)
-            left[:] = changes(now)
-            return now.annotation == annotation and not left
-
-        def act() -> Any:
-            spec = vim.vm.ConfigSpec(annotation=annotation, deviceChange=left)
-            return found.vm.ReconfigVM_Task(spec)
-
-        self._reach(found.vm, doing, is_there, act)
-
-    def _turn(self, found: Found, machine_id: str, on: bool) -> None:
-        wanted = "poweredOn" if on else "poweredOff"
-
-        def is_there() -> bool:
-            return self._again(found, machine_id).power == wanted
-
-        self._reach(
-            found.vm,
-            f"powering {found.name} {'on' if on else 'off'}",
-            is_there,
-            lambda: found.vm.PowerOnVM_Task(None) if on else found.vm.PowerOffVM_Task(),
-        )
-
-    def _reach(
-        self, vm: Any, doing: str, is_there: Callable[[], bool], act: Callable[[], Any]
-    ) -> None:
-        """Have a machine as it is to be: ask, act where it is not, wait, ask again.
-
-        Raises:
-            HypervisorError: The server refused, or it is not so after some tries.
-        """
-        timeout = self._session.server.timeout_seconds
-        failed: HypervisorError | None = None
-        for _ in range(REACH_TRIES):
-            if failed is not None:
-                self._settle(vm, timeout)
-            if is_there():
-                return
-            try:
-                task = self._session.tell(doing, lambda _: act())
-                self._session.finish(task, doing, timeout)
-            except LostError as error:
-                failed = error  # asked again: it may have been done, or be under way
-                continue
-            except HypervisorError as error:
-                cause = error.__cause__
-                if cause is None or not faults.is_a(
-                    cause, "InvalidPowerState", "TaskInProgress", "ConcurrentAccess"
-                ):
-                    raise
-                failed = error
-                continue
-            return
-        if is_there():
-            return
-        assert failed is not None
-        raise failed
-
-    def _settle(self, vm: Any, timeout_seconds: float) -> None:
-        """Wait for the tasks that are under way on a machine, whoever began them."""
-        for task in self._session.properties([vm], ("recentTask",))[0].get("recentTask", ()):
-            try:
-                self._session.watch(
-                    task,
-                    ("info.state",),
-                    lambda values: values.get("info.state") not in SETTLE_STATES,
-                    timeout_seconds,
-                )
-            except NotFoundError:
-                continue
-            except HypervisorError as error:
-                cause = error.__cause__
-                if cause is None or not faults.is_a(cause, "ManagedObjectNotFound"):
-                    raise
+        self._reach.reconfigure(found, changes, new, f"giving {found.name} its disks")
 
     def _handle(self, machine_id: str, found: Found) -> Handle:
         booted = found.values.get("summary.runtime.bootTime")

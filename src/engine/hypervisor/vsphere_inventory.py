@@ -208,6 +208,12 @@ class Networks:
             f"it has {names}; say in [hypervisor.networks] which one to take",
         )
 
+    def name_of(self, card: Any) -> str:
+        """What people call the network of a card."""
+        wanted = devices.backing_name(card)
+        named = [name for name, _, key in self._all() if wanted == f"dvportgroup:{key}"]
+        return named[0] if named else wanted or "none"
+
     def any(self) -> Any:
         """Some network: a card without a wire needs one to be named."""
         known = sorted(self._all(), key=lambda each: each[0])

@@ -106,7 +106,7 @@ def write(annotation: str, note: Note) -> str:
     """The annotation with this note in place of the one that it has."""
     lines = [others(annotation)] if others(annotation) else []
     lines.append(WORDS + _words(note))
-    if not note.is_idle or note.operation:
+    if not note.is_idle:
         lines.append(NOTE + msgspec.json.encode(note).decode())
     return "\n".join(lines)
 

@@ -19,6 +19,15 @@ from . import vsphere_devices as devices
 from .vsphere_inventory import Found
 
 LIMIT_BYTES = 1 << 20
+PATHS = (  # that describe() reads besides those of a machine that was found
+    "config.guestId",
+    "config.version",
+    "config.firmware",
+    "config.bootOptions",
+    "config.hardware.memoryMB",
+    "config.hardware.numCPU",
+    "config.hardware.numCoresPerSocket",
+)
 Controller = Literal["pvscsi", "lsilogic", "lsisas", "buslogic", "ahci", "nvme", "ide"]
 CardModel = Literal["vmxnet3", "e1000", "e1000e"]
 
@@ -107,9 +116,8 @@ def describe(found: Found, more: dict[str, Any], network_of: Any) -> Hardware:
     """The template of a machine that exists.
 
     Args:
-        more: Its config.guestId, config.version, config.firmware, config.hardware.memoryMB,
-            config.hardware.numCPU, config.hardware.numCoresPerSocket, config.bootOptions.
-        network_of: Name of the network that a card's backing is in.
+        more: Its properties of PATHS.
+        network_of: Name of the network that a card is in.
     """
     boot = more.get("config.bootOptions")
     return Hardware(
