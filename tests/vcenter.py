@@ -60,7 +60,7 @@ class Certificates:
         self.key = folder / "server.key"
         self.certificate = folder / "server.pem"
         request, more = folder / "server.csr", folder / "server.ext"
-        more.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n")
+        more.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
         self._run(
             *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
             *("-keyout", self.key, "-out", request, "-subj", "/CN=vcenter"),

@@ -104,7 +104,7 @@ def _of_file(path: str) -> str:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise system_error(f"opening {path}, which holds a secret", error.errno or 0) from None
-    with open(handle, "rb") as file:
+    try:
         facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             raise UsageError(f"{path} is no file", "give the file that holds the secret")
@@ -118,7 +118,9 @@ def _of_file(path: str) -> str:
                 f"{path} holds a secret, and belongs to another user ({facts.st_uid})",
                 "chown it to the user that runs this",
             )
-        data = file.read(LIMIT_BYTES)
+        data = os.read(handle, LIMIT_BYTES)
+    finally:
+        os.close(handle)
     try:
         return data.decode().rstrip("\r\n")
     except UnicodeDecodeError:

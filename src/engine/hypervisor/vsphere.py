@@ -63,6 +63,8 @@ class VSphere:
         files = [self._file(drive.path, drive.format) for drive in machine.drives]
         found = self._find(machine.id)
         if found is None:
+            # Looked at before anything is made: whether they can hang anywhere.
+            devices.places_for(files, self._maker.disk_places(files), machine.bus)
             found = self._maker.make(machine, files[0])
         if found.is_on:
             if [disk.files[0] for disk in devices.disks(found.devices)] != self._order(

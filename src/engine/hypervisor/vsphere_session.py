@@ -80,11 +80,13 @@ class Session:
             HypervisorError: The server refused; its fault is the cause.
         """
         try:
+            content = self.content
+            stale = content.sessionManager._stub.cookie
             try:
-                return call(self.content)
+                return call(content)
             except vim.fault.NotAuthenticated:
-                self._log_in(self.content)
-                return call(self.content)
+                self._renew(content, stale)
+                return call(content)
         except Exception as error:
             if faults.is_lost(error):
                 raise faults.lost(error, doing, str(self.server)) from error
@@ -108,28 +110,13 @@ class Session:
             objectSet=[_Collector.ObjectSpec(obj=each) for each in objects],
             propSet=[_Collector.PropertySpec(type=type(objects[0]), pathSet=list(paths))],
         )
-        found = {key._moId: values for key, values in self._retrieve(spec)}
+        read = self._whole(lambda: list(self._retrieve(spec)))
+        found = {key._moId: values for key, values in read}
         return [found.get(each._moId, {}) for each in objects]
 
     def inventory(self, kind: Any, paths: Sequence[str], root: Any = None) -> list[_Found]:
         """All objects of a type below a folder, each with these of its properties."""
-        view = self.ask(
-            "looking through the inventory",
-            lambda content: content.viewManager.CreateContainerView(
-                root or content.rootFolder, [kind], True
-            ),
-        )
-        try:
-            walk = _Collector.TraversalSpec(
-                name="all", type=vim.view.ContainerView, path="view", skip=False
-            )
-            spec = _Collector.FilterSpec(
-                objectSet=[_Collector.ObjectSpec(obj=view, skip=True, selectSet=[walk])],
-                propSet=[_Collector.PropertySpec(type=kind, pathSet=list(paths))],
-            )
-            return list(self._retrieve(spec))
-        finally:
-            _forget(view.DestroyView)
+        return self._whole(lambda: self._seen(kind, paths, root))
 
     def watch(
         self,
@@ -154,10 +141,7 @@ class Session:
                         return values, True
                 return values, False
             except HypervisorError as error:
-                again = isinstance(error, LostError) or isinstance(
-                    error.__cause__, vim.fault.NotAuthenticated
-                )
-                if not again or self.clock() >= deadline:
+                if not self._is_stale(error) or self.clock() >= deadline:
                     raise
 
     def finish(self, task: Any, doing: str, timeout_seconds: float) -> Any:
@@ -198,13 +182,13 @@ class Session:
                 objectSet=[_Collector.ObjectSpec(obj=target)],
                 propSet=[_Collector.PropertySpec(type=type(target), pathSet=list(paths))],
             )
-            self._watched(lambda: collector.CreateFilter(spec, True))
+            self._bound(lambda: collector.CreateFilter(spec, True))
             values: dict[str, Any] = {}
             version = ""
             while True:
                 left = min(deadline - self.clock(), self.server.timeout_seconds / 2, WATCH_SECONDS)
                 wait = _Collector.WaitOptions(maxWaitSeconds=max(0, -int(-left // 1)))
-                update = self._watched(lambda: collector.WaitForUpdatesEx(version, wait))  # noqa: B023
+                update = self._bound(lambda: collector.WaitForUpdatesEx(version, wait))  # noqa: B023
                 if update is not None:
                     version = update.version
                     for change in _changes_in(update):
@@ -215,31 +199,71 @@ class Session:
         finally:
             _forget(collector.DestroyPropertyCollector)
 
-    def _watched(self, call: Callable[[], T]) -> T:
+    def _bound(self, call: Callable[[], T]) -> T:
         """A call that belongs to this session: a renewed one does not know the collector."""
         try:
             return call()
         except Exception as error:
             if faults.is_lost(error):
-                raise faults.lost(error, "watching", str(self.server)) from error
+                raise faults.lost(error, "asking", str(self.server)) from error
             if faults.is_fault(error):
-                raise faults.explain(error, "watching", str(self.server)) from error
+                raise faults.explain(error, "asking", str(self.server)) from error
             raise
 
+    def _seen(self, kind: Any, paths: Sequence[str], root: Any) -> list[_Found]:
+        view = self.ask(
+            "looking through the inventory",
+            lambda content: content.viewManager.CreateContainerView(
+                root or content.rootFolder, [kind], True
+            ),
+        )
+        try:
+            walk = _Collector.TraversalSpec(
+                name="all", type=vim.view.ContainerView, path="view", skip=False
+            )
+            spec = _Collector.FilterSpec(
+                objectSet=[_Collector.ObjectSpec(obj=view, skip=True, selectSet=[walk])],
+                propSet=[_Collector.PropertySpec(type=kind, pathSet=list(paths))],
+            )
+            return list(self._retrieve(spec))
+        finally:
+            _forget(view.DestroyView)
+
     def _retrieve(self, spec: Any) -> Iterator[_Found]:
-        options = _Collector.RetrieveOptions()
-        page = self.ask(
-            "reading properties",
-            lambda content: content.propertyCollector.RetrievePropertiesEx([spec], options),
+        collector = self.content.propertyCollector
+        page = self._bound(
+            lambda: collector.RetrievePropertiesEx([spec], _Collector.RetrieveOptions())
         )
         while page is not None:
             for each in page.objects:
                 yield each.obj, {property.name: property.val for property in each.propSet}
             token = page.token
-            page = token and self.ask(
-                "reading properties",
-                lambda content: content.propertyCollector.ContinueRetrievePropertiesEx(token),  # noqa: B023
+            page = token and self._bound(
+                lambda: collector.ContinueRetrievePropertiesEx(token)  # noqa: B023
             )
+
+    def _whole(self, read: Callable[[], T]) -> T:
+        """Calls that belong to one session, from the first one again when it has ended."""
+        for _ in range(ASK_TRIES - 1):
+            stale = self.ask("logging in", lambda content: content.sessionManager._stub.cookie)
+            try:
+                return read()
+            except HypervisorError as error:
+                if not self._is_stale(error):
+                    raise
+                if not isinstance(error, LostError):
+                    self.tell("logging in", lambda content: self._renew(content, stale))  # noqa: B023
+        return read()
+
+    def _is_stale(self, error: HypervisorError) -> bool:
+        """Whether the connection or the session has ended, and not the object that was asked."""
+        cause = error.__cause__
+        if cause is None or isinstance(error, LostError):
+            return isinstance(error, LostError)
+        if faults.is_a(cause, "ManagedObjectNotFound"):
+            gone = getattr(cause, "obj", None)
+            return isinstance(gone, vim.view.View | _Collector)
+        return faults.is_a(cause, "NotAuthenticated")
 
     def _connect(self) -> Any:
         stub = SoapStubAdapter(
@@ -257,6 +281,14 @@ class Session:
             stub.DropConnections()
             raise
         return content
+
+    def _renew(self, content: Any, stale: str) -> None:
+        """A new session in place of one that has expired, unless another thread has made it."""
+        with self._lock:
+            stub = content.sessionManager._stub
+            if stub.cookie == stale:
+                stub.SetSessionId("")
+                self._log_in(content)
 
     def _log_in(self, content: Any) -> None:
         password = self.server.password.read()
