@@ -15,10 +15,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from . import changed, layering, nbd_client, sending, targets
+from . import changed, interim, layering, nbd_client, sending, targets
 from ._native import Disk
 from .disk import open_disk
-from .errors import NotFoundError, UsageError
+from .errors import Error, NotFoundError, UsageError
 from .manifest import DiskEntry, Failback, Target
 from .replica import Replica
 from .spans import Spans, whole
@@ -156,11 +156,16 @@ class Carrier:
             target.stamp = targets.stamp(target.place)
 
     def left_bytes(self) -> int:
-        """How much the overlays hold that are not sent, of all disks."""
-        return sum(
-            self._written(entry.name, len(layering.layers(self._replica, entry.name))).total_bytes
-            for entry in self._replica.manifest.disks
-        )
+        """How much the overlays hold that are not sent, of all disks; about, of a running one."""
+        total = 0
+        for entry in self._replica.manifest.disks:
+            stack = layering.layers(self._replica, entry.name)
+            try:
+                total += self._written(entry.name, len(stack)).total_bytes
+            except Error:  # its tables were changed while we looked
+                extent = interim.delta_name(stack[-1])
+                total += self._replica.directory.stat(extent).allocated_bytes
+        return total
 
     # ---- which ranges ----
 
