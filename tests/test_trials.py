@@ -214,16 +214,14 @@ def test_a_real_failover_and_its_undo_go_on_beside_tests_and_change_nothing_they
             for (id, disk), data in seen.items():
                 assert content(demo, id, disk) == data, (id, disk)
 
-        for point in ("2", "1"):
-            operation.failover(replica, point, power_on=False)
-            check()
-            if point == "2":
-                operation.failover(replica, "1", power_on=False)  # another point of it
-                check()
-            trials.start(replica, "1", operation_id=f"in-failover-{point}", power_on=False)
-            trials.undo(replica, f"in-failover-{point}")
-            operation.undo(replica)
-            check()
+        operation.failover(replica, "2", power_on=False)
+        check()
+        operation.failover(replica, "1", power_on=False)  # another point of it
+        check()
+        trials.start(replica, "1", operation_id="in-failover", power_on=False)
+        trials.undo(replica, "in-failover")
+        operation.undo(replica)
+        check()
         replication.hold(replica)
         replication.release(replica)
         assert replica.verify()["ok"]
@@ -389,7 +387,7 @@ def test_a_test_wants_room_that_replication_does_not_need(demo: Path) -> None:
 
 
 def test_a_start_that_is_interrupted_is_taken_back(demo: Path) -> None:
-    for moment in [(name, state) for name in trials.STEPS[:3] for state in ("running", "done")]:
+    for moment in (("point", "running"), ("point", "done"), ("convert", "running")):
 
         def stop(step: Step, at: tuple[str, str] = moment) -> None:
             if (step.name, step.state) == at:
@@ -401,6 +399,17 @@ def test_a_start_that_is_interrupted_is_taken_back(demo: Path) -> None:
             assert replica.manifest.tests == []
             assert trial_places.present(replica.directory) == []
             assert replica.manifest.audit is None or audit_is_whole(replica)
+
+
+def test_a_test_is_ended_where_it_was_started(demo: Path) -> None:
+    fake = Files()
+    with Replica.open(demo) as replica:
+        trials.start(replica, "1", operation_id="t", hypervisor=fake)
+        with pytest.raises(StateError, match=r"on vsphere, and replica\.toml names qemu"):
+            trials.undo(replica, "t")
+        assert fake.running
+        trials.undo(replica, "t", hypervisor=fake)
+        assert not fake.running
 
 
 @pytest.mark.parametrize("refuse", ["start", "power off"])
@@ -467,9 +476,18 @@ def clear_up(replica: Replica, how: int, world: World) -> None:
     trials.undo(replica, hypervisor=world)
 
 
-@pytest.mark.parametrize("kind", ["nbd", "files"])
-@pytest.mark.parametrize("action", ["start", "undo"])
-@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("action", "kind", "stride"),
+    [
+        ("start", "files", 13),
+        ("undo", "nbd", 13),
+        *(
+            pytest.param(action, kind, 1, marks=pytest.mark.long)
+            for action in ("start", "undo")
+            for kind in ("nbd", "files")
+        ),
+    ],
+)
 def test_killed_at_any_moment_a_test_is_as_before_or_done_or_cleared_away(
     tmp_path: Path, temporary: Path, action: str, kind: str, stride: int
 ) -> None:
@@ -558,7 +576,13 @@ def test_a_replica_that_is_busy_costs_no_test_its_disks(
         trials.undo(replica, "t")
 
 
-@pytest.mark.parametrize("when", ["before its disks are there", "before its machine is on"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "before its machine is on",
+        pytest.param("before its disks are there", marks=pytest.mark.long),
+    ],
+)
 def test_a_start_whose_disks_process_is_killed_fails_and_leaves_nothing(
     demo: Path, tmp_path: Path, when: str
 ) -> None:
@@ -623,7 +647,9 @@ def test_many_commands_at_once_start_and_end_tests_while_replication_goes_on(
         assert audit_is_whole(replica)
 
 
-@pytest.mark.parametrize("what", ["the command", "the machine"])
+@pytest.mark.parametrize(
+    "what", ["the command", pytest.param("the machine", marks=pytest.mark.long)]
+)
 def test_a_machine_that_is_on_goes_whoever_was_killed(demo: Path, what: str) -> None:
     require_tool("qemu-system-x86_64")
     if what == "the command":

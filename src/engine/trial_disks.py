@@ -167,9 +167,11 @@ class Served(Closing):
 
     def __init__(self, replica: Replica, id: str, place: Dir, wish: Wish) -> None:
         self._log = f"{place.path}/{LOG_NAME}"
+        places = [os.path.abspath(place) for place in sys.path]
         with open(self._log, "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, MARK, replica.path, id, *sys.path],
+                [sys.executable, "-c", _PROGRAM, MARK, replica.path, id, *places],
+                cwd="/",  # it lives for days: nobody's directory
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -526,6 +526,12 @@ def _take_down(
     """Nothing runs, and nothing is on disk any more, but the record. Each may have been done."""
     if trial.running is not None:
         hypervisor = hypervisor or hypervisors.of_replica(replica)
+        if hypervisor.kind != trial.running.hypervisor:
+            raise StateError(
+                f"test failover {trial.id} was started on {trial.running.hypervisor}, and "
+                f"replica.toml names {hypervisor.kind}",
+                "name the former one there until the test has ended",
+            )
         hypervisor.power_off(trial.running.machine)
         hypervisor.let_go(trial.running.machine)
         tell("power off", "off")
