@@ -6,13 +6,14 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from replicas import rollpoint, wait_until
 from rollpoint import _native, audit, hypervisors, operation, replication, timers
-from rollpoint.errors import LockedError, StateError
+from rollpoint.errors import HypervisorError, LockedError, StateError
 from rollpoint.hypervisor.qemu import Qemu
-from rollpoint.records import Timer
+from rollpoint.records import Running, Timer
 from rollpoint.replica import Replica
 from tools import require_tool
 
@@ -194,6 +195,40 @@ def test_the_command_line_sets_shows_and_cancels(tmp_path: Path) -> None:
     rollpoint("timer", path, "--auto-undo", "0s", code=2)
     rollpoint("undo", path)
     rollpoint("timer", path, "--auto-undo", "30m", code=1)
+
+
+def test_an_end_that_failed_is_tried_again_when_somebody_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    timer = armed(path)
+    with Replica.open(path) as replica:
+        with replica.locked() as manifest:
+            assert manifest.recovered is not None
+            manifest.recovered.running = Running(
+                hypervisor="qemu", machine=manifest.id, started=timer.armed
+            )
+            replica.save()
+
+        class Broken:
+            def power_off(self, machine: str) -> None:
+                raise HypervisorError(f"{machine} does not answer")
+
+        def act(due: Timer) -> None:
+            broken: Any = Broken()
+            operation.undo(replica, hypervisor=broken, operation_id=due.operation)
+
+        clock = Clock()
+        with pytest.raises(HypervisorError):
+            timers.wait(replica, timer.operation, act, clock=clock, sleep=clock.sleep)
+        assert replica.manifest.state == "Failover"
+        assert timers.of(replica.manifest) == timer
+        again = timers._again(replica)
+        assert again is not None
+        assert (again.due, again.operation == timer.operation) == (timer.due, False)
+        with replica.locked() as manifest:
+            assert manifest.recovered is not None
+            manifest.recovered.running = None
+            replica.save()
+    assert waits(path, again, Clock()) == "done: undo"
 
 
 def test_an_overdue_timer_is_told_of_and_resume_sees_to_it(tmp_path: Path) -> None:

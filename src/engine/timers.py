@@ -195,6 +195,11 @@ def start(replica: Replica) -> int | None:
     timer = of(replica.manifest)
     if timer is None or is_waited_for(replica.directory, timer):
         return None
+    tried = replica.manifest.remembered(timer.operation)
+    if tried is not None and tried.outcome != "done":
+        timer = _again(replica)
+        if timer is None:
+            return None
     run = replica.file(RUN_DIRECTORY)
     try:
         os.makedirs(run, 0o700, exist_ok=True)
@@ -216,6 +221,17 @@ def start(replica: Replica) -> int | None:
             f"the timer is armed, and no process could be started that waits for it: {error}",
             f"start it with: rollpoint timer {replica.path}",
         ) from None
+
+
+def _again(replica: Replica) -> Timer | None:
+    """What it is for was tried, and failed: it is tried again, under another id."""
+    with replica.locked() as manifest:
+        timer = of(manifest)
+        if timer is not None:
+            former, timer.operation = timer.operation, str(uuid.uuid4())
+            audit.note(manifest, "timer", timer.operation, f"tried again, after {former}")
+            replica.save()
+        return timer
 
 
 def wait(
