@@ -12,6 +12,7 @@ its machine on again; from there on it is Failed, and resume goes on.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from . import config, hypervisors, layering, nbd_client
@@ -24,7 +25,7 @@ from .points import now_text
 from .replica import Replica
 from .seed import image_format
 from .steps import OnStep, Outcome, Runner, fail, outcome_of
-from .units import format_size, parse_duration
+from .units import format_duration, format_size, parse_duration
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor, Machine
@@ -221,7 +222,10 @@ class _Switch:
 
     def _state(self) -> str:
         self._replica.manifest.state = "Failback"
-        return "Failback"
+        begun = self._runner.operation.step("shut down").started_ns
+        if failback_of(self._replica).running is None or begun is None:
+            return "Failback"
+        return f"Failback; nothing ran for {format_duration((time.time_ns() - begun) / 1e9)}"
 
 
 def take_back(replica: Replica, hypervisor: Hypervisor | None, reason: str) -> None:

@@ -33,12 +33,13 @@ WORDS = ("start", "switch", "commit", "undo", "status")
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     group = typer.Typer(
-        help="Go back from a replica to the source's disks, or to others.",
+        help="Go back from a replica to the source's disks, or to others. "
+        "The word start may be left out: rollpoint failback DIR --target DISK=PLACE ...",
         no_args_is_help=True,
         cls=_Group,
     )
     for command in (start, switch, commit, undo, status):
-        group.command(command.__name__, hidden=command is start)(command)
+        group.command(command.__name__)(command)
     app.add_typer(group, name="failback")
 
 
@@ -132,6 +133,9 @@ def switch(
     rest = None if when_rest is None else parse_duration(when_rest)
     with Replica.open(directory) as replica, disk_progress("failback", as_json) as tell:
         if until is not None or rest is not None:
+            if not as_json:
+                moment = at if at is not None else f"no more is left than takes {when_rest}"
+                typer.echo(f"waiting until {moment}; rounds go on")
             room.wait(replica, until=until, rest_seconds=rest, progress=tell)
         outcome = room.switch(
             replica,
