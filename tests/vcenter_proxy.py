@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vcenter import VCenter
@@ -85,6 +86,13 @@ class Proxy:
                     return rule
         return None
 
+    def accompany(self, body: bytes) -> None:
+        """The simulator wants a -flat file beside each disk's descriptor: ESXi does not."""
+        for store, file in re.findall(rb"<fileName>\[(\w+)\] ([^<]*)\.vmdk</fileName>", body):
+            folder = Path(self.vcenter.datastores[store.decode()])
+            if (folder / f"{file.decode()}.vmdk").exists():
+                (folder / f"{file.decode()}-flat.vmdk").touch()
+
     def count(self, method: str) -> int:
         """How often the server was asked for that."""
         return self.calls.count(method)
@@ -149,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             named = answer.replace(b"ReconfigVM_Task", method.encode())
             return self._send(status, named, cookie)
         self.world.calls.append(method)
+        self.world.accompany(body)
         status, answer, cookie = self._forward("POST", body)
         if method == "WaitForUpdatesEx" and b"FileNotFound" in answer and self.world.pending:
             rule = self.world.pending.pop()
