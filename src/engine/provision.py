@@ -332,8 +332,6 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
     operation_report.remove_all(directory)
     _remove_timer_files(directory)
     trial_places.remove_all(directory)
-    with contextlib.suppress(Error):  # of machines that ran here: where they left nothing
-        directory.remove_dir("run")
     told = (manifests.CONVERSION_NAME, manifests.REHEARSAL_NAME)
     beside = (*told, *(f"{name}.new" for name in told), config.FILE_NAME)
     for name in (manifests.CONTROL_NAME, *beside, *scrub.FILE_NAMES, manifests.FILE_NAME):
