@@ -132,7 +132,8 @@ class Life:
             if row.id in intents:
                 self.need(row.id in ended, f"{row.kind} has ended without an outcome")
         if manifest.operation is None and not manifest.tests:
-            loose = set(intents) - set(outcomes) - set(manifest.audit.open if manifest.audit else ())
+            going_on = set(manifest.audit.open if manifest.audit else ())
+            loose = set(intents) - set(outcomes) - going_on
             self.need(not loose, f"intents without an outcome: {loose}")
 
     def _look_at_starts(self, manifest: Manifest) -> None:
