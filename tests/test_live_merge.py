@@ -25,6 +25,7 @@ from rollpoint.hypervisor import qemu_merge
 from rollpoint.hypervisor.base import Drive
 from rollpoint.hypervisor.qemu import Qemu
 from rollpoint.hypervisor.qemu_merge import Merge
+from rollpoint.hypervisor.qmp import Qmp
 from rollpoint.manifest import MachineSettings
 from rollpoint.replica import Replica
 from tools import require_tool
@@ -38,6 +39,7 @@ class World:
     """A replica that is failed over, its machine, and what its disks hold."""
 
     def __init__(self, folder: Path, seed: int = 1, program: bytes = b"") -> None:
+        folder.mkdir(exist_ok=True)
         self.path = folder / "replica"
         self.rng = random.Random(seed)
         sizes = {"a": demo_guest.DISK_BYTES_MIN, "b": demo_guest.DISK_BYTES_MIN}
@@ -255,6 +257,58 @@ def test_whoever_dies_no_write_is_lost(
         world.write()
     world.check_permanent(tmp_path)
     assert world.resume() is None
+
+
+def killed_at_word(
+    world: World, how: Callable[..., None], number: int, victim: str
+) -> int:
+    """A process of its own asks for it, and is killed at that command of QMP; its exit code."""
+    child = os.fork()
+    if child == 0:
+        left = [number]
+
+        def one_more() -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                die(world, victim)
+
+        how(pytest.MonkeyPatch(), Qmp, "execute", one_more)
+        try:
+            world.permanent()
+        finally:
+            os._exit(0)
+    _, ended = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(ended)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["us", "both"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_every_word_to_qemu(tmp_path: Path, when: str, victim: str) -> None:
+    """Every third command of QMP, from another one each time."""
+    number = 0 if when == "before" else 1
+    code = -signal.SIGKILL
+    while code:
+        world = World(tmp_path / str(number), seed=number)
+        try:
+            world.write()
+            code = killed_at_word(world, before if when == "before" else after, number, victim)
+            if world.qemu.status(world.id) == "running":
+                world.read()
+                world.write()
+            world.resume()
+            with Replica.open(world.path) as replica:
+                if replica.manifest.state == "Failover":  # it was killed before it began
+                    online = world.qemu.status(world.id) != "off"
+                    operation.permanent(replica, hypervisor=world.qemu, online=online)
+            if victim == "us" or code == 0:
+                assert world.qemu.status(world.id) == "running"
+                world.write()
+            world.check_permanent(tmp_path)
+        finally:
+            world.qemu.kill(world.id)
+        number += 3
+    assert number > 20, "it says more to QEMU than that"
 
 
 def test_without_a_machine_that_runs_it_is_refused(world: World, tmp_path: Path) -> None:
