@@ -167,6 +167,7 @@ class IngestRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     started: str
     rpo_seconds: float
     error: str | None = None
+    host: str = ""
 
 
 class Rpo(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
