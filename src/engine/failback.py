@@ -10,6 +10,7 @@ The steps are in failing_back.py, switching_over.py and ending_failback.py.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import changed, config, ending_failback, failing_back, layering, switching_over
 from .carrying import Progress, check_targets
-from .errors import StateError, UsageError
+from .errors import Error, StateError, UsageError
 from .manifest import Failback, Operation, Target
 from .records import TargetKind
 from .replica import Replica
@@ -192,19 +193,20 @@ def wait(
         with replica.locked():
             replica.need_state("ReadyToSwitch", doing="switch {} over")
             failback = failing_back.failback_of(replica)
+            failing_back.measure(replica)
             before = rest(failback)
             if until is None and before is not None and before <= (rest_seconds or 0.0):
                 return
             went = failing_back.round_of(replica, hypervisor, progress)
             after = rest(failback)
         if until is not None:
-            sleep(min(max(ROUND_SECONDS, (until - clock()) / 8), max(0.0, until - clock())))
+            sleep(min(max(ROUND_SECONDS, (until - clock()) / 4), max(0.0, until - clock())))
         elif not went:
             raise StateError(
                 f"cannot wait for replica {replica.name}: {failing_back.CANNOT_FREEZE}",
                 "switch now, or at a time",
             )
-        elif before is not None and after is not None and after >= before:
+        elif after is None or (before is not None and after >= before):
             sleep(STEADY_SECONDS)
 
 
@@ -339,6 +341,9 @@ def status(replica: Replica) -> dict[str, object]:
     }
     if failback is None:
         return made
+    if manifest.state == "ReadyToSwitch" and operation is None:
+        with contextlib.suppress(Error):  # an operation that has just begun changes it
+            failing_back.measure(replica)
     speed = None
     sent = sum(each.sent_bytes for each in failback.targets.values())
     if failback.seconds and sent:
