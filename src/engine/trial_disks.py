@@ -6,7 +6,8 @@ the replica is written; replication goes on.
 
 Who starts the test (trials.py) tells it on its input what is wanted, reads what it did line
 by line, and is tied to it by that input: where it ends before the manifest says that the
-test runs, the process ends as well. Later it ends by SIGTERM. Killed, it leaves its files
+test runs, the process ends as well. Later it ends by SIGTERM, or when no manifest names
+the test any more. Killed, it leaves its files
 in the test's directory; they are of no use then, and whoever comes by clears them away.
 """
 
