@@ -154,6 +154,9 @@ def switch(
         known = known_outcome(replica, operation_id, "switch")
         if known is not None:
             return known
+        if _is_open(replica, operation_id) and _goes_back(replica):
+            switching_over.take_back(replica, hypervisor, _why(replica))
+            known_outcome(replica, operation_id, "switch")  # says so
         if not _is_open(replica, operation_id):
             replica.need_state("ReadyToSwitch", doing="switch {} over")
             begin(
@@ -166,6 +169,19 @@ def switch(
                 reason=reason,
             )
         return switching_over.run(replica, hypervisor, source, on_step, begun, progress)
+
+
+def _goes_back(replica: Replica) -> bool:
+    """Whether the switch in progress failed before anything was started at the target."""
+    operation = replica.manifest.operation
+    assert operation is not None
+    return replica.manifest.state == "Failed" and operation.step("start").state == "pending"
+
+
+def _why(replica: Replica) -> str:
+    operation = replica.manifest.operation
+    assert operation is not None
+    return operation.error or "it failed before"
 
 
 def wait(
@@ -317,9 +333,8 @@ def resume(
     if operation.kind == "failback":
         return failing_back.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "switch":
-        if replica.manifest.state == "Failed" and operation.step("start").state == "pending":
-            why = operation.error or "it failed before"
-            switching_over.take_back(replica, hypervisor, why)
+        if _goes_back(replica):
+            switching_over.take_back(replica, hypervisor, _why(replica))
             return outcome_of(replica, operation, begun)
         return switching_over.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "commit failback":

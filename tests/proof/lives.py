@@ -132,7 +132,7 @@ class Life:
             if row.id in intents:
                 self.need(row.id in ended, f"{row.kind} has ended without an outcome")
         if manifest.operation is None and not manifest.tests:
-            going_on = set(manifest.audit.open if manifest.audit else ())
+            going_on = set(manifest.audit.open) if manifest.audit else set()
             loose = set(intents) - set(outcomes) - going_on
             self.need(not loose, f"intents without an outcome: {loose}")
 
