@@ -42,10 +42,10 @@ class Life:
         told: What happened, for people.
     """
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, files: bool | None = None) -> None:
         self.rng = random.Random(seed)
         self.told: list[str] = []
-        files = self.rng.random() < 0.5
+        files = self.rng.random() < 0.5 if files is None else files
         self.stage = Stage(
             folder,
             World(
