@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
+from rollpoint import config
 from rollpoint.errors import (
     HypervisorError,
     NotFoundError,
@@ -82,14 +84,22 @@ class Bench:
         self.proxy.close()
         for name in {*self._made} - {THERE}:
             self.vcenter.remove(name)
-        self.vcenter.admin.power_off(THERE)
-        self.vcenter.admin.let_go(THERE)
+        self.reset()
+
+    def reset(self) -> None:
+        """The machine that is shared is off and as it was."""
+        path = f"DC0/vm/{THERE}"
+        found = self.found(path)
+        if found.is_on:
+            self.vcenter.admin.power_off(path)
+        if found.note is not None:
+            self.vcenter.admin.let_go(path)
 
 
 @pytest.fixture
 def bench(vcenter: VCenter) -> Iterator[Bench]:
     made = Bench(vcenter)
-    vcenter.admin.power_off(THERE)
+    made.reset()
     yield made
     made.close()
 
@@ -500,6 +510,21 @@ def test_a_disk_below_another_machines_is_in_use(bench: Bench) -> None:
     bench.vcenter.new().power_on(THERE)
     found = bench.vcenter.new().conflicts(bench.machine("base"))
     assert [each.kind for each in found] == ["disk"]
+
+
+def test_the_examples_of_the_documentation_are_read(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "vsphere.md").read_text()
+    said, hardware = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    table = config.parse(said.encode(), "docs/vsphere.md").hypervisor
+    assert (table.kind, table.machine) == ("vsphere", "web01_replica")
+    (tmp_path / "hardware.toml").write_text(hardware)
+    assert vsphere_template.load(str(tmp_path / "hardware.toml")).disks
+    note = re.search(r"^(rollpoint-note: .*)$", text, re.MULTILINE)
+    assert note is not None
+    read = vsphere_note.read(note[1], "m")
+    assert read is not None
+    assert read.former is not None
+    assert vsphere_note.write("", read) in text
 
 
 def test_notes_survive_any_words_of_others() -> None:
