@@ -384,7 +384,7 @@ def test_where_a_machine_is_made_is_said_or_is_the_only_place(bench: Bench) -> N
         with pytest.raises(NotFoundError):
             bench.vcenter.new(**said).start(bench.machine("a"))
     said = {"datacenter": "DC0", "pool": "DC0_C0", "host": "DC0_C0_H0"}
-    machine = bench.machine("a")
+    machine = bench.machine("a", cards=(Card("vmxnet3", MAC, "DC0_DVPG0"),))
     bench.vcenter.new(**said).start(machine)
     assert bench.vcenter.new().status(machine.id) == "running"
 
@@ -489,6 +489,16 @@ def test_conflicts_name_the_machine_and_what_it_has(bench: Bench) -> None:
     assert [each.what for each in found if each.kind == "disk"] == [wanted.drives[0].path]
     bench.vcenter.new().power_off(other.id)
     assert bench.vcenter.new().conflicts(wanted) == []
+
+
+def test_a_mac_of_the_template_is_looked_for_too(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "web.toml"
+    file.write_text(TEMPLATE)
+    other = bench.machine("b", cards=(Card("vmxnet3", MAC, "VM Network"),))
+    bench.vcenter.new().start(other)
+    hypervisor = bench.vcenter.new(hardware=str(file), networks=NETWORKS)
+    assert [each.what for each in hypervisor.conflicts(bench.machine("a"))] == [MAC]
+    assert hypervisor.conflicts(bench.machine("a", network="none")) == []
 
 
 def test_a_disk_below_another_machines_is_in_use(bench: Bench) -> None:

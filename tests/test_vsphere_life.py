@@ -14,6 +14,7 @@ from conftest import require_tool
 from replicas import Source, ingesting, make, rollpoint, seen_by_qemu
 from rollpoint.disk import open_disk
 from rollpoint.hypervisor import vsphere_devices
+from rollpoint.hypervisor.base import Drive, Machine
 from vcenter import VCenter, certificates, vcenter
 from vcenter_proxy import Proxy
 
@@ -26,7 +27,7 @@ SITE = "DC0_C0_RP0_VM1"  # the protected machine, at the same vCenter
 class Life:
     """A replica in a folder of a datastore, and the disks of its source, raw."""
 
-    def __init__(self, vcenter: VCenter, folder: Path) -> None:
+    def __init__(self, vcenter: VCenter, folder: Path, machine: str = "") -> None:
         self.vcenter, self.folder = vcenter, folder
         self.path = Path(vcenter.datastores["LocalDS_0"]) / f"life-{folder.name}"
         self.proxy = Proxy(vcenter)
@@ -52,6 +53,7 @@ class Life:
             network = "VM Network"
             [hypervisor]
             {connection}
+            machine = "{machine}"
             [hypervisor.datastores]
             LocalDS_0 = "{vcenter.datastores["LocalDS_0"]}"
             [source]
@@ -180,3 +182,29 @@ def test_a_whole_life_at_a_vcenter(life: Life) -> None:
     assert life.ask("permanent")["state"] == "Permanent"
     for name, data in life.model.items():
         assert seen_by_qemu(life.path / f"{name}.vmdk", life.folder) == bytes(data)
+
+
+def test_a_machine_that_was_there_stays_with_the_merged_disks(
+    vcenter: VCenter, tmp_path: Path
+) -> None:
+    """Named in replica.toml: it has the bases before, and after permanent, at their places."""
+    name = "DC0/vm/DC0_C0_RP0_VM0"
+    life = Life(vcenter, tmp_path, name)
+    vcenter.admin.power_off(name)
+    bases = tuple(Drive(str(life.path / f"{disk}.vmdk")) for disk in SIZES)
+    try:
+        vcenter.admin.start(Machine(name, "web", bases, bus="pvscsi"))
+        vcenter.admin.power_off(name)
+        vcenter.set(name, annotation="these are its own")
+        with ingesting(life.path, life.folder / "s"):
+            life.write(4)
+            life.ask("mark")
+        assert life.ask("failover", "--no-convert")["state"] == "Failover"
+        assert life.disks(name) == ["system-interim.vmdk", "data-interim.vmdk"]
+        life.guest(0x53)
+        assert life.ask("permanent")["state"] == "Permanent"
+        assert life.disks(name) == ["system.vmdk", "data.vmdk"]
+        for disk, data in life.model.items():
+            assert seen_by_qemu(life.path / f"{disk}.vmdk", life.folder) == bytes(data)
+    finally:
+        life.proxy.close()

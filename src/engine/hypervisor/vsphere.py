@@ -51,7 +51,7 @@ class VSphere:
         self._session = session
         self._site = site
         self._datastores = Datastores(site.datastores)
-        self._networks = Networks(session, site.networks)
+        self._networks = Networks(session, site.networks, site.datacenter)
         self._wires = Wires(self._networks)
         self._reach = Reach(session)
         self._maker = Maker(session, site, self._networks)
@@ -213,7 +213,9 @@ class VSphere:
         from .vsphere_conflicts import conflicts
 
         files = {self._file(drive.path, drive.format): drive.path for drive in machine.drives}
-        return conflicts(self._session, machine, self._find(machine.id), files)
+        found = self._find(machine.id)
+        macs = self._maker.macs(machine) if found is None else set()
+        return conflicts(self._session, machine, found, files, macs)
 
     def freeze(self, machine_id: str, overlays: Mapping[str, str]) -> None:
         """See Hypervisor.freeze. vSphere makes overlays itself, as snapshots."""

@@ -25,15 +25,21 @@ _PATHS = (
 
 
 def conflicts(
-    session: Session, machine: Machine, found: Found | None, files: Mapping[str, str]
+    session: Session,
+    machine: Machine,
+    found: Found | None,
+    files: Mapping[str, str],
+    macs: set[str],
 ) -> list[Conflict]:
     """See Hypervisor.conflicts. Looks at all machines that the account can see.
 
     Args:
         found: The machine itself, where it is known.
         files: Datastore path of each of its drives -> the local path.
+        macs: That it will have when it is made.
     """
     wanted = _Wanted(machine, found)
+    wanted.macs |= macs
     clashes = []
     for vm, values in session.inventory(vim.VirtualMachine, _PATHS):
         if found is not None and vm._moId == found.vm._moId:

@@ -182,10 +182,11 @@ class Datastores:
 
 
 class Networks:
-    """The networks at the server, read when the first one is asked for."""
+    """The networks of a datacenter ("": of all), read when the first one is asked for."""
 
-    def __init__(self, session: Session, mapping: Mapping[str, str]) -> None:
+    def __init__(self, session: Session, mapping: Mapping[str, str], datacenter: str) -> None:
         self._session = session
+        self._datacenter = datacenter
         self._mapping = mapping
         self._known: list[tuple[str, Any, str]] | None = None
 
@@ -228,8 +229,15 @@ class Networks:
 
     def _read(self) -> Iterable[tuple[str, Any, str]]:
         card = vim.vm.device.VirtualEthernetCard
+        root = None
+        if self._datacenter:
+            centers = self._session.inventory(vim.Datacenter, ("name",))
+            named = [(values["name"], center) for center, values in centers]
+            root = one_of("datacenter", named, self._datacenter, "datacenter")
         groups = self._session.inventory(
-            vim.dvs.DistributedVirtualPortgroup, ("name", "key", "config.distributedVirtualSwitch")
+            vim.dvs.DistributedVirtualPortgroup,
+            ("name", "key", "config.distributedVirtualSwitch"),
+            root,
         )
         switches = [values["config.distributedVirtualSwitch"] for _, values in groups]
         uuids = self._session.properties(switches, ("uuid",))
@@ -239,7 +247,7 @@ class Networks:
             )
             backing = card.DistributedVirtualPortBackingInfo(port=port)
             yield values["name"], backing, values["key"]
-        for network, values in self._session.inventory(vim.Network, ("name",)):
+        for network, values in self._session.inventory(vim.Network, ("name",), root):
             if not isinstance(network, vim.dvs.DistributedVirtualPortgroup):
                 backing = card.NetworkBackingInfo(deviceName=values["name"], network=network)
                 yield values["name"], backing, ""

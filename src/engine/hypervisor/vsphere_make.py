@@ -66,7 +66,7 @@ class Maker:
             HypervisorError: The server refused.
             UsageError, NotFoundError: It is not said, or not there, where to make it.
         """
-        hardware = template.load(self._site.hardware) if self._site.hardware else Hardware()
+        hardware = self._hardware()
         folder, pool, host = self._places()
         doing = f"making machine {machine.name}"
         failed: HypervisorError | None = None
@@ -134,10 +134,16 @@ class Maker:
             now = look(self._session, found.vm)
         raise HypervisorError(f"machine {found.name} is still there", "remove it at the server")
 
+    def macs(self, machine: Machine) -> set[str]:
+        """What the plugged cards of a machine that is made would have."""
+        cards = self._said(machine, self._hardware())
+        return {mac.lower() for _, mac, name in cards if mac and name != NONE}
+
+    def _hardware(self) -> Hardware:
+        return template.load(self._site.hardware) if self._site.hardware else Hardware()
+
     def disk_places(self, files: list[str]) -> list[Former]:
         """Where the template hangs the disks; empty without one."""
-        if not self._site.hardware:
-            return []
         return [
             Former(
                 Place(devices.CONTROLLERS[disk.controller][0], disk.bus, disk.unit),
@@ -145,7 +151,7 @@ class Maker:
                 "persistent",
                 disk.controller,
             )
-            for disk, file in zip(template.load(self._site.hardware).disks, files, strict=False)
+            for disk, file in zip(self._hardware().disks, files, strict=False)
         ]
 
     def _spec(self, machine: Machine, hardware: Hardware, datastore: str, number: int) -> Any:
@@ -164,7 +170,7 @@ class Maker:
             instanceUuid=uuid,
             annotation=notes.write("", note),
             guestId=hardware.guest,
-            memoryMB=(hardware.memory_bytes or machine.memory_bytes) >> 20,
+            memoryMB=_whole_mib(hardware.memory_bytes or machine.memory_bytes),
             numCPUs=hardware.cpus or machine.cpus,
             firmware="efi" if firmware == "uefi" else "bios",
             # A folder of its own: what is removed with the machine holds no disk.
@@ -188,17 +194,21 @@ class Maker:
         return spec
 
     def _cards(self, machine: Machine, hardware: Hardware) -> list[Any]:
-        """The machine's own cards; without, those of the template."""
-        cards = [(card.model, card.mac, card.network) for card in machine.cards]
-        cards = cards or [(card.model, card.mac, card.network) for card in hardware.cards]
         made = []
-        for number, (model, mac, said) in enumerate(cards):
-            name = self._wires.network(machine, said)
+        for number, (model, mac, name) in enumerate(self._said(machine, hardware)):
             plugged = name != NONE
             backing = self._networks.backing(name) if plugged else self._networks.any()
-            kept = mac if self._site.keep_macs else ""
-            made.append(devices.new_card(number, model, kept, backing, plugged))
+            made.append(devices.new_card(number, model, mac, backing, plugged))
         return made
+
+    def _said(self, machine: Machine, hardware: Hardware) -> list[tuple[str, str, str]]:
+        """Model, MAC and network of the machine's own cards; without, of the template's."""
+        cards = [(card.model, card.mac, card.network) for card in machine.cards]
+        cards = cards or [(card.model, card.mac, card.network) for card in hardware.cards]
+        return [
+            (model, mac if self._site.keep_macs else "", self._wires.network(machine, said))
+            for model, mac, said in cards
+        ]
 
     def _places(self) -> tuple[Any, Any, Any]:
         """Folder, resource pool, and host (None: as the server chooses)."""
@@ -236,6 +246,11 @@ class Maker:
             more = session.inventory(vim.ResourcePool, ("name",), root)
             pools = [(each["name"], pool) for pool, each in more]
         return folder, one_of("resource pool or cluster", pools, site.pool, "pool"), host
+
+
+def _whole_mib(memory_bytes: int) -> int:
+    """vSphere takes multiples of 4 MiB."""
+    return -(-memory_bytes // (4 << 20)) * 4
 
 
 def _file_name(name: str) -> str:

@@ -33,7 +33,7 @@ def open_vsphere(table: HypervisorTable, directory: str) -> VSphere:
             "set server and user: docs/vsphere.md",
         )
     server = Server(
-        name=table.server,
+        name=table.server.strip("[]"),  # of an IPv6 address
         port=table.port,
         user=table.user,
         password=SecretPlace(

@@ -267,7 +267,7 @@ class Session:
 
     def _connect(self) -> Any:
         stub = SoapStubAdapter(
-            host=self.server.name,
+            host=f"[{self.server.name}]" if ":" in self.server.name else self.server.name,
             port=self.server.port,
             path="/sdk",
             version=self._version(),
