@@ -269,6 +269,8 @@ def test_chains_are_merged_while_the_machine_runs(maker: Maker) -> None:
     maker.new().start(maker.machine(*(Drive(top) for _, top in chains)))
     maker.write("vm", 0, 1, 65536, 4096)
     maker.write("vm", 1, 2, 200 << 10, 64 << 10)
+    maker.new().commit("vm", {}, lambda done, total: False)
+    assert maker.drives("vm") == [top for _, top in chains]
     wanted = {top: base for base, top in chains}
     before = {top: content(top) for top in wanted}
     told: list[tuple[int, int]] = []

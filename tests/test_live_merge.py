@@ -322,11 +322,13 @@ def test_without_a_machine_that_runs_it_is_refused(world: World, tmp_path: Path)
     world.check_permanent(tmp_path)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "for a base"])
 def test_a_hypervisor_that_cannot_leaves_the_failover(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise UnsupportedError("it has to be done while it is off")
+    def refuse(self: Qemu, machine: str, tops: dict[str, str], progress: object) -> None:
+        if tops or not late:
+            raise UnsupportedError("it has to be done while it is off")
 
     world.write()
     monkeypatch.setattr(Qemu, "commit", refuse)

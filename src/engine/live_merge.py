@@ -41,10 +41,11 @@ def is_live(operation: Operation) -> bool:
 
 
 def require_running(replica: Replica, hypervisor: Hypervisor | None) -> None:
-    """Refuse to begin where nothing runs.
+    """Refuse to begin where nothing runs, or where it cannot be done.
 
     Raises:
         StateError: The machine is off, or was never powered on here.
+        UnsupportedError: The hypervisor cannot merge while a machine runs.
     """
     running = _recovered(replica).running
     if running is not None:
@@ -54,6 +55,7 @@ def require_running(replica: Replica, hypervisor: Hypervisor | None) -> None:
             f"the machine of replica {replica.name} does not run, so nothing is merged online",
             "leave out --online",
         )
+    hypervisor.commit(running.machine, {}, lambda done, total: True)
 
 
 def run(

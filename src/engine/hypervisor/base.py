@@ -302,7 +302,8 @@ class Hypervisor(Protocol):
         Returns when the machine writes to the bases and to nothing else.
 
         Args:
-            tops: Path of the disk's present top -> path of its base.
+            tops: Path of the disk's present top -> path of its base. None: nothing is
+                done, but refused where it could not be.
             progress: Called with bytes done and bytes in all; False gives up, and then
                 the machine runs from the chains as before. The whole is told once, at the
                 end: the machine stands still, bases and chains hold the same, durably,

@@ -213,6 +213,8 @@ class Qemu(Watch):
         """See Hypervisor.commit. The guest stands still while progress is told the whole."""
         from .qemu_merge import Merge
 
+        if not tops:
+            return
         with self._changing(machine_id) as qmp:
             merge = Merge(qmp, tops, self._file(machine_id, "qemu.log"))
             try:
