@@ -45,7 +45,7 @@ from rollpoint.errors import (
     UnsupportedError,
     UsageError,
 )
-from rollpoint.hypervisor.base import Handle, Machine, State
+from rollpoint.hypervisor.base import Conflict, Handle, Machine, State
 from rollpoint.manifest import Step
 from rollpoint.replica import Replica
 from rollpoint.resync import resync
@@ -660,6 +660,28 @@ def test_a_freeze_without_an_answer_is_found_out_later(
         failback.undo(replica, hypervisor=life.here, skip=skip)
         life.here.write(life.machine, life.models, 3)
         assert life.seen(tmp_path) == life.models
+
+
+def test_a_machine_at_the_target_with_the_same_identity_is_in_the_way(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.say('[source]\nmachine = "original"\n')
+    life.fail_over(running=True)
+    taken = [Conflict("mac", "52:54:00:00:00:01", "the machine other")]
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, hypervisor=life.here)
+        with monkeypatch.context() as busy:
+            busy.setattr(life.there, "conflicts", lambda machine: taken)
+            with pytest.raises(StateError, match="machine other"):
+                failback.switch(replica, hypervisor=life.here, source=life.there)
+        assert (replica.manifest.state, life.here.on()) == ("ReadyToSwitch", [life.machine])
+        life.there._store("start", "original", [])
+        with pytest.raises(StateError, match="is on"):
+            failback.switch(replica, hypervisor=life.here, source=life.there)
+        assert (replica.manifest.state, life.here.on()) == ("ReadyToSwitch", [life.machine])
+        life.there.power_off("original")
+        failback.switch(replica, hypervisor=life.here, source=life.there)
+    life.require_targets()
 
 
 def test_nothing_is_shut_down_for_a_machine_that_cannot_be_started_at_the_target(

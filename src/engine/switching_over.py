@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from . import config, hypervisors, layering, nbd_client
 from .carrying import Carrier, Progress
 from .config import Config
-from .errors import Error, HypervisorError, UsageError
+from .errors import Error, HypervisorError, StateError, UsageError
 from .failing_back import failback_of, reason_of, require_source_off, start_again
 from .manifest import Evidence, Running
 from .points import now_text
@@ -119,6 +119,7 @@ class _Switch:
 
     def _send_rest(self) -> str:
         require_source_off(self._replica, self._source)
+        self._require_no_conflicts()
         return f"{format_size(self._carrier.send(self._stop))} sent"
 
     @property
@@ -136,16 +137,37 @@ class _Switch:
         failback.rest_bytes = 0
         return told
 
+    def _require_no_conflicts(self) -> None:
+        """Nothing that runs at the target has what the machine there is to have."""
+        if self._cannot_start() or self._runner.operation.step("start").state != "pending":
+            return
+        source, machine = self._there()
+        found = [] if machine is None else source.conflicts(machine)
+        if found:
+            raise StateError(
+                "a machine at the target has already "
+                + "; ".join(f"the {each.kind} {each.what}: {each.where}" for each in found),
+                "power it off; or start it there by hand: rollpoint failback switch --no-power-on",
+            )
+
     def _look_ahead(self) -> None:
         """Nothing is shut down for a machine that cannot be started at the target.
 
         Raises:
             UsageError: Its hypervisor does not take the targets as disks.
-            HypervisorError: It cannot be reached.
+            StateError: It is on.
+            HypervisorError: It cannot be asked.
         """
         if self._cannot_start():
             return
         source, machine = self._there()
+        assert self._said.source is not None
+        if source.status(self._said.source.machine) != "off":
+            raise StateError(
+                f"the machine {self._said.source.machine} of [source] is on, and is to be started "
+                "with the targets",
+                "shut it down; or rollpoint failback switch --no-power-on",
+            )
         if machine is not None and source.needs_files:
             for drive in machine.drives:
                 if drive.format != "vmdk":
