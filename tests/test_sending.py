@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import subprocess
@@ -15,15 +16,17 @@ from rollpoint import sending
 from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import (
     CancelledError,
+    LockedError,
     NotFoundError,
     StorageError,
+    UnsupportedError,
     UsageError,
     VerificationError,
 )
 from rollpoint.nbd_client import NbdClient, parse_uri
 from rollpoint.spans import Spans, whole
 from rollpoint.targets import is_new, open_target, same_place, stamp
-from tools import listens, require_tool
+from tools import listens, missing, require_tool
 
 SIZE = (3 << 20) + 5 * 512
 
@@ -154,6 +157,45 @@ def test_places_are_the_same_whatever_leads_there(tmp_path: Path) -> None:
     assert same_place("nbd://host/a", "nbd://host:10809/a")
     assert not same_place("nbd://host/a", "nbd://host/b")
     assert not same_place("", "")
+
+
+def refused(place: str) -> bool:
+    try:
+        open_target(place, SIZE).close()
+    except LockedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["target.raw", "target.vmdk"])
+def test_a_target_that_qemu_has_open_is_refused(tmp_path: Path, name: str) -> None:
+    place, path = str(tmp_path / name), tmp_path / "q"
+    open_target(place, SIZE, create=True).close()
+    format = name.rpartition(".")[2]
+    process = subprocess.Popen(
+        [require_tool("qemu-nbd"), "-t", "-f", format, "-k", str(path), place]
+    )
+    try:
+        wait_until(lambda: refused(place), "qemu-nbd has locked it")
+        with pytest.raises(LockedError, match=rf"QEMU process has .*{name}"):
+            open_target(place, SIZE)
+        open_target(place, SIZE, writable=False).close()
+    finally:
+        process.kill()
+        process.wait()
+    open_target(place, SIZE).close()
+
+
+def test_a_block_device_is_refused_with_what_to_do() -> None:
+    for name in sorted(os.listdir("/sys/block")):
+        place = f"/dev/{name}"
+        if os.path.exists(place):
+            with pytest.raises(UnsupportedError, match="block device") as caught:
+                open_target(place, SIZE)
+            assert "nbdkit" in caught.value.hint
+            assert stamp(place) == ""
+            return
+    missing("this machine has no block devices")
 
 
 # ---- exports ----

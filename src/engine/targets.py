@@ -7,8 +7,11 @@ ever written.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat as modes
+import struct
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -17,7 +20,7 @@ from . import nbd_client
 from ._native import RUN_DATA, Disk
 from .closing import Closing
 from .disk import OpenDisk, create_disk, open_disk
-from .errors import StateError, UsageError, system_error
+from .errors import LockedError, StateError, UnsupportedError, UsageError, system_error
 from .links import open_links
 from .nbd_client import NbdClient
 from .seed import image_format
@@ -129,7 +132,8 @@ def open_target(
     Raises:
         UsageError: It is smaller than the disk, or takes no writes.
         NotFoundError: It is not there.
-        LockedError: Another process of this project writes it.
+        LockedError: Another process of this project writes it, or QEMU has it open.
+        UnsupportedError: It is a block device.
         FormatError, StorageError, ...: It cannot be opened.
     """
     opened: OpenDisk | NbdClient
@@ -139,6 +143,10 @@ def open_target(
         if create and not os.path.lexists(place):
             type = NEW_RAW_TYPE if image_format(place) == "raw" else NEW_VMDK_TYPE
             create_disk(place, type, size_bytes)
+        _require_no_device(place)
+        if writable:
+            for path in _files(place):
+                _require_unused_by_qemu(path)
         opened = open_disk(place, writable=writable, format=image_format(place))
     try:
         if writable and opened.read_only:
@@ -147,6 +155,40 @@ def open_target(
     except BaseException:
         opened.close()
         raise
+
+
+def _require_no_device(place: str) -> None:
+    with contextlib.suppress(OSError):
+        if modes.S_ISBLK(os.stat(place).st_mode):
+            raise UnsupportedError(
+                f"{place} is a block device, which is not written directly",
+                f"export it: nbdkit --unix /run/target.sock file {place}; and give "
+                "nbd+unix:///?socket=/run/target.sock",
+            )
+
+
+# QEMU locks a byte of each image for each thing that it does there (from 100 on), and for
+# each that nobody else may do (from 200 on); the second of each is writing.
+# Source: QEMU, block/file-posix.c, RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE, BLK_PERM_WRITE.
+_QEMU_WRITES = (101, 201)
+
+
+def _require_unused_by_qemu(path: str) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise system_error(f"opening {path}", error.errno or 0) from None
+    try:
+        for byte in _QEMU_WRITES:
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+            found = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, asked)
+            if struct.unpack_from("h", found)[0] != fcntl.F_UNLCK:
+                raise LockedError(
+                    f"a QEMU process has {path} open",
+                    "shut that machine down, or end what exports the file",
+                )
+    finally:
+        os.close(handle)
 
 
 def is_new(place: str) -> bool:
