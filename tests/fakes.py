@@ -44,3 +44,7 @@ class Plain:
         self, machine_id: str, tops: Mapping[str, str], progress: Callable[[int, int], bool]
     ) -> None:
         raise UnsupportedError("no merging")
+
+
+# Nothing is known of the source of most replicas here.
+UNFENCED = {"source-fenced": "a test"}

@@ -30,12 +30,14 @@ class FileHypervisor(Plain):
 
     def start(self, machine: Machine) -> Handle:
         if self.status(machine.id) == "off":
+            (self.path / f".{machine.id}").touch()
             with open(self.path / machine.id, "a") as file:
                 file.write("started\n")
         return Handle(machine.id, 1, 0, "")
 
     def power_on(self, machine_id: str) -> Handle:
         if self.status(machine_id) == "off":
+            (self.path / f".{machine_id}").touch()
             (self.path / machine_id).write_text("started\n")
         return Handle(machine_id, 1, 0, "")
 
@@ -48,9 +50,12 @@ class FileHypervisor(Plain):
     def status(self, machine_id: str) -> State:
         return "running" if (self.path / machine_id).exists() else "off"
 
+    def is_known(self, machine_id: str) -> bool:
+        return (self.path / f".{machine_id}").exists()
+
     def starts(self) -> list[str]:
         """For each machine that is on: how often it was started since it was last off."""
-        return [file.read_text() for file in self.path.iterdir()]
+        return [file.read_text() for file in self.path.iterdir() if file.name[0] != "."]
 
 
 def feed(folder: Path) -> tuple[Path, list[Snapshot]]:

@@ -148,7 +148,7 @@ def each_call_fails(sticky: bool, step: int) -> None:
     template = _native.Io.simulate()
     make(template)
     template.settle()
-    for call in range(1, 400, step):
+    for call in range(1, 600, step):
         (state,) = template.crash_states(budget=1, tear=False, garbage=False)
         faulty = state.io.fault(call=call, os_errno=errno.EIO, sticky=sticky)
         try:

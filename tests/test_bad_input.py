@@ -416,7 +416,9 @@ GROUPS = {"disk": ("info", "map", "check", "create", "convert", "compare", "comm
                    "mount"),
           "replica": ("create", "adopt", "seed", "set", "list", "show", "verify", "resync",
                       "browse", "rehearse", "remove"),
-          "point": ("name", "pin", "unpin", "lock", "show")}  # fmt: skip
+          "point": ("name", "pin", "unpin", "lock", "show"),
+          "audit": ("verify", "show"),
+          "failback": ("start", "switch", "commit", "undo", "status")}  # fmt: skip
 ALL = [(command,) for command in COMMANDS if command not in GROUPS] + [
     (group, command) for group, commands in GROUPS.items() for command in commands
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import require_tool
-from fakes import Plain
+from fakes import UNFENCED, Plain
 from replicas import (
     SEGMENT_BYTES,
     SIZES,
@@ -314,7 +314,7 @@ def test_the_machine_gets_the_overlays_in_the_order_of_the_disks(
     hypervisor = FakeHypervisor()
     settings = MachineSettings(memory_bytes=64 << 20, marker="UP")
     with Replica.open(path) as replica:
-        done = room.failover(replica, hypervisor=hypervisor, settings=settings)
+        done = room.failover(replica, skip=UNFENCED, hypervisor=hypervisor, settings=settings)
         (machine,) = hypervisor.running.values()
         assert [drive.path for drive in machine.drives] == [
             str(path / "a-interim.vmdk"), str(path / "b-interim.vmdk")
@@ -334,7 +334,7 @@ def test_a_machine_that_does_not_come_up_leaves_the_state_found(
     with Replica.open(path) as replica:
         with pytest.raises(HypervisorError):
             room.failover(
-                replica, hypervisor=hypervisor, settings=MachineSettings(marker="UP")
+                replica, skip=UNFENCED, hypervisor=hypervisor, settings=MachineSettings(marker="UP")
             )
         assert not hypervisor.running
         manifest = replica.manifest
@@ -358,7 +358,7 @@ def test_a_step_that_fails_is_undone_with_those_before(
 
     with Replica.open(path) as replica:
         with pytest.raises(OSError, match="on fire"):
-            room.failover(replica, hypervisor=FakeHypervisor(), on_step=fail)
+            room.failover(replica, skip=UNFENCED, hypervisor=FakeHypervisor(), on_step=fail)
         manifest = replica.manifest
         assert (manifest.state, manifest.held, manifest.operation) == ("Ready", False, None)
         assert manifest.recovered is None
@@ -376,7 +376,7 @@ def test_a_hold_that_was_there_before_stays_after_a_failed_failover(
     with Replica.open(path) as replica:
         replication.hold(replica)
         with pytest.raises(HypervisorError):
-            room.failover(replica, hypervisor=FakeHypervisor("start"))
+            room.failover(replica, skip=UNFENCED, hypervisor=FakeHypervisor("start"))
         assert replica.manifest.held
         with replica.journals() as journals:
             assert journals.all_held
@@ -395,7 +395,12 @@ def test_where_undoing_fails_too_the_replica_is_failed_and_can_be_resumed(
     hypervisor = Stubborn()
     with Replica.open(path) as replica:
         with pytest.raises(HypervisorError):
-            room.failover(replica, hypervisor=hypervisor, settings=MachineSettings(marker="UP"))
+            room.failover(
+                replica,
+                skip=UNFENCED,
+                hypervisor=hypervisor,
+                settings=MachineSettings(marker="UP"),
+            )
         operation = replica.manifest.operation
         assert replica.manifest.state == "Failed"
         assert operation is not None
@@ -413,7 +418,7 @@ def test_an_undo_that_cannot_power_off_keeps_the_failover(small: tuple[Path, His
     path, _ = small
     hypervisor = FakeHypervisor()
     with Replica.open(path) as replica:
-        room.failover(replica, hypervisor=hypervisor)
+        room.failover(replica, skip=UNFENCED, hypervisor=hypervisor)
         hypervisor.refuse = "power off"
         for end in (room.undo, room.permanent):
             with pytest.raises(HypervisorError):
@@ -429,13 +434,13 @@ def test_asked_twice_with_one_id_it_happens_once(small: tuple[Path, History]) ->
     path, _ = small
     hypervisor = FakeHypervisor()
     with Replica.open(path) as replica:
-        first = room.failover(replica, 2, hypervisor=hypervisor, operation_id="one")
-        second = room.failover(replica, 2, hypervisor=hypervisor, operation_id="one")
+        first = room.failover(replica, 2, skip=UNFENCED, hypervisor=hypervisor, operation_id="one")
+        second = room.failover(replica, 2, skip=UNFENCED, hypervisor=hypervisor, operation_id="one")
         assert (second.point, second.interims) == (first.point, first.interims)
         assert [step.name for step in second.steps] == list(room.FAILOVER_STEPS)
         assert hypervisor.starts == 1
         with pytest.raises(StateError, match="state is Failover"):
-            room.failover(replica, hypervisor=hypervisor, operation_id="two")
+            room.failover(replica, skip=UNFENCED, hypervisor=hypervisor, operation_id="two")
         with pytest.raises(UsageError, match="was failover, not undo"):
             room.undo(replica, hypervisor=hypervisor, operation_id="one")
         room.undo(replica, hypervisor=hypervisor, operation_id="three")
@@ -460,7 +465,7 @@ def test_a_real_machine_boots_from_the_recovered_disk(tmp_path: Path) -> None:
     settings = MachineSettings(memory_bytes=16 << 20, marker="MARK", timeout_seconds=30)
     with Replica.open(path) as replica:
         for number, text in ((1, "FIRST"), (2, "SECOND")):
-            done = room.failover(replica, number, settings=settings)
+            done = room.failover(replica, number, skip=UNFENCED, settings=settings)
             assert done.steps[-1].note == f"console: MARK {text}"
             hypervisor = hypervisors.of_replica(replica)
             assert hypervisor.status(replica.manifest.id) == "running"

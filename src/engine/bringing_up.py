@@ -14,11 +14,12 @@ Each method does one of them, and may be called again after a crash.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import config, conversion, hypervisors, interim, replication, rollback
+from . import checklist, config, conversion, hypervisors, interim, replication, rollback
 from .errors import ExistsError
-from .manifest import DiskEntry, Recovered, Running
+from .manifest import CheckResult, DiskEntry, Recovered, Running
 from .mount import Mount
 from .points import Point, Points, now_text
 from .replica import Replica
@@ -53,14 +54,21 @@ class BringUp:
         runner: Of the operation in progress. Inside `locked`.
         hypervisor: None: the one that replica.toml names, when it is needed.
         number: Of the overlays.
+        source: Where the source runs; None: as replica.toml says.
     """
 
     def __init__(
-        self, replica: Replica, runner: Runner, hypervisor: Hypervisor | None, number: int = 1
+        self,
+        replica: Replica,
+        runner: Runner,
+        hypervisor: Hypervisor | None,
+        number: int = 1,
+        source: Hypervisor | None = None,
     ) -> None:
         self._replica = replica
         self._runner = runner
         self._hypervisor = hypervisor
+        self._source = source
         self._number = number
         self.config = config.load(replica.directory)
         self._point: Point | None = None
@@ -78,6 +86,34 @@ class BringUp:
     def known_hypervisor(self) -> Hypervisor | None:
         """The same, where there is one by now."""
         return self._hypervisor
+
+    @property
+    def source(self) -> Hypervisor | None:
+        """Where the source runs; None: nothing is said of it."""
+        if self._source is None:
+            self._source = hypervisors.of_source(self._replica)
+        return self._source
+
+    def check(self) -> str:
+        """What is to be seen before anything is done: see checklist.py."""
+        return _told(checklist.before(self._context()))
+
+    def check_again(self) -> str:
+        """What is to be seen right before the power-on call."""
+        return _told(checklist.at_power_on(self._context()))
+
+    def _context(self) -> checklist.Context:
+        operation = self._runner.operation
+        held = [step for step in operation.steps if step.name == "hold"]
+        return checklist.Context(
+            self._replica,
+            self.config,
+            operation,
+            hypervisor=self.hypervisor if operation.power_on else None,
+            machine=self.machine(self._paths_to_be()) if operation.power_on else None,
+            open_source=lambda: self.source,
+            held_ns=held[0].started_ns or 0 if held and not operation.found_held else 0,
+        )
 
     def abandon(self) -> None:
         """A step failed: let go of the disks."""
@@ -177,13 +213,26 @@ class BringUp:
             started=now_text(),
         )
 
-    def machine(self) -> Machine:
-        """What is to be started."""
+    def _paths_to_be(self) -> list[str]:
+        """Of the overlays that this operation makes."""
+        return [
+            self._replica.file(interim.interim_name(disk.name, self._number))
+            for disk in self._replica.manifest.disks
+        ]
+
+    def machine(self, overlays: Sequence[str] | None = None) -> Machine:
+        """What is to be started.
+
+        Args:
+            overlays: Its disks; None: those that the manifest has.
+        """
         from .hypervisor.base import Drive
         from .machines import machine
 
         manifest, operation = self._replica.manifest, self._runner.operation
-        drives = [Drive(path) for path in interim_paths(self._replica).values()]
+        if overlays is None:
+            overlays = list(interim_paths(self._replica).values())
+        drives = [Drive(path) for path in overlays]
         return machine(
             manifest.machine,
             self.config,
@@ -207,6 +256,13 @@ class BringUp:
         recovered = self._replica.manifest.recovered
         assert recovered is not None
         return recovered.parents
+
+
+def _told(results: Sequence[CheckResult]) -> str:
+    """In a line: what passed, and what was skipped and why."""
+    passed = ", ".join(one.name for one in results if one.state == "passed")
+    skipped = [f"{one.name} skipped: {one.reason}" for one in results if one.state == "skipped"]
+    return "; ".join([*([f"{passed} passed"] if passed else []), *skipped])
 
 
 def roll_journals(replica: Replica, point: Point) -> tuple[int, int]:

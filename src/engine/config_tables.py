@@ -131,7 +131,7 @@ class ChecksTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         skip: Check -> why it is never run for this replica.
     """
 
-    reserve: str = "5%"
+    reserve: str = "1G"
     clock_skew: str = "30s"
     probe_addresses: bool = True
     skip: dict[str, str] = {}

@@ -28,13 +28,6 @@ from .errors import Error, LockedError, NotFoundError, StorageError
 LINE_BYTES_MAX = 64 << 10
 CLIENTS_MAX = 32
 ANSWER_SECONDS = 60.0  # a hold waits for writes in flight
-STATUS_SECONDS = 5.0
-
-class NotAnsweringError(StorageError):
-    """Somebody listens, and did not answer in time: it may hang, and may not."""
-
-    code = "not-answering"
-
 
 Handler = Callable[[dict[str, object]], dict[str, object]]
 
@@ -156,7 +149,7 @@ class Connection(Closing):
 
         Raises:
             NotRunningError: It died before it answered.
-            NotAnsweringError: It did not answer in time.
+            StorageError: It did not answer in time.
             Error: What it answered with, as the class it was there.
         """
         data = b""
@@ -190,7 +183,7 @@ class Connection(Closing):
         try:
             yield
         except TimeoutError:
-            raise NotAnsweringError(
+            raise StorageError(
                 f"the ingest at {self._path} did not answer {self._command} "
                 f"in {self._timeout_seconds:g} s",
                 "see what it waits for: its storage may hang",
@@ -206,7 +199,7 @@ def ask(
 
     Raises:
         NotRunningError: Nobody listens, or it died before it answered.
-        NotAnsweringError: It did not answer in time.
+        StorageError: It did not answer in time.
         Error: What the ingest answered with, as the class it was there.
     """
     with Connection(path, timeout_seconds) as connection:

@@ -102,6 +102,8 @@ class Demo:
         self._source.make_disks()
         disks = [word for name, size in DISKS.items() for word in ("--disk", f"{name}={size}")]
         self._replica.rollpoint("replica", "create", self._replica.path, *disks)
+        # Who can say that the source is off, before its replica is powered on.
+        self._replica.configure(self._source.table())
         self._end("create the source's disks and a replica")
 
     def _replicate(self) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from . import control, errors
+from . import config, control, errors
 from .disk import open_disk
 from .errors import Error, HypervisorError, StorageError, VerificationError
 from .hypervisor.qemu import Qemu
@@ -65,6 +65,11 @@ class ReplicaSide:
             raise _told_error(words[0], done.stderr)
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
+
+    def configure(self, text: str) -> None:
+        """What replica.toml says."""
+        with open(os.path.join(self.path, config.FILE_NAME), "w", encoding="utf-8") as file:
+            file.write(text)
 
     def start_ingest(self, rpo: str) -> None:
         """Serve the exports; returns when they answer."""

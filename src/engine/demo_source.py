@@ -6,6 +6,7 @@ the source's raw disks and from what the guest prints.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -73,6 +74,11 @@ class Source:
             with open(self.disks[name], "wb") as file:
                 file.write(image)
                 file.truncate(size_bytes)
+
+    def table(self) -> str:
+        """What a replica's replica.toml says of it."""
+        run = json.dumps(os.path.join(self._directory, "run"))
+        return f'[source]\nkind = "qemu"\nrun = {run}\nmachine = "{MACHINE_ID}"\n'
 
     def start(self) -> None:
         """Power it on, without letting it run yet."""

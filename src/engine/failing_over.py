@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import hypervisors, measuring, planned, replication, timers, undoing
+from . import measuring, planned, replication, timers, undoing
 from .bringing_up import BringUp
 from .errors import Error, HypervisorError
 from .replica import Replica
@@ -13,12 +13,25 @@ from .steps import OnStep, Outcome, Runner, outcome_of
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
-STEPS = ("hold", "state", "roll back", "interim", "export", "convert", "close", "power on")
+STEPS = (
+    "check",
+    "hold",
+    "state",
+    "roll back",
+    "interim",
+    "export",
+    "convert",
+    "close",
+    "check again",
+    "power on",
+)
 
 
 def steps_of(plan: bool) -> tuple[str, ...]:
     """The names of the steps of a failover."""
-    return STEPS if not plan else (*planned.STEPS, "hold", "compare", *STEPS[1:])
+    if not plan:
+        return STEPS
+    return ("check", *planned.STEPS, "hold", "compare", *STEPS[STEPS.index("state") :])
 
 
 def run(
@@ -67,13 +80,15 @@ class _Failover:
     ) -> None:
         self._replica = replica
         self._runner = runner
-        self._source = source
         self._replicating = False  # not known any more, where the hold was before a crash
-        self._up = BringUp(replica, runner, hypervisor)
+        self._up = BringUp(replica, runner, hypervisor, source=source)
 
     def run(self) -> None:
         runner, up = self._runner, self._up
         operation = runner.operation
+        # The intent comes first where a check has an effect: a fence.
+        said = up.config.source
+        runner.run("check", up.check, record=said is not None and bool(said.fence))
         if operation.planned:
             runner.run("shut down", self._shut_down)
             runner.run("last writes", self._last_writes)
@@ -89,16 +104,18 @@ class _Failover:
         runner.run("convert", up.convert, again=again, record=False)
         runner.run("close", up.close, record=False)
         if operation.power_on:
+            runner.run("check again", up.check_again, again=True, record=False)
             up.announce_machine()
             runner.run("power on", up.power_on)
         else:
+            runner.skip("check again", "nothing is powered on")
             runner.skip("power on", "not asked for")
 
     def abandon(self) -> None:
         self._up.abandon()
 
     def _shut_down(self) -> str:
-        source = self._source = self._source or hypervisors.of_source(self._replica)
+        source = self._up.source
         assert source is not None, "a planned failover without a source"
         return planned.shut_down(self._replica, self._up.config, source)
 
@@ -113,7 +130,13 @@ class _Failover:
 
     def _hold(self) -> str:
         self._replicating = measuring.is_replicating(self._replica)
-        return f"epoch {replication.hold_locked(self._replica)}"
+        table = self._up.config.hold
+        said = ""
+        if table is not None:
+            from . import holds  # HTTP, which other failovers do without
+
+            said = f"; the replicator: {holds.hold(table)}"
+        return f"epoch {replication.hold_locked(self._replica)}{said}"
 
     def _state(self) -> str:
         manifest, point = self._replica.manifest, self._up.point()

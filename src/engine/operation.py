@@ -38,7 +38,7 @@ from . import (
 )
 from . import planned as planning
 from .errors import StateError, UsageError
-from .manifest import MachineSettings, Operation
+from .manifest import Evidence, MachineSettings
 from .points import Point
 from .replica import Replica
 from .steps import (
@@ -129,10 +129,17 @@ def failover(
             planned=planned,
             skip=dict(skip or {}),
             reason=reason,
+            evidence=_evidence_before(replica),
             auto=after[0] if after else "",
             auto_seconds=after[1] if after else 0.0,
         )
         return _go_on(replica, hypervisor, on_step, begun, source)
+
+
+def _evidence_before(replica: Replica) -> list[Evidence]:
+    """What was seen for the failover that there is: a person's word goes on to count."""
+    recovered = replica.manifest.recovered
+    return [] if recovered is None else list(recovered.evidence)
 
 
 def _prepare(
@@ -181,12 +188,6 @@ def _go_on(
     """With the failover, or the change of its point, that is in progress. Locked."""
     operation = replica.manifest.operation
     assert operation is not None
-    if replica.manifest.state == "Failed" and _goes_back(operation):
-        if operation.kind == "repoint":
-            repointing.go_back(replica, hypervisor, "it failed before")
-        else:
-            undoing.roll_back(replica, hypervisor, "it failed before", source)
-        known_outcome(replica, operation.id, operation.kind)  # says so
     if operation.kind == "repoint":
         return repointing.run(replica, hypervisor, on_step, begun)
     return failing_over.run(replica, hypervisor, on_step, begun, source)
@@ -289,17 +290,13 @@ def resume(
         return failing_over.run(replica, hypervisor, on_step, begun, source)
 
 
-def _goes_back(operation: Operation) -> bool:
-    """Whether a failover, or a change of its point, that failed is taken back."""
-    return operation.kind == "failover" or operation.step("drop former").state == "pending"
-
-
 def _resume_repoint(
     replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
 ) -> Outcome:
     operation = replica.manifest.operation
     assert operation is not None
-    if replica.manifest.state == "Failed" and _goes_back(operation):
+    going_back = operation.step("drop former").state == "pending"
+    if replica.manifest.state == "Failed" and going_back:
         repointing.go_back(replica, hypervisor, "it failed before")
         return outcome_of(replica, operation, begun)
     return repointing.run(replica, hypervisor, on_step, begun)

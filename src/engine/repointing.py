@@ -19,12 +19,13 @@ from .errors import Error
 from .manifest import Recovered, Running
 from .points import now_text
 from .replica import Replica
-from .steps import OnStep, Outcome, Runner, end, fail, interim_paths, outcome_of, turn_back
+from .steps import OnStep, Outcome, Runner, end, fail, interim_paths, outcome_of
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
 STEPS = (
+    "check",
     "power off",
     "state",
     "roll back",
@@ -32,6 +33,7 @@ STEPS = (
     "export",
     "convert",
     "close",
+    "check again",
     "power on",
     "drop former",
 )
@@ -71,6 +73,7 @@ class _Repoint:
     def run(self) -> None:
         runner, up = self._runner, self._up
         operation = runner.operation
+        runner.run("check", up.check, record=False)
         runner.run("power off", self._power_off)
         runner.run("state", self._state, record=False)
         runner.run("roll back", up.roll)
@@ -80,9 +83,11 @@ class _Repoint:
         runner.run("convert", up.convert, again=again, record=False)
         runner.run("close", up.close, record=False)
         if operation.power_on:
+            runner.run("check again", up.check_again, again=True, record=False)
             up.announce_machine()
             runner.run("power on", up.power_on)
         else:
+            runner.skip("check again", "nothing is powered on")
             runner.skip("power on", "not asked for")
         runner.run("drop former", self._drop_former)
 
@@ -128,7 +133,6 @@ def go_back(replica: Replica, hypervisor: Hypervisor | None, why: str) -> None:
     failed = next((step.name for step in operation.steps if step.state == "failed"), "")
     operation.error = operation.error or f"{failed}: {why}"
     try:
-        turn_back(replica, operation.error)
         _take_back(replica, hypervisor)
     except Error as second:
         fail(replica, f"{operation.error}; and going back to the former point: {second.message}")

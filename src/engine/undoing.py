@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from . import hypervisors, interim, planned, replication
+from . import config, hypervisors, interim, planned, replication
 from ._native import POINT_LATEST
 from .errors import Error, NotFoundError
 from .manifest import Recovered
 from .replica import Replica
-from .steps import OnStep, Outcome, Runner, end, fail, outcome_of, turn_back
+from .steps import OnStep, Outcome, Runner, end, fail, outcome_of
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
@@ -42,7 +42,7 @@ def run(
         runner.run("power off", lambda: let_go(replica, hypervisor))
         runner.run("drop interim", lambda: drop_interims(replica))
         runner.run("roll back", lambda: roll_to_latest(replica))
-        runner.run("release", lambda: f"epoch {replication.release_locked(replica)}")
+        runner.run("release", lambda: release(replica))
         runner.run("state", ready)
     except Exception as error:
         stop_at(replica, runner, error, safe_before="drop interim")
@@ -70,10 +70,11 @@ def roll_back(
     failed = next((step.name for step in operation.steps if step.state == "failed"), "")
     operation.error = operation.error or f"{failed}: {why}"
     try:
-        turn_back(replica, operation.error)
         _take_back(replica, hypervisor)
         if not operation.found_held and replication.is_held(replica):
-            replication.release_locked(replica)
+            release(replica)
+        elif not operation.found_held:
+            _release_external(replica)
     except Error as second:
         fail(replica, f"{operation.error}; and undoing it: {second.message}")
         raise
@@ -95,6 +96,29 @@ def finish_rolling_back(
     assert operation is not None
     roll_back(replica, hypervisor, "it failed before", source)
     return outcome_of(replica, operation, begun)
+
+
+def release(replica: Replica) -> str:
+    """End the hold: here, and of an external replicator. Locked."""
+    told = f"epoch {replication.release_locked(replica)}"
+    table = config.load(replica.directory).hold
+    if table is not None:
+        from . import holds  # HTTP, which a failover does without
+
+        told += f"; the replicator: {holds.release(table)}"
+    return told
+
+
+def _release_external(replica: Replica) -> None:
+    """A hold that failed may have held the external replicator, nevertheless."""
+    operation, table = replica.manifest.operation, config.load(replica.directory).hold
+    assert operation is not None
+    if table is None or "hold" not in [s.name for s in operation.steps if s.state != "pending"]:
+        return
+    from . import holds
+
+    with contextlib.suppress(Error):
+        holds.release(table)
 
 
 def _take_back(replica: Replica, hypervisor: Hypervisor | None) -> None:

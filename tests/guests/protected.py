@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fakes import UNFENCED
 from replicas import ingesting
 from rollpoint import operation, replication
 from rollpoint.guest.base import Controller
@@ -111,7 +112,7 @@ def fail_over(path: Path, power_on: bool = True) -> Done:
             before.update(below(path))
 
     with Replica.open(path) as replica:
-        outcome = operation.failover(replica, power_on=power_on, on_step=watch)
+        outcome = operation.failover(replica, skip=UNFENCED, power_on=power_on, on_step=watch)
     assert before
     return Done(outcome, below(path) == before)
 
