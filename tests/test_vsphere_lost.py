@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -171,6 +172,68 @@ def _slow(hypervisor: VSphere) -> Any:
     from dataclasses import replace
 
     return replace(hypervisor._session.server, timeout_seconds=10**6)
+
+
+def test_a_task_that_outlasts_its_time_is_looked_at(bench: Bench) -> None:
+    """The server tells no news of the tasks, which it has ended long ago."""
+    machine = bench.machine("a")
+    hypervisor = bench.vcenter.new(port=bench.proxy.port)
+    assert not hypervisor.is_known(machine.id)
+    hypervisor._session.clock = itertools.count(0, 15).__next__  # of 20 s
+    for _ in range(20):
+        bench.proxy.add(
+            "WaitForUpdatesEx", "answer", xml='<WaitForUpdatesExResponse xmlns="urn:vim25"/>'
+        )
+    hypervisor.start(machine)
+    assert bench.vcenter.new().status(machine.id) == "running"
+    assert bench.files(machine.id) == ["a.vmdk"]
+    for once in ("CreateVM_Task", "ReconfigVM_Task", "PowerOnVM_Task"):
+        assert bench.proxy.count(once) == 1, once
+
+
+def test_a_machine_that_is_removed_meanwhile(bench: Bench) -> None:
+    machine = bench.machine("a")
+    hypervisor = bench.vcenter.new(port=bench.proxy.port)
+    gone = '<obj type="VirtualMachine">vm-0</obj>'
+    for method in ("ReconfigVM_Task", "PowerOnVM_Task"):
+        bench.proxy.add(method, "fault", "ManagedObjectNotFound", gone)
+        with pytest.raises(HypervisorError, match="ManagedObjectNotFound"):
+            hypervisor.start(machine)
+    hypervisor.start(machine)
+    found = bench.found(machine.id)
+    bench.vcenter.remove(machine.id)
+    assert hypervisor.status(machine.id) == "off"
+    hypervisor.let_go(machine.id)
+    with pytest.raises(NotFoundError):
+        hypervisor._reach.turn(found, on=True)
+
+
+@pytest.mark.parametrize("action", CUTS)
+def test_snapshots_over_a_bad_line(bench: Bench, action: Action) -> None:
+    hypervisor = bench.vcenter.new(port=bench.proxy.port)
+    for method in ("CreateSnapshot_Task", "RemoveSnapshot_Task"):
+        bench.proxy.add(method, action)
+    machine = bench.machine("a")
+    hypervisor.start(machine)
+    hypervisor.snapshot(machine.id, "one")
+    assert list(hypervisor._snapshots(bench.found(machine.id))) == ["one"]
+    hypervisor.remove_snapshot(machine.id, "one")
+    assert not hypervisor._snapshots(bench.found(machine.id))
+    assert bench.proxy.count("CreateSnapshot_Task") == 1
+    bench.proxy.add("CreateSnapshot_Task", "task fault", "NoDiskSpace", REFUSALS["NoDiskSpace"][0])
+    with pytest.raises(HypervisorError, match="make room"):
+        hypervisor.snapshot(machine.id, "two")
+
+
+@pytest.mark.parametrize("action", CUTS)
+def test_a_guest_is_shut_down_over_a_bad_line(bench: Bench, action: Action) -> None:
+    machine = bench.machine("a")
+    hypervisor = bench.vcenter.new(port=bench.proxy.port)
+    hypervisor.start(machine)
+    bench.proxy.add("ShutdownGuest", action)
+    told = hypervisor.shut_down(machine.id, 0.2)
+    assert told.startswith("powered off: " if action == "cut before" else "shut down")
+    assert hypervisor.status(machine.id) == "off"
 
 
 def test_a_server_that_is_gone_is_an_error_with_its_name(bench: Bench) -> None:

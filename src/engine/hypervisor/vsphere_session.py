@@ -25,6 +25,7 @@ from .vsphere_server import Server, tls_context
 VERSIONS_LIMIT_BYTES = 1 << 20
 WATCH_SECONDS = 10  # of one question whether something has changed
 ASK_TRIES = 3
+LOGOUT_SECONDS = 5
 _Collector = vmodl.query.PropertyCollector
 
 T = TypeVar("T")
@@ -345,5 +346,8 @@ def _forget(call: Callable[[], Any]) -> None:
 
 
 def _log_out(content: Any) -> None:
+    stub = content.sessionManager._stub
+    stub.DropConnections()
+    stub.schemeArgs["timeout"] = LOGOUT_SECONDS  # a server that hangs does not hold up our end
     _forget(content.sessionManager.Logout)
-    content.sessionManager._stub.DropConnections()
+    stub.DropConnections()
