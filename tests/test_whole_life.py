@@ -1,6 +1,6 @@
 """A protected machine's whole life, with a real guest, each stage read by qemu-img.
 
-ready -> failover -> undo -> planned failover -> failback -> commit ->
+ready -> test failover -> failover -> undo -> planned failover -> failback -> commit ->
 failover -> permanent. The guest counts on two disks, so that what was lost, or written
 twice, is told by its counters; everything is done by the command line.
 """
@@ -91,12 +91,22 @@ def life(tmp_path: Path) -> Iterator[Life]:
     finally:
         life.source.close()
         with contextlib.suppress(Exception):
-            life.ask("undo")
+            life.ask("undo", "--test", "all")
         life.replica.close()
 
 
 def test_a_whole_life_on_qemu(life: Life) -> None:
     life.begin()
+
+    # A test: replication goes on, and what the tested machine writes is thrown away.
+    point = life.ask("mark", "--label", "to test")
+    tested = life.ask("failover", "--test", "--to", str(point["id"]))
+    before = life.source.printed_count()
+    assert life.source.next_count() > before, "the source goes on"
+    assert life.replica.state() == "Ready"
+    life.ask("mark", "--label", "during the test")
+    life.ask("undo", "--test", str(tested["operation"]))
+    assert not life.ask("replica show")["tests"]
 
     # A disaster that was none: failed over, and undone. The source was killed.
     life.source.kill()
