@@ -727,6 +727,25 @@ def test_a_target_that_changes_between_rounds_is_compared_again(life: Life, how:
     life.require_targets()
 
 
+def test_a_machine_that_goes_off_meanwhile_is_copied_as_it_stands(life: Life) -> None:
+    life.say('[failback]\nrest = "0s"\n')
+    life.fail_over(running=True)
+
+    def dies(name: str) -> None:
+        life.here.on_call = lambda name: None
+        life.here.write(life.machine, life.models, 7)
+        life.here.power_off(life.machine)
+
+    life.here.on_call = dies
+    with Replica.open(life.path) as replica:
+        failback.start(replica, life.targets, hypervisor=life.here)
+        life.require_targets()
+        life.here.power_on(life.machine)  # by hand
+        life.here.write(life.machine, life.models, 8)
+        failback.switch(replica, hypervisor=life.here)
+    life.require_targets()
+
+
 def test_a_switch_waits_for_its_time_while_rounds_go_on(life: Life) -> None:
     life.fail_over(running=True)
     now = [1000.0]

@@ -98,6 +98,9 @@ class _Switch:
             return "was off"
         hypervisor = self._hypervisor or hypervisors.of_replica(self._replica)
         layering.confirm(self._replica, hypervisor)
+        if hypervisor.status(former.machine) != "off":  # by hand, since it was off for a round
+            failback = failback_of(self._replica)
+            failback.layers = min(failback.layers, len(recovered.frozen))
         told = hypervisor.shut_down(
             former.machine, parse_duration(self._said.failback.shutdown)
         )
