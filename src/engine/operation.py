@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from . import (
     audit,
     bringing_up,
+    checklist,
     config,
     conversion,
     failing_over,
@@ -115,6 +116,7 @@ def failover(
             return _go_on(replica, hypervisor, on_step, begun, source)
         again = to is not None and not planned and replica.manifest.state == "Failover"
         replica.need_state("Failover" if again else "Ready", doing="fail over {}")
+        checklist.require_known(skip or {})
         point = _prepare(replica, to, again=again, planned=planned, settings=settings)
         if power_on and hypervisor is None:
             hypervisor = hypervisors.of_replica(replica)
