@@ -764,6 +764,18 @@ def test_a_switch_waits_for_its_time_while_rounds_go_on(life: Life) -> None:
         assert replica.manifest.failback is not None
         assert 3 < replica.manifest.failback.rounds < 10
         failback.wait(replica, rest_seconds=3600.0, hypervisor=life.here, sleep=sleep)
+        failback.wait(replica, rest_seconds=0.0, hypervisor=life.here, sleep=sleep)
+        assert replica.manifest.recovered is not None
+        layers = len(replica.manifest.recovered.frozen)
+        failback.wait(
+            replica,
+            until=now[0] + 3600.0,
+            hypervisor=life.here,
+            clock=lambda: now[0],
+            sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+        )
+        assert len(replica.manifest.recovered.frozen) == layers, "nothing was written: no rounds"
+        life.here.write(life.machine, life.models, 6)
         failback.switch(replica, hypervisor=life.here)
     life.require_targets()
 

@@ -666,3 +666,12 @@ def test_the_content_id_is_looked_at_before_it_changes(
         assert told == [not planted]
     finally:
         maker.close()
+
+
+def test_the_last_words_of_a_machine_stay_until_the_replica_goes(world: World) -> None:
+    with Replica.open(world.path) as replica:
+        operation.undo(replica, hypervisor=world.qemu)
+        assert (world.path / "run" / "last-console.log").exists()
+        assert not (world.path / "run" / world.id).exists()
+        replica.remove()
+    assert not (world.path / "run").exists()

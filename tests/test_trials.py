@@ -33,6 +33,7 @@ from rollpoint import (
     operation,
     replication,
     retention,
+    trial_disks,
     trial_places,
     trials,
     viewers,
@@ -722,3 +723,19 @@ def test_a_guest_of_other_hardware_starts_in_a_test(guest: Path, kind: str) -> N
         done = trials.start(replica, hypervisor=hypervisor)
         assert "TINY-READY" in done.steps[-1].note
         trials.undo(replica, hypervisor=hypervisor)
+
+
+def test_disks_are_served_only_for_a_test_that_somebody_knows_of(demo: Path) -> None:
+    with Replica.open(demo) as replica:
+        assert not trial_disks._is_running(replica, "t")
+        trials.start(replica, "1", operation_id="t", power_on=False)
+        assert trial_disks._is_running(replica, "t")
+        trials.undo(replica)
+        assert not trial_disks._is_running(replica, "t")
+        (demo / "replica.json").rename(demo / "away")  # as where all of it was taken away
+        assert not trial_disks._is_running(replica, "t")
+        (demo / "away").write_bytes((demo / "away").read_bytes()[:-9])
+        (demo / "away").rename(demo / "replica.json")
+        assert trial_disks._is_running(replica, "t")  # nobody can tell
+    shutil.rmtree(demo)
+    make_demo(demo)  # for the fixture, which looks at it once more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,12 @@ def test_where_room_runs_out_writes_are_refused_and_a_test_reads_on(
     path = tmp_path / "r"
     make(path, monkeypatch, limit_bytes=32 * SEGMENT)
     world = Kept(tmp_path / "world", kind == "files")
-    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+    with (
+        ingesting(path, tmp_path / "s"),
+        Replica.open(path) as replica,
+        contextlib.ExitStack() as at_end,
+    ):
+        at_end.callback(lambda: trials.undo(replica, hypervisor=world))
         source = Source(tmp_path / "s", {name: bytearray(size) for name, size in SIZES.items()}, 3)
         feed(path, source, 40)  # the horizon has gone on
         held = source.snapshot()["a"]
@@ -106,7 +112,12 @@ def test_old_writes_that_go_into_the_base_are_waited_for_and_files_are_exact(
     path = tmp_path / "r"
     make(path, monkeypatch, window_seconds=0.05)
     world = Kept(tmp_path / "world", True)
-    with ingesting(path, tmp_path / "s"), Replica.open(path) as replica:
+    with (
+        ingesting(path, tmp_path / "s"),
+        Replica.open(path) as replica,
+        contextlib.ExitStack() as at_end,
+    ):
+        at_end.callback(lambda: trials.undo(replica, hypervisor=world))
         source = Source(tmp_path / "s", {name: bytearray(size) for name, size in SIZES.items()}, 4)
         for number in range(8):
             feed(path, source, 4)

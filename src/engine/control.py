@@ -28,6 +28,13 @@ from .errors import Error, LockedError, NotFoundError, StorageError
 LINE_BYTES_MAX = 64 << 10
 CLIENTS_MAX = 32
 ANSWER_SECONDS = 60.0  # a hold waits for writes in flight
+STATUS_SECONDS = 5.0
+
+class NotAnsweringError(StorageError):
+    """Somebody listens, and did not answer in time: it may hang, and may not."""
+
+    code = "not-answering"
+
 
 Handler = Callable[[dict[str, object]], dict[str, object]]
 
@@ -149,7 +156,7 @@ class Connection(Closing):
 
         Raises:
             NotRunningError: It died before it answered.
-            StorageError: It did not answer in time.
+            NotAnsweringError: It did not answer in time.
             Error: What it answered with, as the class it was there.
         """
         data = b""
@@ -183,7 +190,7 @@ class Connection(Closing):
         try:
             yield
         except TimeoutError:
-            raise StorageError(
+            raise NotAnsweringError(
                 f"the ingest at {self._path} did not answer {self._command} "
                 f"in {self._timeout_seconds:g} s",
                 "see what it waits for: its storage may hang",
@@ -199,7 +206,7 @@ def ask(
 
     Raises:
         NotRunningError: Nobody listens, or it died before it answered.
-        StorageError: It did not answer in time.
+        NotAnsweringError: It did not answer in time.
         Error: What the ingest answered with, as the class it was there.
     """
     with Connection(path, timeout_seconds) as connection:

@@ -10,6 +10,7 @@ The steps are in failing_back.py, switching_over.py and ending_failback.py.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import changed, config, ending_failback, failing_back, layering, switching_over
 from .carrying import Progress, check_targets
-from .errors import StateError, UsageError
+from .errors import Error, StateError, UsageError
 from .manifest import Failback, Operation, Target
 from .records import TargetKind
 from .replica import Replica
@@ -153,6 +154,9 @@ def switch(
         known = known_outcome(replica, operation_id, "switch")
         if known is not None:
             return known
+        if _is_open(replica, operation_id) and _goes_back(replica):
+            switching_over.take_back(replica, hypervisor, _why(replica))
+            known_outcome(replica, operation_id, "switch")  # says so
         if not _is_open(replica, operation_id):
             replica.need_state("ReadyToSwitch", doing="switch {} over")
             begin(
@@ -165,6 +169,19 @@ def switch(
                 reason=reason,
             )
         return switching_over.run(replica, hypervisor, source, on_step, begun, progress)
+
+
+def _goes_back(replica: Replica) -> bool:
+    """Whether the switch in progress failed before anything was started at the target."""
+    operation = replica.manifest.operation
+    assert operation is not None
+    return replica.manifest.state == "Failed" and operation.step("start").state == "pending"
+
+
+def _why(replica: Replica) -> str:
+    operation = replica.manifest.operation
+    assert operation is not None
+    return operation.error or "it failed before"
 
 
 def wait(
@@ -192,19 +209,20 @@ def wait(
         with replica.locked():
             replica.need_state("ReadyToSwitch", doing="switch {} over")
             failback = failing_back.failback_of(replica)
+            failing_back.measure(replica)
             before = rest(failback)
             if until is None and before is not None and before <= (rest_seconds or 0.0):
                 return
             went = failing_back.round_of(replica, hypervisor, progress)
             after = rest(failback)
         if until is not None:
-            sleep(min(max(ROUND_SECONDS, (until - clock()) / 8), max(0.0, until - clock())))
+            sleep(min(max(ROUND_SECONDS, (until - clock()) / 4), max(0.0, until - clock())))
         elif not went:
             raise StateError(
                 f"cannot wait for replica {replica.name}: {failing_back.CANNOT_FREEZE}",
                 "switch now, or at a time",
             )
-        elif before is not None and after is not None and after >= before:
+        elif after is None or (before is not None and after >= before):
             sleep(STEADY_SECONDS)
 
 
@@ -315,9 +333,8 @@ def resume(
     if operation.kind == "failback":
         return failing_back.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "switch":
-        if replica.manifest.state == "Failed" and operation.step("start").state == "pending":
-            why = operation.error or "it failed before"
-            switching_over.take_back(replica, hypervisor, why)
+        if _goes_back(replica):
+            switching_over.take_back(replica, hypervisor, _why(replica))
             return outcome_of(replica, operation, begun)
         return switching_over.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "commit failback":
@@ -339,6 +356,9 @@ def status(replica: Replica) -> dict[str, object]:
     }
     if failback is None:
         return made
+    if manifest.state == "ReadyToSwitch" and operation is None:
+        with contextlib.suppress(Error):  # an operation that has just begun changes it
+            failing_back.measure(replica)
     speed = None
     sent = sum(each.sent_bytes for each in failback.targets.values())
     if failback.seconds and sent:

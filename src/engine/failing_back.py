@@ -129,11 +129,16 @@ def round_of(
         hypervisor = hypervisors.of_replica(replica)
     on = layering.runs(replica, hypervisor)
     confirm(replica, hypervisor)  # a crash may have come before it was told
+    carrier = Carrier(replica, progress)
     if on:
         assert hypervisor is not None
+        if failback.layers == len(recovered.frozen) > 0:
+            measure(replica)
+            if failback.rest_bytes == 0:
+                return True  # nothing was written since
         if not layering.freeze(replica, hypervisor):
             return False
-    carrier, stop = Carrier(replica, progress), len(recovered.frozen) + (0 if on else 1)
+    stop = len(recovered.frozen) + (0 if on else 1)
     carrier.send(stop)
     if config.load(replica.directory).failback.verify != "never":
         carrier.verify(stop)
@@ -142,6 +147,13 @@ def round_of(
     failback.rest_bytes = carrier.left_bytes()
     replica.save()
     return True
+
+
+def measure(replica: Replica) -> None:
+    """How much is left to send now, as tables say; a machine that runs writes on."""
+    failback = failback_of(replica)
+    if failback.layers:
+        failback.rest_bytes = Carrier(replica).left_bytes()
 
 
 def rest_seconds(failback: Failback) -> float | None:

@@ -19,6 +19,7 @@ from typing import cast
 from . import control, replication
 from .errors import Error, LockedError, UsageError, on_hold
 from .ingest_answers import Answers
+from .ingest_epoch import EpochWatch
 from .intake import Intake
 from .manifest import IngestRecord, Rpo
 from .points import now_text
@@ -62,6 +63,8 @@ class Ingest:
         self._socket_path = os.path.abspath(socket_path)
         self._intake = Intake(replica, rpo_seconds, ignore_lost=ignore_lost)
         self._answers = Answers(self._intake, self._stop_as_told)
+        self._watch = EpochWatch(self._intake, self._announce)
+        self._started = now_text()
         self._selector = selectors.DefaultSelector()
         self._wake_near, self._wake_far = socket.socketpair()
         self._wake_near.setblocking(False)
@@ -74,6 +77,24 @@ class Ingest:
     def on_warning(self, warn: Callable[[str], object]) -> None:
         """Have warnings told: that the journals fill up, that history is shortened."""
         self._intake.warn = warn
+
+    def _announce(self) -> None:
+        """Put it into the manifest. Locked; the caller saves."""
+        self._replica.manifest.ingest = IngestRecord(
+            pid=os.getpid(),
+            host=os.uname().nodename,
+            socket=self._socket_path,
+            started=self._started,
+            rpo_seconds=self._intake.rpo_seconds,
+        )
+
+    def _is_announced(self) -> bool:
+        """Whether the manifest has this ingest, and not one that came after it. Locked."""
+        record = self._replica.manifest.ingest
+        return record is not None and (record.pid, record.host) == (
+            os.getpid(),
+            os.uname().nodename,
+        )
 
     # ---- its life ----
 
@@ -95,12 +116,7 @@ class Ingest:
                 intake.record.take(rpo.missed, rpo.lag, rpo.disk_lags)
                 rpo.target_seconds = intake.rpo_seconds
                 manifest.rpo = rpo
-                manifest.ingest = IngestRecord(
-                    pid=os.getpid(),
-                    socket=self._socket_path,
-                    started=now_text(),
-                    rpo_seconds=intake.rpo_seconds,
-                )
+                self._announce()
                 replica.save()
                 intake.serve()
         except BaseException:
@@ -131,6 +147,7 @@ class Ingest:
                 if now >= next_commit:
                     next_commit = now + COMMIT_SECONDS
                     intake.commit()
+                    self._watch.look()
                 if now >= intake.due:
                     intake.due = max(intake.due + intake.rpo_seconds, now)
                     intake.mark_if_news()
@@ -165,9 +182,10 @@ class Ingest:
         self._close_sockets()
         if not self._told_to_stop:
             with contextlib.suppress(LockedError), self._replica.locked(LOCK_SECONDS):
-                self._intake.write_notes()
-                self._replica.manifest.ingest = None
-                self._replica.save()
+                if self._is_announced():
+                    self._intake.write_notes()
+                    self._replica.manifest.ingest = None
+                    self._replica.save()
 
     def _fail(self, error: Error) -> None:
         """Turn red: no write gets through any more, and the manifest says why."""
@@ -175,7 +193,7 @@ class Ingest:
         if self._intake.journals is not None:
             self._intake.journals.gate.hold()
         with contextlib.suppress(Error), self._replica.locked(LOCK_SECONDS) as manifest:
-            if manifest.ingest is not None and manifest.ingest.pid == os.getpid():
+            if manifest.ingest is not None and self._is_announced():
                 manifest.ingest.error = error.message
             self._intake.write_notes()
             self._replica.save()

@@ -271,8 +271,13 @@ class Intake:
 
     # ---- hold and release ----
 
-    def hold(self, epoch: int) -> None:
-        """Fence: the last point, journals closed with that epoch. The lock is with who asks."""
+    def hold(self, epoch: int, *, told: bool = True) -> None:
+        """Fence: the last point, journals closed with that epoch. The lock is with who asks.
+
+        Args:
+            told: By somebody who takes the notes over. Otherwise a gap that the manifest
+                lacks is told by journals that were not closed clean.
+        """
         if epoch < self.epoch:
             raise StaleEpochError(f"epoch {epoch} is older than {self.epoch}, which is set")
         journals = self.journals or self._reopen(epoch)
@@ -285,6 +290,8 @@ class Intake:
             if last is not None:
                 self.record.marked(last, begun, journals.seen())
             self.stop_serving()
+            if not told and self.record.has_gaps_to_note:
+                journals.end_is_noted = False
             journals.close_clean()
         except Error as error:
             self.failure = error

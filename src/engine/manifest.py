@@ -42,6 +42,7 @@ LOCK_NAME = "replica.lock"
 CONTROL_NAME = ".control.sock"
 CONVERSION_NAME = "conversion.json"  # what the newest failover changed in the guest
 RUN_DIRECTORY = "run"  # of local machines, and of the process that waits for a timer
+LAST_LOG_NAMES = ("last-console.log", "last-qemu.log")  # in it, of a machine that is forgotten
 TIMER_LOG_NAME = "timer.log"  # in it
 REHEARSAL_NAME = "rehearsal.json"  # what the newest rehearsal came to
 FORMAT = "rollpoint-replica"
@@ -167,6 +168,7 @@ class IngestRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     started: str
     rpo_seconds: float
     error: str | None = None
+    host: str = ""
 
 
 class Rpo(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -31,8 +31,8 @@ def is_replicating(replica: Replica) -> bool:
     """
     operation = replica.manifest.operation
     try:
-        status = control.ask(replica.control_path, "status")
-    except control.NotRunningError:
+        status = control.ask(replica.control_path, "status", control.STATUS_SECONDS)
+    except (control.NotRunningError, control.NotAnsweringError):
         return False
     exports = status.get("exports")
     if status.get("state") != "running" or status.get("gap") is not None:

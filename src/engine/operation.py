@@ -39,7 +39,7 @@ from . import (
 )
 from . import planned as planning
 from .errors import StateError, UsageError
-from .manifest import Evidence, MachineSettings
+from .manifest import Evidence, MachineSettings, Operation
 from .points import Point
 from .replica import Replica
 from .steps import (
@@ -190,6 +190,12 @@ def _go_on(
     """With the failover, or the change of its point, that is in progress. Locked."""
     operation = replica.manifest.operation
     assert operation is not None
+    if replica.manifest.state == "Failed" and _goes_back(operation):
+        if operation.kind == "repoint":
+            repointing.go_back(replica, hypervisor, "it failed before")
+        else:
+            undoing.roll_back(replica, hypervisor, "it failed before", source)
+        known_outcome(replica, operation.id, operation.kind)  # says so
     if operation.kind == "repoint":
         return repointing.run(replica, hypervisor, on_step, begun)
     return failing_over.run(replica, hypervisor, on_step, begun, source)
@@ -292,13 +298,17 @@ def resume(
         return failing_over.run(replica, hypervisor, on_step, begun, source)
 
 
+def _goes_back(operation: Operation) -> bool:
+    """Whether a failover, or a change of its point, that failed is taken back."""
+    return operation.kind == "failover" or operation.step("drop former").state == "pending"
+
+
 def _resume_repoint(
     replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
 ) -> Outcome:
     operation = replica.manifest.operation
     assert operation is not None
-    going_back = operation.step("drop former").state == "pending"
-    if replica.manifest.state == "Failed" and going_back:
+    if replica.manifest.state == "Failed" and _goes_back(operation):
         repointing.go_back(replica, hypervisor, "it failed before")
         return outcome_of(replica, operation, begun)
     return repointing.run(replica, hypervisor, on_step, begun)

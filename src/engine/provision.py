@@ -330,7 +330,7 @@ def _remove_all(directory: Dir, manifest: Manifest) -> None:
     _remove_files(directory, manifest)
     _leave_audit(directory, manifest)
     operation_report.remove_all(directory)
-    _remove_timer_files(directory)
+    _remove_run_files(directory)
     trial_places.remove_all(directory)
     told = (manifests.CONVERSION_NAME, manifests.REHEARSAL_NAME)
     beside = (*told, *(f"{name}.new" for name in told), config.FILE_NAME)
@@ -359,8 +359,8 @@ def _leave_audit(directory: Dir, manifest: Manifest) -> None:
         directory.sync()
 
 
-def _remove_timer_files(directory: Dir) -> None:
-    """The log of timers, and run/ where nothing else is in it."""
+def _remove_run_files(directory: Dir) -> None:
+    """The logs of timers and of a former machine, and run/ where nothing else is in it."""
     try:
         folder = directory.io.open_dir(f"{directory.path}/{manifests.RUN_DIRECTORY}")
     except NotFoundError:
@@ -368,7 +368,7 @@ def _remove_timer_files(directory: Dir) -> None:
     try:
         for name in folder.list():
             is_lock = name.startswith("timer-") and name.endswith(".lock")
-            if is_lock or name == manifests.TIMER_LOG_NAME:
+            if is_lock or name in (manifests.TIMER_LOG_NAME, *manifests.LAST_LOG_NAMES):
                 folder.unlink(name)
         left = folder.list()
     finally:

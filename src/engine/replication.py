@@ -15,9 +15,11 @@ from typing import Any, cast
 import msgspec
 
 from . import audit, control
-from .errors import Error, GapError, HeldError, StateError, UsageError
+from .errors import Error, GapError, HeldError, LockedError, StateError, UsageError
+from .journal import journal_names
 from .journals import Journals
 from .manifest import Gap, Manifest, Rpo
+from .ousting import oust
 from .points import KIND_NUMBERS, Point
 from .replica import Replica
 from .rpo import joined_doubts
@@ -26,6 +28,8 @@ from .units import parse_time
 # After an ingest was killed, its journals' locks are free as soon as the kernel has
 # taken the process away.
 LOCK_SECONDS = 10.0
+# An ingest answers a hold when the writes in flight have ended. Later than that it hangs.
+HOLD_SECONDS = 30.0
 LABEL_BYTES_MAX = 255
 GAPS_MAX = 2000
 MANY_GAPS = "many gaps, the first of them: "
@@ -158,8 +162,8 @@ def recorded(replica: Replica, kind: str, reason: str = "") -> Iterator[None]:
 def _require_journals(replica: Replica) -> None:
     """Without an ingest, see that the journals open before anything is changed for a hold."""
     try:
-        control.ask(replica.control_path, "status")
-    except control.NotRunningError:
+        control.ask(replica.control_path, "status", control.STATUS_SECONDS)
+    except (control.NotRunningError, control.NotAnsweringError):
         replica.journals(with_bases=True).close()
 
 
@@ -171,8 +175,8 @@ def hold_locked(replica: Replica) -> int:
     manifest.epoch += 1
     replica.save()
     try:
-        answer = control.ask(replica.control_path, "hold", epoch=manifest.epoch)
-    except control.NotRunningError:
+        answer = control.ask(replica.control_path, "hold", HOLD_SECONDS, epoch=manifest.epoch)
+    except (control.NotRunningError, control.NotAnsweringError):
         _hold_without_ingest(replica)
     else:
         take_notes(replica, answer)
@@ -181,10 +185,39 @@ def hold_locked(replica: Replica) -> int:
 
 
 def _hold_without_ingest(replica: Replica) -> None:
-    with replica.journals(writable=True, wait_seconds=LOCK_SECONDS) as journals:
+    """Where none answers. One on another host reads the epoch, and lets go of the journals;
+    one of this host that has not done so by then is killed, which leaves a gap.
+    """
+    try:
+        opened = replica.journals(writable=True, wait_seconds=LOCK_SECONDS)
+    except LockedError as error:
+        _oust(replica, error)
+        opened = replica.journals(writable=True, wait_seconds=LOCK_SECONDS)
+    with opened as journals:
         note_unclean_end(replica, journals)
         journals.fence(replica.manifest.epoch, consistent=not needs_resync(replica))
         replica.manifest.next_point_id = journals.next_point_id
+
+
+def _oust(replica: Replica, refused: LockedError) -> None:
+    """End the ingest of this host that has the journals and does not answer.
+
+    Raises:
+        LockedError: It is not on this host, or not known.
+    """
+    record, manifest = replica.manifest.ingest, replica.manifest
+    if record is None:
+        raise refused
+    files = [replica.file(journal_names(disk.name).log) for disk in manifest.disks]
+    who = f"the ingest begun at {record.started} (process {record.pid} on {record.host or '?'})"
+    if not oust(record.pid, files):
+        raise LockedError(
+            f"replication of {replica.name} is not on hold: {who} has the journals, and has not "
+            f"heeded epoch {manifest.epoch} in {LOCK_SECONDS:g} s",
+            "it may hang, or its host be cut off from the storage: end it there, or fence that "
+            "host from the storage; then ask again",
+        ) from refused
+    audit.note(manifest, "hold", "", f"{who} did not answer, and was killed")
 
 
 def _held_on_disk(replica: Replica) -> bool:
@@ -195,8 +228,9 @@ def _held_on_disk(replica: Replica) -> bool:
 def has_writes(replica: Replica) -> bool:
     """Whether a hold would find something to take into a first point."""
     try:
-        return bool(control.ask(replica.control_path, "status")["at_risk"])
-    except control.NotRunningError:
+        status = control.ask(replica.control_path, "status", control.STATUS_SECONDS)
+        return bool(status["at_risk"])
+    except (control.NotRunningError, control.NotAnsweringError):
         with replica.journals() as journals:
             return journals.has_news
 

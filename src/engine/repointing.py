@@ -19,7 +19,7 @@ from .errors import Error
 from .manifest import Recovered, Running
 from .points import now_text
 from .replica import Replica
-from .steps import OnStep, Outcome, Runner, end, fail, interim_paths, outcome_of
+from .steps import OnStep, Outcome, Runner, end, fail, interim_paths, outcome_of, turn_back
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
@@ -133,6 +133,7 @@ def go_back(replica: Replica, hypervisor: Hypervisor | None, why: str) -> None:
     failed = next((step.name for step in operation.steps if step.state == "failed"), "")
     operation.error = operation.error or f"{failed}: {why}"
     try:
+        turn_back(replica, operation.error)
         _take_back(replica, hypervisor)
     except Error as second:
         fail(replica, f"{operation.error}; and going back to the former point: {second.message}")

@@ -163,6 +163,11 @@ class RpoRecord:
         overdue = time.monotonic() - self._noted >= NOTE_SECONDS
         return bool(self._to_note) or (self._has_lags_to_note and overdue)
 
+    @property
+    def has_gaps_to_note(self) -> bool:
+        """Whether there is a gap, or an end of one, that the manifest does not know."""
+        return bool(self._to_note)
+
     def notes(self) -> dict[str, object]:
         """For the manifest; see replication.take_notes. `noted` when it has them."""
         return {

@@ -149,6 +149,19 @@ def fail(replica: Replica, error: str) -> None:
     _report(replica, operation)
 
 
+def turn_back(replica: Replica, error: str) -> None:
+    """The operation in progress goes back from here on; recorded before anything is taken back.
+
+    Without that a crash half way back would let resume go forward, over what is gone already.
+    """
+    operation = replica.manifest.operation
+    assert operation is not None, "no operation is in progress"
+    operation.error = error
+    operation.outcome = "failed"
+    replica.manifest.state = "Failed"
+    replica.save()
+
+
 def give_up(replica: Replica) -> None:
     """An operation that failed is left as it is, for another that begins now and saves."""
     operation = replica.manifest.operation

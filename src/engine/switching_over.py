@@ -24,7 +24,7 @@ from .manifest import Evidence, Running
 from .points import now_text
 from .replica import Replica
 from .seed import image_format
-from .steps import OnStep, Outcome, Runner, fail, outcome_of
+from .steps import OnStep, Outcome, Runner, fail, outcome_of, turn_back
 from .units import format_duration, format_size, parse_duration
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ def take_back(replica: Replica, hypervisor: Hypervisor | None, reason: str) -> N
     """
     runner = Runner(replica)
     try:
+        turn_back(replica, reason)  # or resume would start the target beside what runs again
         if runner.operation.step("shut down").state != "pending":
             start_again(replica, hypervisor, runner)
     except Error as second:

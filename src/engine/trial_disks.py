@@ -6,7 +6,8 @@ the replica is written; replication goes on.
 
 Who starts the test (trials.py) tells it on its input what is wanted, reads what it did line
 by line, and is tied to it by that input: where it ends before the manifest says that the
-test runs, the process ends as well. Later it ends by SIGTERM. Killed, it leaves its files
+test runs, the process ends as well. Later it ends by SIGTERM, or when no manifest names
+the test any more. Killed, it leaves its files
 in the test's directory; they are of no use then, and whoever comes by clears them away.
 """
 
@@ -27,7 +28,7 @@ import msgspec
 from . import config, control, conversion, trial_places
 from ._native import OPEN_CREATE, OPEN_EXCLUSIVE, OPEN_WRITE, Dir
 from .closing import Closing
-from .errors import Error, HypervisorError, StorageError
+from .errors import Error, HypervisorError, NotFoundError, StorageError
 from .manifest import MachineSettings
 from .mount import Mount
 from .replica import Replica
@@ -42,6 +43,7 @@ Result = TypeVar("Result")
 LOG_NAME = "disks.log"
 MARK = "rollpoint-test"  # in the command line, before the replica's path and the test's id
 END_SECONDS = 20.0
+LOOK_SECONDS = 30.0  # so often it looks whether the test is still there
 _POLL_SECONDS = 0.01
 _LOG_BYTES = 4096
 _LINE_BYTES_MAX = 16 << 20
@@ -109,9 +111,8 @@ def _serve(replica: Replica, id: str, wish: Wish) -> None:
         trial_places.store_facts(place, facts)
         _say(News(facts=facts))
         sys.stdin.buffer.read()
-        if _is_running(replica, id):
-            while True:
-                signal.pause()
+        while _is_running(replica, id):
+            time.sleep(LOOK_SECONDS)  # a signal ends it
 
 
 def _open(
@@ -149,13 +150,19 @@ def _say(news: News) -> None:
 
 
 def _is_running(replica: Replica, id: str) -> bool:
-    """Whether the manifest says that the test has come to run. In doubt it has."""
+    """Whether the manifest says that the test has come to run, and not ended. In doubt it has.
+
+    Where somebody has taken the whole replica away, it has ended.
+    """
     for _ in range(_READ_ATTEMPTS):
-        with contextlib.suppress(Error):
+        try:
             replica.refresh()
             found = [trial for trial in replica.manifest.tests if trial.id == id]
-            return bool(found) and found[0].state == "running"
-        time.sleep(_POLL_SECONDS)
+            return bool(found) and found[0].state != "starting"
+        except NotFoundError:
+            return False
+        except Error:
+            time.sleep(_POLL_SECONDS)
     return True
 
 

@@ -19,7 +19,7 @@ from ._native import POINT_LATEST
 from .errors import Error, NotFoundError
 from .manifest import Recovered
 from .replica import Replica
-from .steps import OnStep, Outcome, Runner, end, fail, outcome_of
+from .steps import OnStep, Outcome, Runner, end, fail, outcome_of, turn_back
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
@@ -70,6 +70,7 @@ def roll_back(
     failed = next((step.name for step in operation.steps if step.state == "failed"), "")
     operation.error = operation.error or f"{failed}: {why}"
     try:
+        turn_back(replica, operation.error)
         _take_back(replica, hypervisor)
         if not operation.found_held and replication.is_held(replica):
             release(replica)

@@ -42,10 +42,10 @@ class Life:
         told: What happened, for people.
     """
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, files: bool | None = None) -> None:
         self.rng = random.Random(seed)
         self.told: list[str] = []
-        files = self.rng.random() < 0.5
+        files = self.rng.random() < 0.5 if files is None else files
         self.stage = Stage(
             folder,
             World(
@@ -132,7 +132,7 @@ class Life:
             if row.id in intents:
                 self.need(row.id in ended, f"{row.kind} has ended without an outcome")
         if manifest.operation is None and not manifest.tests:
-            going_on = set(manifest.audit.open if manifest.audit else ())
+            going_on = set(manifest.audit.open) if manifest.audit else set()
             loose = set(intents) - set(outcomes) - going_on
             self.need(not loose, f"intents without an outcome: {loose}")
 

@@ -17,6 +17,7 @@ from ..units import format_duration, parse_duration
 from .output import print_json
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="The replica's directory.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why this is done: for the audit.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -140,17 +141,17 @@ def _mark_group(directories: list[str], kind: str, label: str, as_json: bool) ->
         )
 
 
-def hold(directory: Directory, as_json: AsJson = False) -> None:
+def hold(directory: Directory, reason: Reason = "", as_json: AsJson = False) -> None:
     """Stop and fence replication: from then on no write is acknowledged."""
     with Replica.open(directory) as replica:
-        epoch = replication.hold(replica)
+        epoch = replication.hold(replica, reason)
         _tell(replica, epoch, True, as_json)
 
 
-def release(directory: Directory, as_json: AsJson = False) -> None:
+def release(directory: Directory, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let replication go on after a hold."""
     with Replica.open(directory) as replica:
-        epoch = replication.release(replica)
+        epoch = replication.release(replica, reason)
         _tell(replica, epoch, False, as_json)
 
 

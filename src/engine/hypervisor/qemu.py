@@ -25,6 +25,7 @@ from ..errors import (
     StateError,
     ToolMissingError,
 )
+from ..manifest import LAST_LOG_NAMES
 from . import qemu_records
 from .base import Conflict, Drive, Handle, Machine
 from .qemu_process import (
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 INSTALL_HINT = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
 START_SECONDS_MAX = 30.0
-LOGS = ("console.log", "qemu.log")
 BLOCK_SECONDS_MAX = 60.0  # of one command that changes the disks of a running machine
 
 _POLL_SECONDS = 0.005
@@ -165,14 +165,11 @@ class Qemu(Watch):
                 qemu_records.store(directory, left)
                 return
             qemu_records.forget(directory)
-            for name in LOGS:
+            for name in LAST_LOG_NAMES:
                 with contextlib.suppress(OSError):
-                    os.replace(os.path.join(directory, name), self.last_words(name))
+                    log = os.path.join(directory, name.removeprefix("last-"))
+                    os.replace(log, os.path.join(self._root, name))
             shutil.rmtree(directory, ignore_errors=True)
-
-    def last_words(self, name: str) -> str:
-        """Where a log is of the machine that was forgotten last."""
-        return os.path.join(self._root, f"last-{name}")
 
     def isolate(self, machine_id: str) -> str:
         """See Hypervisor.isolate. It stays so when the machine is powered on again."""

@@ -96,6 +96,8 @@ def freeze(qmp: Qmp, overlays: Mapping[str, str]) -> None:
         actions.append((top.node, os.path.realpath(over)))
     try:
         for _, over in actions:
+            with contextlib.suppress(HypervisorError):  # somebody who died here had added it
+                qmp.execute("blockdev-del", node_name=_node_name(over))
             _follow(over)
             qmp.execute("blockdev-add", **_overlay(over))
             added.append(_node_name(over))
