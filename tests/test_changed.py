@@ -12,12 +12,12 @@ import pytest
 from replicas import change, make, recover
 from rollpoint import _native, changed, sending
 from rollpoint.disk import open_disk
-from rollpoint.errors import NotFoundError
+from rollpoint.errors import DamagedError, NotFoundError
 from rollpoint.journals import Journals
 from rollpoint.manifest import Cut, Target
 from rollpoint.points import Point
 from rollpoint.replica import Replica
-from rollpoint.spans import Spans
+from rollpoint.spans import Spans, whole
 from rollpoint.targets import open_target, stamp
 
 GRAIN = 4096
@@ -127,6 +127,35 @@ def test_lineage_is_known_only_with_proof_or_by_what_the_operator_says(tmp_path:
         assert "not planned" in changed.lineage(replica, "a", target)
 
 
+def test_rot_in_the_journal_is_found_before_it_goes_back_to_the_source(tmp_path: Path) -> None:
+    _, points = lives(tmp_path / "web", 11, 4)
+    overlays = ["a-interim.vmdk"]
+    with Replica.open(tmp_path / "web") as replica, replica.locked():
+        recover(replica, points[1].id)
+        spans = changed.ranges(replica, "a", points[3].id)
+        changed.prove(replica, "a", spans, overlays)
+        with open_disk(replica.file("a-interim.vmdk")) as disk:
+            held = [
+                run for run in disk.runs()
+                if run.depth == 1 and run.kind == _native.RUN_DATA and run.file is not None
+            ]  # fmt: skip
+        log = tmp_path / "web" / "a-journal-log.vmdk"
+        content = log.read_bytes()
+        for run in held:
+            where = Spans([(run.offset_bytes, run.offset_bytes + run.length_bytes)])
+            log.write_bytes(
+                content[: run.file_offset_bytes]
+                + bytes([content[run.file_offset_bytes] ^ 1])
+                + content[run.file_offset_bytes + 1 :]
+            )
+            with pytest.raises(DamagedError, match=f"byte {run.offset_bytes} of the disk"):
+                changed.prove(replica, "a", where, overlays)
+            changed.prove(replica, "a", whole(SIZES["a"]) - where, overlays)
+        with open_disk(replica.file("a-interim.vmdk"), writable=True) as top:
+            top.pwrite(bytes(run.length_bytes), run.offset_bytes)
+        changed.prove(replica, "a", where, overlays)  # it is not sent any more
+
+
 # ---- 100 GiB, of which 200 MiB changed ----
 
 BIG = 100 << 30
@@ -223,6 +252,7 @@ def test_of_100_gib_only_what_changed_is_read_and_sent(tmp_path: Path) -> None:
     with Replica.open(tmp_path / "web", io) as replica:
         spans = changed.ranges(replica, "big", changed.held_point(replica))
         assert spans.total_bytes == changed_bytes
+        changed.prove(replica, "big", spans, ["big-interim.vmdk"])
         with (
             open_disk(replica.file("big-interim.vmdk"), io=io) as disk,
             open_target(str(place), BIG) as target,

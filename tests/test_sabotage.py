@@ -59,6 +59,7 @@ MISTAKES = {
     43: ("journal_view_threads_test", "what was destaged meanwhile is taken for a point's"),
     44: ("slice_test", "a flush of a volume reaches the first of its disks alone"),
     45: ("journal_written_test", "a failback forgets the first write after a restore point"),
+    46: ("journal_written_test", "rot in the journal goes back to the source's disk"),
 }
 DEFAULT_RUN = (1, 7, 17, 30, 34)
 SECONDS = 60  # within which each has to be found

@@ -29,6 +29,8 @@ def test_ranges_hold_each_byte_once_and_in_order(seed: int) -> None:
     assert flat == sorted(set(flat))  # what touches is one
     other = Spans((at, at + 3) for at in range(0, 400, 17))
     assert bytes_in(spans | other) == wanted | bytes_in(other)
+    assert bytes_in(spans - other) == wanted - bytes_in(other)
+    assert bytes_in(other - spans) == bytes_in(other) - wanted
     assert Spans.unpack(spans.packed) == spans
     pieces = list(spans.pieces(7))
     assert Spans(pieces) == spans

@@ -53,7 +53,7 @@
  * Threads: write, zero, pread, run, commit, mark, info, point, checkpoint,
  *          destage, set_limit from any thread; checkpoint and destage wait for
  *          one another.  roll, set_epoch, close_clean, scrub, affected, mend,
- *          written: one thread, with no other call running (a roll or a close beside a
+ *          written, prove: one thread, with no other call running (a roll or a close beside a
  *          destage would wait for its end).
  * Readers: who opens a log without the lock beside a writer that destages gets
  *          RP_STATE from a read once the horizon has passed what it knows; see
@@ -173,6 +173,15 @@ int rp_journal_view (struct rp_journal *journal, uint64_t point_id,
  */
 int rp_journal_written (struct rp_journal *journal, uint64_t point_id,
                         struct rp_spans *out, struct rp_fault *fault);
+
+/* Of a journal that shows a restore point (rp_journal_view): does all data of
+ * the log that it shows in these ranges (pairs in order, see spans.h) match its
+ * checksums?  Entries are walked, and the grains read once.
+ * Returns RP_OK, RP_CORRUPT (it names the place in the log and on the disk),
+ * RP_BAD_ARGUMENT, RP_NO_MEMORY, RP_IO.
+ */
+int rp_journal_prove (struct rp_journal *journal, const uint64_t *pairs,
+                      uint64_t count, struct rp_fault *fault);
 
 /* The journal as a disk (reads, writes, flush = commit).  Belongs to the
  * journal: do not destroy it.  Writes need RP_JOURNAL_WRITE and a base.

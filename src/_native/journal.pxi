@@ -75,6 +75,8 @@ cdef extern from "journal.h":
     int rp_journal_view(rp_journal *journal, uint64_t point_id, rp_fault *fault) nogil
     int rp_journal_written(rp_journal *journal, uint64_t point_id, rp_spans *out,
                            rp_fault *fault) nogil
+    int rp_journal_prove(rp_journal *journal, const uint64_t *pairs, uint64_t count,
+                         rp_fault *fault) nogil
     rp_disk *rp_journal_disk(rp_journal *journal) nogil
     int rp_journal_commit(rp_journal *journal, rp_fault *fault) nogil
     uint64_t rp_journal_pending_bytes(rp_journal *journal) nogil
@@ -355,6 +357,18 @@ cdef class Journal:
             return PyBytes_FromStringAndSize(<char *>spans.pairs, spans.count * 16)
         finally:
             free(spans.pairs)
+
+    def prove(self, packed):
+        """Compare what a viewed point shows in some spans with its checksums: DamagedError."""
+        cdef _JournalHandle handle = self.handle()
+        cdef _Lease lease = _Lease.take(packed, False)
+        cdef uint64_t count = _count_pairs(lease)
+        cdef const uint64_t *pairs = <const uint64_t *>lease.view.buf
+        cdef rp_fault fault
+        cdef int status
+        with nogil:
+            status = rp_journal_prove(handle.journal, pairs, count, &fault)
+        check(status, &fault)
 
     def disk(self):
         """The journal as a Disk: writes are appended, flush commits."""

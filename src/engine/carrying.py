@@ -97,12 +97,17 @@ class Carrier:
             Bytes of data that were written at the targets. Durable.
 
         Raises:
+            DamagedError: The journal rotted where it would be sent. Nothing was.
             StorageError, ...: A target failed, or the replica's disks.
         """
         failback, sent = self._failback, 0
         self._spans = {}
         self._doubt_targets()
         self._spans = self._to_send(stop)
+        if not failback.layers:
+            for name, spans in self._spans.items():
+                overlays = layering.layers(self._replica, name)[:stop]
+                changed.prove(self._replica, name, spans, overlays)
         begun = time.perf_counter()
         with self._pass(self._spans) as told:
             for entry, source, target in self._sides(stop):

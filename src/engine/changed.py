@@ -124,6 +124,31 @@ def allocated(replica: Replica, descriptor: str) -> Spans:
     return _held_by(replica, descriptor, None)
 
 
+def prove(replica: Replica, disk: str, spans: Spans, overlays: Sequence[str]) -> None:
+    """See that what the journal shows in these ranges is what was written there.
+
+    VMDK links have no checksums: read through a chain, rot in the journal would go back
+    to the source's own disks. What overlays hold has none anywhere.
+
+    Args:
+        overlays: Descriptors of those above the restore point.
+
+    Raises:
+        DamagedError: It is not; it names the place in the log, and on the disk.
+    """
+    recovered = _recovered(replica)
+    if disk in recovered.parents:
+        return  # a long-term point: the journal is not in that chain
+    for name in overlays:
+        spans -= overlay(replica, name)
+    if not spans:
+        return
+    log = f"{replica.path}/{journal_names(disk).log}"
+    with open_journal(log, io=replica.directory.io) as journal:
+        journal.native.view(recovered.point)
+        journal.native.prove(spans.packed)
+
+
 def _links_above(replica: Replica, entry: DiskEntry, shown: str) -> Spans:
     """What the delta disks hold that lie between a journal and a long-term point."""
     links = open_links(replica.file(entry.below), io=replica.directory.io)

@@ -63,6 +63,19 @@ class Spans:
     def __or__(self, other: Spans) -> Spans:
         return Spans.unpack(self.packed + other.packed)
 
+    def __sub__(self, other: Spans) -> Spans:
+        left, taken, index = [], list(other), 0
+        for start, stop in self:
+            while index < len(taken) and taken[index][1] <= start:
+                index += 1
+            at = index
+            while at < len(taken) and taken[at][0] < stop:
+                left.append((start, taken[at][0]))  # empty where that begins before
+                start = taken[at][1]
+                at += 1
+            left.append((start, stop))
+        return Spans(left)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Spans) and self._flat == other._flat
 

@@ -131,6 +131,57 @@ expect_base (const struct world *world, uint64_t oldest)
 }
 
 static void
+flip (const struct place *place, uint64_t position)
+{
+  char path[128];
+  FILE *file;
+  int byte;
+
+  snprintf (path, sizeof path, "%s/log", place->path);
+  file = fopen (path, "r+b");
+  CHECK (file && fseek (file, (long) position, SEEK_SET) == 0);
+  byte = fgetc (file);
+  CHECK (byte != EOF && fseek (file, (long) position, SEEK_SET) == 0);
+  CHECK (fputc (byte ^ 1, file) != EOF && fclose (file) == 0);
+}
+
+/* Every grain of the log that a point shows is proven, and no other. */
+static void
+expect_proof (struct world *world, uint64_t id)
+{
+  struct rp_file *file = place_open (world->place, "log");
+  struct rp_journal *reader = journal_open (file, &world->base.disk,
+                                            RP_JOURNAL_READ);
+  const uint64_t all[] = { 0, DISK_BYTES };
+  uint64_t tried = 0;
+
+  CHECK (rp_journal_prove (reader, all, 1, &fault) == RP_BAD_ARGUMENT);
+  OK (rp_journal_view (reader, id, &fault));
+  OK (rp_journal_prove (reader, all, 1, &fault));
+  for (uint64_t at = 0; at < DISK_BYTES; at += world->grain) {
+    const uint64_t end = at + world->grain < DISK_BYTES
+                         ? at + world->grain : DISK_BYTES;
+    const uint64_t here[] = { at, end }, apart[] = { 0, at, end, DISK_BYTES };
+    const uint64_t first = at == 0, last = end == DISK_BYTES;
+    struct rp_run run;
+
+    OK (rp_disk_run (rp_journal_disk (reader), at, end - at, &run, &fault));
+    if (!run.file || ++tried % 7 != 0)
+      continue;
+    flip (world->place, run.file_offset_bytes + tried % 512);
+    CHECK (rp_journal_prove (reader, here, 1, &fault) == RP_CORRUPT);
+    CHECK (rp_journal_prove (reader, all, 1, &fault) == RP_CORRUPT);
+    OK (rp_journal_prove (reader, apart + 2 * first, 2 - first - last,
+                          &fault));
+    flip (world->place, run.file_offset_bytes + tried % 512);
+    checks += 3;
+  }
+  CHECK (tried > 0);
+  rp_journal_destroy (reader);
+  rp_file_close (file);
+}
+
+static void
 reopen (struct world *world, bool clean)
 {
   if (clean)
@@ -165,6 +216,8 @@ live (struct place *place, uint32_t grain, uint64_t seed)
       reopen (&world, world.marked % 8 == 0);
   }
   expect_all (&world, 1);
+  expect_proof (&world, POINTS / 2);
+  expect_proof (&world, POINTS);
   write_some (&world, true);           /* not committed: asking commits */
   expect (world.journal, &world, POINTS);
   OK (rp_journal_destage (world.journal, POINTS / 2, &world.base.disk, NULL,
@@ -173,6 +226,7 @@ live (struct place *place, uint32_t grain, uint64_t seed)
   OK (rp_journal_commit (world.journal, &fault));
   expect_all (&world, POINTS / 2);
   expect_base (&world, POINTS / 2);
+  expect_proof (&world, POINTS / 2 + 1);
   rp_journal_destroy (world.journal);
   rp_file_close (world.file);
   OK (rp_dir_unlink (place->dir, "log", &fault));
