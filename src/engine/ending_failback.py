@@ -20,10 +20,11 @@ that fails leaves Failback.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
 from typing import TYPE_CHECKING
 
-from . import changed, config, hypervisors, layering, replication, targets, undoing
+from . import changed, config, fencing, hypervisors, layering, replication, targets, undoing
+from .config import Config
 from .disk import open_disk
 from .errors import Error, HypervisorError, StateError
 from .failing_back import confirm, failback_of, reason_of, start_again
@@ -261,7 +262,7 @@ def _power_off_target(
     if failback.running is not None:
         name = failback.running.machine
     if not name:
-        return _unseen(replica, operation, said.fencing.accept)
+        return _unseen(replica, operation, said)
     told, kind = _seen_off(replica, source, name)
     operation.evidence = [
         Evidence(
@@ -274,22 +275,29 @@ def _power_off_target(
     return told
 
 
-def _unseen(replica: Replica, operation: Operation, accept: Sequence[str]) -> str:
-    """Nobody can be asked whether a machine runs at the target: who lets ours run beside it?"""
+def _unseen(replica: Replica, operation: Operation, said: Config) -> str:
+    """No machine at the target can be powered off: who lets ours run beside it?
+
+    Raises:
+        StateError: Nothing that [fencing] accepts says that none runs there.
+    """
     starts = operation.power_on and failback_of(replica).former is not None
-    reason = operation.skip.get(FENCED, "")
+    if not starts or operation.found_state != "Failback":
+        return "replica.toml names no machine in [source], which could be asked"
+    now_ns, reason = time.time_ns(), operation.skip.get(FENCED, "")
     if reason:
-        operation.evidence = [
-            Evidence(kind="overridden", time=now_text(), says=reason, source=operation.who)
-        ]
-    elif starts and operation.found_state == "Failback" and "none" not in accept:
+        seen = Evidence(kind="overridden", time=now_text(), says=reason, source=operation.who)
+        operation.evidence = [seen]
+    else:
+        operation.evidence = fencing.collect(said.source, None, said.fencing, now_ns)
+    if fencing.sufficient(operation.evidence, said.fencing, now_ns) is None:
         raise StateError(
             f"whether a machine runs at the targets of {replica.name} is not known, and its own "
-            "is to be started",
+            f"is to be started: {fencing.told(operation.evidence)}",
             "name it in [source] of replica.toml; or see that it is off, and say how: "
             f"--skip {FENCED}=REASON; or leave this one off: --no-power-on",
         )
-    return "replica.toml names no machine in [source], which could be asked"
+    return fencing.told(operation.evidence)
 
 
 def _seen_off(
