@@ -245,6 +245,7 @@ class BringUp:
 
     def power_on(self) -> str:
         settings, machine = self._replica.manifest.machine, self.machine()
+        checklist.at_the_call(self._context())
         self.hypervisor.start(machine)
         if settings.marker is None:
             return "running"

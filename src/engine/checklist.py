@@ -11,7 +11,7 @@ Before anything is done (`before`):
 Right before the power-on call (`at_power_on`), after the final epoch was taken:
   epoch          this operation, and its epoch, are what the manifest on disk says
   hold           every journal is fenced at that epoch
-  point          every disk has the restore point
+  point          every disk has the restore point, and its journal shows that
   overlay        every overlay lies on what it was made for, and nothing in between changed
   conversion     the guest was converted, where that was wanted
   intent         the audit log has the intent
@@ -113,6 +113,15 @@ def at_power_on(context: Context) -> list[CheckResult]:
             FENCED: _fenced,
         },
     )
+
+
+def at_the_call(context: Context) -> list[CheckResult]:
+    """What a process that slept since has to see once more: evidence of the age allowed.
+
+    Raises:
+        StateError: As before.
+    """
+    return _run(context, {FENCED: _fenced})
 
 
 NAMES = (
@@ -270,8 +279,11 @@ def _duplicates(context: Context) -> str:
     ]
     looked = ""
     if addresses and context.said.checks.probe_addresses:
-        found += [f"address {one} answers" for one in stations.present(addresses)]
-        looked = f"; {len(addresses)} address(es) do not answer"
+        seen = stations.look(addresses)
+        found += [f"a station has address {one}" for one in seen.present]
+        looked = f"; nobody seen at {len(addresses) - len(seen.present)} address(es)"
+        if seen.unsure:
+            looked += f", and it cannot be told for certain of {', '.join(seen.unsure)}"
     if found:
         raise _Failed(
             "; ".join(found), "power that off, or take it off the network, whatever it is"
@@ -343,6 +355,17 @@ def _point(context: Context) -> str:
     recovered = context.replica.manifest.recovered
     assert recovered is not None
     point = context.replica.points.by_id(recovered.point)
+    with context.replica.journals() as journals:
+        for name, native in zip(journals.names, journals.natives, strict=True):
+            if name in recovered.parents:
+                continue  # a long-term point: a chain of its own shows it
+            ids = [row[0] for row in native.points()]
+            cuts = dict(zip(ids, native.point_cuts(), strict=True))
+            if native.info()["root_entry"] != cuts[point.id]:
+                raise _Failed(
+                    f"the journal of disk {name} does not show point {point.id}",
+                    "rollpoint undo, then fail over again",
+                )
     return f"{point.id}, {point.time}, on every disk"
 
 

@@ -94,7 +94,7 @@ class HoldTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         hold, release, status: Argument vectors. Exit code 0 is done; what status prints
-            has "held" in it while it holds.
+            begins with "held" while it holds.
         url: Gets POST .../hold and .../release, GET .../status; answers JSON
             {"held": true|false}.
         token_env, token_file: Of a bearer token.

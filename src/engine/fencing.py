@@ -17,10 +17,10 @@ Source: RELIABILITY, "Source fencing evidence"; Pacemaker Explained, "Fencing".
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from . import commands
 from .config_tables import FencingTable, SourceTable
 from .errors import Error
 from .records import Evidence
@@ -29,8 +29,11 @@ from .units import format_time, parse_duration, parse_time
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
-SAID_LENGTH_MAX = 500
+SAID_LENGTH_MAX = commands.SAID_LENGTH_MAX
 COMMAND_SECONDS_MAX = 300.0
+# A clock that was set back must not make old evidence young.
+AHEAD_NS_MAX = 1_000_000_000
+LASTING = ("overridden", "host_fenced", "storage_fenced")
 
 
 def of_hypervisor(source: Hypervisor | None, machine: str, now_ns: int) -> Evidence:
@@ -62,13 +65,13 @@ def of_hypervisor(source: Hypervisor | None, machine: str, now_ns: int) -> Evide
             source=source.kind,
         )
     return Evidence(
-        kind="none", time=now, says=f"machine {machine} is {state}", source=source.kind
+        kind="none", time=now, says=f"{_on(machine)}{state}", source=source.kind
     )
 
 
 def of_fence(table: SourceTable, now_ns: int) -> Evidence:
     """Have the source's host or storage fenced by the operator's command, and what came of it."""
-    code, said = _run(table.fence, parse_duration(table.timeout))
+    code, said = _run(table.fence, table)
     return Evidence(
         kind=table.fence_kind if code == 0 else "none",
         time=format_time(now_ns),
@@ -79,7 +82,7 @@ def of_fence(table: SourceTable, now_ns: int) -> Evidence:
 
 def of_probe(table: SourceTable, now_ns: int) -> Evidence:
     """Whether the source answers, as the operator's command tells."""
-    code, said = _run(table.probe, parse_duration(table.timeout))
+    code, said = _run(table.probe, table)
     return Evidence(
         kind="unreachable" if code == 1 else "none",
         time=format_time(now_ns),
@@ -101,7 +104,7 @@ def collect(
     found = [of_hypervisor(source, table.machine, now_ns)]
     if sufficient(found, policy, now_ns) is None and table.probe:
         found.append(of_probe(table, now_ns))
-    is_on = source is not None and found[0].kind == "none" and " is " in found[0].says
+    is_on = found[0].says.startswith(_on(table.machine))
     if sufficient(found, policy, now_ns) is None and table.fence and not is_on:
         found.append(of_fence(table, now_ns))
     return found
@@ -121,8 +124,8 @@ def sufficient(
         if one.kind not in policy.accept:
             continue
         seen_ns = parse_time(one.time)
-        fresh = now_ns - seen_ns <= max_age_ns and seen_ns >= after_ns
-        if fresh or one.kind in ("overridden", "host_fenced", "storage_fenced"):
+        fresh = -AHEAD_NS_MAX <= now_ns - seen_ns <= max_age_ns and seen_ns >= after_ns
+        if fresh or one.kind in LASTING:
             return one
     return None
 
@@ -132,19 +135,10 @@ def told(evidence: Sequence[Evidence]) -> str:
     return "; ".join(f"{one.says} ({one.kind})" for one in evidence) or "nothing was looked for"
 
 
-def _run(command: Sequence[str], seconds: float) -> tuple[int, str]:
-    """Exit code, -1 when it could not be run to its end, and the start of what it printed."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=min(seconds, COMMAND_SECONDS_MAX),
-        )
-    except subprocess.TimeoutExpired:
-        return -1, f"it did not end in {seconds:g} s"
-    except OSError as error:
-        return -1, f"it cannot be run: {error.strerror}"
-    text = done.stdout.decode("utf-8", "replace").strip()
-    return done.returncode, " ".join(text.split())[:SAID_LENGTH_MAX]
+def _on(machine: str) -> str:
+    """How evidence begins that a machine is not off."""
+    return f"machine {machine} is not off: "
+
+
+def _run(command: Sequence[str], table: SourceTable) -> commands.Ended:
+    return commands.run(command, min(parse_duration(table.timeout), COMMAND_SECONDS_MAX))

@@ -6,23 +6,26 @@ failed, and stops what wanted it before anything was changed.
 
 from __future__ import annotations
 
+import http.client
+import ipaddress
 import json
 import shlex
 import ssl
-import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from . import commands
 from .config_tables import HoldTable
 from .errors import StorageError, UsageError
 from .secrets import SecretPlace
 from .units import parse_duration
 
 Verb = Literal["hold", "release", "status"]
-SAID_LENGTH_MAX = 500
+SAID_LENGTH_MAX = commands.SAID_LENGTH_MAX
 ANSWER_BYTES_MAX = 1 << 16
 _POLL_SECONDS = 0.2
 
@@ -70,6 +73,19 @@ def check(table: HoldTable) -> None:
         )
     if table.url and not table.url.startswith(("https://", "http://")):
         raise UsageError(f"the url of [hold], {table.url!r}, is none", "write it with https://")
+    has_token = bool(table.token_env or table.token_file)
+    if has_token and table.url.startswith("http://") and not _is_loopback(table.url):
+        raise UsageError(
+            f"the token of [hold] would go to {table.url} for all to read", "use https://"
+        )
+
+
+def _is_loopback(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _act(table: HoldTable, verb: Verb) -> str:
@@ -84,7 +100,10 @@ def is_held(table: HoldTable) -> bool | None:
     """
     if table.url:
         return _ask_http(table, "status")[0]
-    return "held" in _ask_command(table, "status").split() if table.status else None
+    if not table.status:
+        return None
+    first, *_ = [*_ask_command(table, "status").lower().split(), ""]
+    return first.strip(".,;:!") == "held"
 
 
 def _wait(table: HoldTable, *, held: bool, sleep: Callable[[float], object]) -> None:
@@ -102,27 +121,11 @@ def _wait(table: HoldTable, *, held: bool, sleep: Callable[[float], object]) -> 
 def _ask_command(table: HoldTable, verb: Verb) -> str:
     command: Sequence[str] = getattr(table, verb)
     shown = shlex.join(command)
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=parse_duration(table.timeout),
-        )
-    except subprocess.TimeoutExpired:
-        raise StorageError(
-            f"[hold].{verb}: {shown} did not end in {table.timeout}", "see what it waits for"
-        ) from None
-    except OSError as error:
-        raise StorageError(
-            f"[hold].{verb}: {shown} cannot be run: {error.strerror}", "mend replica.toml"
-        ) from None
-    said = " ".join(done.stdout.decode("utf-8", "replace").split())[:SAID_LENGTH_MAX]
-    if done.returncode != 0:
-        raise StorageError(
-            f"[hold].{verb}: {shown} ended with {done.returncode}: {said}", "see why it did"
-        )
+    code, said = commands.run(command, parse_duration(table.timeout))
+    if code is None:
+        raise StorageError(f"[hold].{verb}: {shown}: {said}", "try it, or mend replica.toml")
+    if code != 0:
+        raise StorageError(f"[hold].{verb}: {shown} ended with {code}: {said}", "see why it did")
     return said
 
 
@@ -149,12 +152,14 @@ def _ask_http(table: HoldTable, verb: Verb) -> tuple[bool, str]:
     try:
         with opener.open(request, timeout=parse_duration(table.timeout)) as answer:
             told = json.loads(answer.read(ANSWER_BYTES_MAX))
-        return bool(told["held"]), json.dumps(told)[:SAID_LENGTH_MAX]
+        if not isinstance(told["held"], bool):
+            raise TypeError
+        return told["held"], json.dumps(told)[:SAID_LENGTH_MAX]
     except urllib.error.HTTPError as error:
         raise StorageError(
             f"{place} answers {error.code} {error.reason}", "see the replicator's log"
         ) from None
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         why = getattr(error, "reason", error)
         raise StorageError(f"{place} cannot be asked: {why}", "see whether it runs") from None
     except (ValueError, KeyError, TypeError):
