@@ -35,7 +35,7 @@ p { margin: .3rem 0; } .soft { color: var(--soft); }
 .figures small { color: var(--soft); display: block; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+  border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 th { color: var(--soft); font-weight: 600; } td.number { font-variant-numeric: tabular-nums;
   white-space: nowrap; text-align: right; padding-right: 1.2rem; }
 code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
