@@ -200,7 +200,7 @@ what_cannot_be_is_refused (void)
 int
 main (void)
 {
-  for (uint32_t seed = 1; seed <= 9; seed++) {
+  for (uint32_t seed = 1; seed <= 5; seed++) {
     try_send (seed, seed % 4);
     try_differ (seed + 100, seed % 4);
   }
