@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollpoint import holds
+from killing import FileHypervisor, Snapshot, feed
+from rollpoint import holds, operation, replication
 from rollpoint.config_tables import HoldTable
 from rollpoint.errors import StorageError, UsageError
+from rollpoint.replica import Replica
 
 
 class Replicator:
@@ -170,3 +173,63 @@ def test_a_command_that_fails_or_hangs_fails_the_hold() -> None:
 def test_a_table_that_cannot_work_is_refused_before_anything(settings: Any) -> None:
     with pytest.raises(UsageError):
         holds.check(HoldTable(**settings))
+
+
+# ---- with a replica ----
+
+
+@pytest.fixture(scope="module")
+def fed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Snapshot]]:
+    return feed(tmp_path_factory.mktemp("fed"))
+
+
+@pytest.fixture
+def path(fed: tuple[Path, list[Snapshot]], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fed[0], tmp_path / "r"))
+
+
+def test_a_failover_holds_the_replicator_and_its_undo_releases_it(
+    path: Path, tmp_path: Path
+) -> None:
+    peer = Replicator()
+    here = FileHypervisor(tmp_path / "here")
+    with serving(peer) as url, Replica.open(path) as replica:
+        (path / "replica.toml").write_text(f'[hold]\nurl = "{url}"\n')
+        operation.failover(replica, hypervisor=here, power_on=False)
+        assert peer.held
+        operation.undo(replica, hypervisor=here)
+        assert not peer.held
+        assert replica.manifest.state == "Ready"
+
+
+def test_a_replicator_that_does_not_hold_stops_the_failover_before_anything_changed(
+    path: Path, tmp_path: Path
+) -> None:
+    """And it is told to go on: who knows what it did."""
+    peer = Replicator()
+    peer.answers = {"hold": (503, b"")}
+    here = FileHypervisor(tmp_path / "here")
+    with serving(peer) as url, Replica.open(path) as replica:
+        (path / "replica.toml").write_text(f'[hold]\nurl = "{url}"\n')
+        with pytest.raises(StorageError, match="503"):
+            operation.failover(replica, hypervisor=here, power_on=False)
+        manifest = replica.manifest
+        assert (manifest.state, manifest.epoch, manifest.held) == ("Ready", 1, False)
+        assert not replication.is_held(replica)
+        assert not (path / "a-interim.vmdk").exists()
+        assert ("POST", "release") in [row[:2] for row in peer.asked]
+
+
+def test_hold_and_release_by_hand_hold_and_release_it_too(path: Path) -> None:
+    peer = Replicator()
+    with serving(peer) as url, Replica.open(path) as replica:
+        (path / "replica.toml").write_text(f'[hold]\nurl = "{url}"\n')
+        replication.hold(replica, "to look first")
+        assert peer.held
+        replication.release(replica)
+        assert not peer.held
+        peer.answers = {"hold": (500, b"")}
+        with pytest.raises(StorageError):
+            replication.hold(replica)
+        assert replica.manifest.epoch == 2, "that of the first hold"
+        assert not replication.is_held(replica)

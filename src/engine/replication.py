@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
-from . import audit, control
+from . import audit, config, control
 from .errors import Error, GapError, HeldError, LockedError, StateError, UsageError
 from .journal import journal_names
 from .journals import Journals
@@ -136,8 +136,27 @@ def hold(replica: Replica, reason: str = "") -> int:
     with replica.locked():
         replica.need_state("Ready", doing="hold {}")
         _require_journals(replica)
-        with recorded(replica, "hold", reason):
+        with recorded(replica, "hold", reason), _held_outside(replica):
             return hold_locked(replica)
+
+
+@contextlib.contextmanager
+def _held_outside(replica: Replica) -> Iterator[None]:
+    """An external replicator holds first, and goes on where the rest fails."""
+    table = config.load(replica.directory).hold
+    if table is None:
+        yield
+        return
+    from . import holds  # HTTP, which most replicas do without
+
+    replica.save()  # the intent
+    try:
+        holds.hold(table)
+        yield
+    except BaseException:
+        with contextlib.suppress(Error):
+            holds.release(table)
+        raise
 
 
 @contextlib.contextmanager
@@ -254,7 +273,13 @@ def release(replica: Replica, reason: str = "") -> int:
         replica.need_state("Ready", doing="release {}")
         with recorded(replica, "release", reason):
             replica.save()  # the intent
-            return release_locked(replica)
+            epoch = release_locked(replica)
+            table = config.load(replica.directory).hold
+            if table is not None:
+                from . import holds
+
+                holds.release(table)
+            return epoch
 
 
 def release_locked(replica: Replica) -> int:
