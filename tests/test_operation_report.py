@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
+from fakes import UNFENCED
 from killing import FileHypervisor
 from replicas import Source, empty_model, ingesting, make
 from rollpoint import (
@@ -135,7 +136,7 @@ def test_an_operation_that_failed_has_a_report_that_says_why() -> None:
     io = _native.Io.simulate()
     broken: Any = Broken()
     with replica_in(io) as replica, pytest.raises(Error, match="no such host"):
-        operation.failover(replica, 1, hypervisor=broken, operation_id="one")
+        operation.failover(replica, 1, skip=UNFENCED, hypervisor=broken, operation_id="one")
     told, page = told_by(io, "one")
     assert told["operation"]["outcome"] in ("rolled back", "failed")
     assert "no such host" in harmless(page).text
@@ -277,7 +278,7 @@ def test_the_time_to_recover_is_measured_and_told(tmp_path: Path) -> None:
     hypervisor = FileHypervisor(tmp_path / "machines")
     with Replica.open(tmp_path / "r") as replica:
         replication.mark(replica)
-        done = operation.failover(replica, 1, hypervisor=hypervisor)
+        done = operation.failover(replica, 1, skip=UNFENCED, hypervisor=hypervisor)
         assert done.rto_seconds is not None
         assert 0 < done.rto_seconds <= done.seconds
         assert done.report is not None
