@@ -378,8 +378,9 @@ def check_permanent(io: _native.Io, model: Model) -> None:
         for name in SIZES:
             wanted |= {f"{name}.vmdk", f"{name}-flat.vmdk"}
             assert bytes_of(f"/r/{name}.vmdk", io) == model[name]
-        # What a conversion did stays to be read.
-        assert set(replica.directory.list()) - {"conversion.json"} == wanted
+        # What was done stays to be read.
+        told = {"conversion.json", "audit.jsonl", "reports"}
+        assert set(replica.directory.list()) - told == wanted
 
 
 def half_merged(seed: int) -> tuple[Life, list[Marked]]:
