@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import config, hypervisors, layering
+from . import config, hypervisors, layering, undoing
 from .bringing_up import BringUp
 from .carrying import Carrier, Progress, check_targets
 from .errors import Error, StateError
@@ -63,6 +63,7 @@ def run(
         except Error as second:
             fail(replica, f"{reason}; and what the machine writes is not known: {second.message}")
         else:
+            undoing.drop_unnamed(replica)
             manifest.state, manifest.failback = "Failover", None
             runner.finish("failed", reason)
         raise

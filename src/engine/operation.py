@@ -47,6 +47,7 @@ from .steps import (
     Outcome,
     Runner,
     begin,
+    end,
     give_up,
     known_outcome,
     outcome_of,
@@ -197,7 +198,7 @@ def _go_on(
             undoing.roll_back(replica, hypervisor, "it failed before", source)
         known_outcome(replica, operation.id, operation.kind)  # says so
     if operation.kind == "repoint":
-        return repointing.run(replica, hypervisor, on_step, begun)
+        return repointing.run(replica, hypervisor, on_step, begun, source)
     return failing_over.run(replica, hypervisor, on_step, begun, source)
 
 
@@ -233,7 +234,9 @@ def undo(
                     "rollpoint resume goes back to the former one, or on to the new one",
                 )
             if failed.kind == "failover":
-                return undoing.finish_rolling_back(replica, hypervisor, begun)
+                undoing.finish_rolling_back(replica, hypervisor, begun)
+                begin(replica, "undo", (), operation_id)  # so that its id is known
+                return outcome_of(replica, end(replica, "done"), begun)
             if failed.kind == "permanent" and failed.step("merge").state != "pending":
                 raise StateError(
                     f"cannot undo: making replica {replica.name} permanent has begun to change "
@@ -292,7 +295,7 @@ def resume(
 
             return failback.resume(replica, hypervisor, source, on_step, begun)
         if operation.kind == "repoint":
-            return _resume_repoint(replica, hypervisor, on_step, begun)
+            return _resume_repoint(replica, hypervisor, source, on_step, begun)
         if replica.manifest.state == "Failed":
             return undoing.finish_rolling_back(replica, hypervisor, begun, source)
         return failing_over.run(replica, hypervisor, on_step, begun, source)
@@ -304,14 +307,18 @@ def _goes_back(operation: Operation) -> bool:
 
 
 def _resume_repoint(
-    replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    source: Hypervisor | None,
+    on_step: OnStep | None,
+    begun: float,
 ) -> Outcome:
     operation = replica.manifest.operation
     assert operation is not None
     if replica.manifest.state == "Failed" and _goes_back(operation):
         repointing.go_back(replica, hypervisor, "it failed before")
         return outcome_of(replica, operation, begun)
-    return repointing.run(replica, hypervisor, on_step, begun)
+    return repointing.run(replica, hypervisor, on_step, begun, source)
 
 
 def _finish_beside(

@@ -40,11 +40,19 @@ STEPS = (
 
 
 def run(
-    replica: Replica, hypervisor: Hypervisor | None, on_step: OnStep | None, begun: float
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    on_step: OnStep | None,
+    begun: float,
+    source: Hypervisor | None = None,
 ) -> Outcome:
-    """All steps that are not done; on failure back to the failover that there was. Locked."""
+    """All steps that are not done; on failure back to the failover that there was. Locked.
+
+    Args:
+        source: Where the source runs; None: as replica.toml says.
+    """
     runner = Runner(replica, on_step)
-    steps = _Repoint(replica, runner, hypervisor)
+    steps = _Repoint(replica, runner, hypervisor, source)
     try:
         steps.run()
     except Exception as error:
@@ -61,14 +69,18 @@ def run(
 
 class _Repoint:
     def __init__(
-        self, replica: Replica, runner: Runner, hypervisor: Hypervisor | None
+        self,
+        replica: Replica,
+        runner: Runner,
+        hypervisor: Hypervisor | None,
+        source: Hypervisor | None,
     ) -> None:
         self._replica = replica
         self._runner = runner
         manifest = replica.manifest
         present = manifest.former or manifest.recovered
         assert present is not None
-        self._up = BringUp(replica, runner, hypervisor, interim.free_number(present))
+        self._up = BringUp(replica, runner, hypervisor, interim.free_number(present), source)
 
     def run(self) -> None:
         runner, up = self._runner, self._up

@@ -152,7 +152,20 @@ def let_go(replica: Replica, hypervisor: Hypervisor | None) -> str:
 
 def drop_interims(replica: Replica) -> str:
     """Remove the overlays of the failover, if it had come to making them."""
+    drop_unnamed(replica)
     return drop_overlays(replica, replica.manifest.recovered)
+
+
+def drop_unnamed(replica: Replica) -> None:
+    """Remove what a kill left of overlays that were to be frozen under: no manifest names them."""
+    recovered = replica.manifest.recovered
+    if recovered is None or replica.manifest.former is not None:
+        return
+    number = interim.free_number(recovered)
+    for disk in recovered.interims:
+        name = interim.interim_name(disk, number)
+        if any(replica.directory.exists(each) for each in (name, interim.delta_name(name))):
+            interim.remove_interim(replica.directory, name)
 
 
 def drop_overlays(replica: Replica, recovered: Recovered | None) -> str:
