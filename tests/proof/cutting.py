@@ -1,27 +1,33 @@
 """Each operation, killed at each of its moments, and again in what takes it up.
 
 A case is a state and an operation. All its single cuts are tried, and all pairs: killed at one
-moment, `resume` killed at another, then `resume`. In the end the operation is done, or as if it
+moment, `resume` killed at another, or with a call of the hypervisor that fails; then `resume`.
+In the end the operation is done, or as if it
 had never been, by everything that lives.Life looks at.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from clock import CLOCK  # before the engine is imported
 from lives import Call, Life, ViolationError
-from moments import HOOKS, Plan, planned
+from moments import Plan, planned
 from rollpoint import failback, replication, trials
 from rollpoint.errors import Error
 from stage import SOURCE
-from worlds import Saved
+from worlds import EFFECTS, Saved, Trouble
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-MOMENTS_MAX = 400
+CALLS: list[tuple[int, Trouble]] = [
+    (number, kind) for number in range(1, 7) for kind in ("refused", "broken")
+]  # of resume, that fail: a call without an answer ends as one whose connection broke
 
 
 class Case(NamedTuple):
@@ -162,6 +168,25 @@ class Cutter:
         life.look()
         self._rest(life)
 
+    def failing(self, first: int, number: int, kind: Trouble) -> bool:
+        """Killed at that moment; of resume that call fails. Whether it came to that."""
+        life, _ = self._begin(first)
+        calls = 0
+
+        def trouble(call: str, machine: str) -> Trouble:
+            nonlocal calls
+            calls += 1
+            if calls != number:
+                return ""
+            return kind if call in EFFECTS else "refused"
+
+        life.stage.world.trouble = trouble
+        with contextlib.suppress(ViolationError):
+            self._run(life, life._resume, 0)
+        life.look()
+        self._rest(life)
+        return calls >= number
+
     def _rest(self, life: Life) -> None:
         life._calmly("resume", life._resume)
         state = life.look().state
@@ -170,13 +195,15 @@ class Cutter:
 
 
 def try_case(name: str, chance: float, seed: int) -> tuple[int, int, list[str]]:
-    """All single cuts, and pairs, each with that chance; how many of both, and what is wrong."""
-    import random
+    """All single cuts; pairs of cuts, and of a cut and a call that fails, with that chance.
 
+    Returns:
+        How many single ones, how many pairs, and what is wrong.
+    """
     rng = random.Random(f"{seed} {name}")
     singles = pairs = 0
     wrong = []
-    HOOKS.ahead_ns = 0
+    CLOCK.ahead_ns = 0
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         cutter = Cutter(name, Path(folder))
         for first, moment in enumerate(cutter.moments, 1):
@@ -187,6 +214,13 @@ def try_case(name: str, chance: float, seed: int) -> tuple[int, int, list[str]]:
                 singles += 1
             except Exception as error:
                 wrong.append(f"{where}: {type(error).__name__}: {error}")
+            for number, kind in CALLS:
+                if rng.random() >= chance:
+                    continue
+                try:
+                    pairs += cutter.failing(first, number, kind)
+                except Exception as error:
+                    wrong.append(f"{where}, call {number} {kind}: {type(error).__name__}: {error}")
             for second in seconds:
                 if rng.random() >= chance:
                     continue

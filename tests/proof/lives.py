@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from clock import CLOCK  # before the engine is imported
 from moments import HOOKS, Plan, planned
 from rollpoint import audit, audit_check, failback, operation, replication, trials
 from rollpoint.audit import Entry
@@ -58,12 +59,15 @@ class Life:
         self.overlays: dict[str, dict[str, bytearray]] = {}  # failover's operation -> content
         self.done: list[tuple[Call, str, Outcome]] = []  # requests that have an outcome
         self.epochs = {self.stage.manifest.epoch}
+        self.open_epoch = self.stage.manifest.epoch  # the last one that a writer may have
         self.base = self._hash("*-flat.vmdk")
         self.below: tuple[str, str] | None = None  # operation, hash of bases and journals
         self.trials = 0
         self.clean = True  # nothing was in the way of the event that was last
         self.counts: Counter[str] = Counter()
-        HOOKS.ahead_ns = 0
+        CLOCK.ahead_ns = 0
+        self.newest_ns = 0  # how far ahead the clock has been
+        self.woken = False  # the source came back during the operation that was last
         for _ in range(self.rng.randrange(1, 4)):
             self._source_writes()
             self.stage.mark()
@@ -89,6 +93,10 @@ class Life:
         self.need(not stage.world.violations, "; ".join(stage.world.violations))
         self.need(manifest.epoch >= max(self.epochs), "the epoch went back")
         self.epochs.add(manifest.epoch)
+        if manifest.operation is None and not manifest.held:
+            self.open_epoch = manifest.epoch
+        elif manifest.operation is None:
+            self.need(manifest.epoch > self.open_epoch, "held, with the epoch of writers (G4)")
         self._look_at_audit(manifest)
         self._look_at_starts(manifest)
         if manifest.state == "Permanent" and manifest.operation is None:
@@ -310,7 +318,11 @@ class Life:
         id = id or f"op-{rng.getrandbits(64):016x}"
         die_at = rng.randrange(1, 36) if rng.random() < 0.4 else 0
         visit_at = rng.randrange(1, 30) if "test" not in name and rng.random() < 0.15 else 0
-        plan = Plan(stage, die_at, visit_at, lambda: self._visitor())
+        visit: Callable[[], None] = self._visitor
+        self.woken = False
+        if name == "failover" and rng.random() < 0.2:
+            visit_at, visit = rng.randrange(1, 26), lambda: self._source_wakes(plan)
+        plan = Plan(stage, die_at, visit_at, visit)
         trouble: list[str] = []
         if rng.random() < 0.25:
             self._plan_trouble(trouble)
@@ -327,9 +339,13 @@ class Life:
         except Error as error:
             self.told[-1] += f": {type(error).__name__}: {error.message}"
             self.counts["failed"] += 1
-            self.need(trouble or not must, f"{name} is allowed, and: {error.message}")
+            late = "clock: " in error.message and self.newest_ns > CLOCK.ahead_ns
+            in_the_way = trouble or late or self.woken or SOURCE in stage.world.on()
+            self.need(in_the_way or not must, f"{name} is allowed, and: {error.message}")
         if trouble:
             self.told[-1] += f" [{', '.join(trouble)}]"
+        if self.woken and self.stage.machine not in self.stage.world.on():
+            stage.world.things[SOURCE].is_on = rng.random() < 0.5
         if plan.saved is not None:
             self.told[-1] += f" KILLED at {plan.passed[-1]} ({len(plan.passed)})"
             self.counts["killed"] += 1
@@ -354,6 +370,18 @@ class Life:
             return ""
 
         self.stage.world.trouble = trouble
+
+    def _source_wakes(self, plan: Plan) -> None:
+        """This orchestrator stood still for a minute, and the source is there again.
+
+        Right before the call itself nobody can know, and after it it is too late.
+        """
+        if plan.passed[-1] == "before start" or self.stage.machine in self.stage.world.on():
+            return
+        CLOCK.ahead_ns += 60 * 10**9
+        self.newest_ns = max(self.newest_ns, CLOCK.ahead_ns)
+        self.stage.world.things[SOURCE].is_on = self.woken = True
+        self.told.append(f"  the source wakes up at {plan.passed[-1]}")
 
     def _visitor(self) -> None:
         """Another orchestrator, at the same moment: it is told, and changes nothing."""
@@ -425,8 +453,9 @@ class Life:
         elif rng.random() < 0.1 and self.done:
             self._event_again()
         elif rng.random() < 0.06:
-            HOOKS.ahead_ns += int(rng.choice((-3600, -5, 7, 86400)) * 1e9)
-            self.told.append(f"the clock is {HOOKS.ahead_ns / 1e9:g} s ahead")
+            CLOCK.ahead_ns += int(rng.choice((-3600, -5, 7, 86400)) * 1e9)
+            self.newest_ns = max(self.newest_ns, CLOCK.ahead_ns)
+            self.told.append(f"the clock is {CLOCK.ahead_ns / 1e9:g} s ahead")
         elif rng.random() < 0.12 and stage.world.needs_files and manifest.state != "Permanent":
             self._event_test(manifest)
         elif manifest.state == "Ready":

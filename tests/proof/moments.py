@@ -8,12 +8,12 @@ directory and the world are what a process killed there leaves, and are kept as 
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import clock  # noqa: F401  # before the engine is imported
 from rollpoint import audit, bringing_up, interim, manifest, replica
 from rollpoint.manifest import Step
 from stage import Stage
@@ -62,11 +62,10 @@ class Plan:
 
 
 class Hooks:
-    """What of the engine tells of moments; the plan of now, and a clock that can be set."""
+    """What of the engine tells of moments; the plan of now; whether locks are waited for."""
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
-        self.ahead_ns = 0
         self.patient = True
         self.mounts: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -81,7 +80,7 @@ HOOKS = Hooks()
 def install() -> None:
     """Once, in a process that does nothing else."""
     store, store_all, remove = manifest.store, audit.store, interim.remove_interim
-    time_ns, lock_within = time.time_ns, replica._lock_within
+    lock_within = replica._lock_within
 
     def stored(directory: Any, now: Any) -> None:
         store(directory, now)
@@ -109,8 +108,6 @@ def install() -> None:
     interim.remove_interim = removed
     replica._lock_within = locked
     bringing_up.Mount = Mount  # type: ignore[misc]
-    time.time_ns = lambda: time_ns() + HOOKS.ahead_ns
-    time.time = lambda: time.time_ns() / 1e9
 
 
 @contextmanager
