@@ -213,7 +213,7 @@ def run_undo(
 
     try:
         runner.run("power off target", lambda: _power_off_target(replica, source, runner.operation))
-        runner.run("power on", lambda: _power_on(replica, hypervisor, runner, found))
+        runner.run("power on", lambda: _power_on(replica, hypervisor, source, runner, found))
         runner.run("state", failover, record=False)
     except Exception as error:
         _stop_at(replica, runner, error, found, safe_before="power on")
@@ -222,7 +222,11 @@ def run_undo(
 
 
 def _power_on(
-    replica: Replica, hypervisor: Hypervisor | None, runner: Runner, found: State
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    source: Hypervisor | None,
+    runner: Runner,
+    found: State,
 ) -> str:
     confirm(replica, hypervisor)
     recovered = layering.recovered_of(replica)
@@ -231,7 +235,7 @@ def _power_on(
     if not runner.operation.power_on:
         recovered.running = None
         return "not asked for"
-    return start_again(replica, hypervisor, runner)
+    return start_again(replica, hypervisor, runner, source)
 
 
 def _stop_at(

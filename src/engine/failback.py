@@ -155,7 +155,7 @@ def switch(
         if known is not None:
             return known
         if _is_open(replica, operation_id) and _goes_back(replica):
-            switching_over.take_back(replica, hypervisor, _why(replica))
+            switching_over.take_back(replica, hypervisor, _why(replica), source)
             known_outcome(replica, operation_id, "switch")  # says so
         if not _is_open(replica, operation_id):
             replica.need_state("ReadyToSwitch", doing="switch {} over")
@@ -334,7 +334,7 @@ def resume(
         return failing_back.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "switch":
         if _goes_back(replica):
-            switching_over.take_back(replica, hypervisor, _why(replica))
+            switching_over.take_back(replica, hypervisor, _why(replica), source)
             return outcome_of(replica, operation, begun)
         return switching_over.run(replica, hypervisor, source, on_step, begun)
     if operation.kind == "commit failback":

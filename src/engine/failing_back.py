@@ -190,7 +190,10 @@ def require_source_off(replica: Replica, source: Hypervisor | None) -> None:
 
 
 def start_again(
-    replica: Replica, hypervisor: Hypervisor | None, runner: Runner
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    runner: Runner,
+    source: Hypervisor | None = None,
 ) -> str:
     """The replica's machine runs as before the switch. Asked again, it runs once. Locked."""
     failback, recovered = failback_of(replica), layering.recovered_of(replica)
@@ -200,7 +203,7 @@ def start_again(
     failback.layers = min(failback.layers, len(recovered.frozen))
     failback.verified = False
     runner.operation.point = recovered.point
-    up = BringUp(replica, runner, hypervisor)
+    up = BringUp(replica, runner, hypervisor, source=source)
     up.announce_machine()
     replica.save()
     return up.power_on()

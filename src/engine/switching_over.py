@@ -50,7 +50,7 @@ def run(
     except Exception as error:
         reason = reason_of(runner, error)
         if runner.operation.step("start").state == "pending":
-            take_back(replica, hypervisor, reason)
+            take_back(replica, hypervisor, reason, source)
         else:
             fail(replica, reason)
         raise
@@ -253,7 +253,12 @@ class _Switch:
         return f"Failback; nothing ran for {format_duration((time.time_ns() - begun) / 1e9)}"
 
 
-def take_back(replica: Replica, hypervisor: Hypervisor | None, reason: str) -> None:
+def take_back(
+    replica: Replica,
+    hypervisor: Hypervisor | None,
+    reason: str,
+    source: Hypervisor | None = None,
+) -> None:
     """A switch failed before anything ran at the target: the replica serves again. Locked.
 
     Raises:
@@ -263,7 +268,7 @@ def take_back(replica: Replica, hypervisor: Hypervisor | None, reason: str) -> N
     try:
         turn_back(replica, reason)  # or resume would start the target beside what runs again
         if runner.operation.step("shut down").state != "pending":
-            start_again(replica, hypervisor, runner)
+            start_again(replica, hypervisor, runner, source)
     except Error as second:
         fail(replica, f"{reason}; and starting the replica again: {second.message}")
         raise
