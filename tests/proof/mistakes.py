@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from rollpoint import (
     audit,
     bringing_up,
+    checklist,
     ending_failback,
+    fencing,
     operation,
     replica,
     replication,
@@ -129,6 +131,30 @@ def _target_stays_on() -> None:
     ending_failback._power_off_target = lambda *said: "off"
 
 
+def _age_ignored() -> None:
+    right = fencing.sufficient
+
+    def sufficient(evidence: Any, policy: Any, now_ns: int, after_ns: int = 0) -> Any:
+        return right(evidence, policy, 0, 0)
+
+    fencing.sufficient = sufficient
+
+
+def _unreachable_is_off() -> None:
+    right = fencing.of_hypervisor
+
+    def of_hypervisor(source: Any, machine: str, now_ns: int) -> Any:
+        seen = right(source, machine, now_ns)
+        seen.kind = "powered_off_confirmed"
+        return seen
+
+    fencing.of_hypervisor = of_hypervisor
+
+
+def _call_not_checked() -> None:
+    checklist.at_the_call = lambda context: []
+
+
 def _former_dropped_early() -> None:
     right = repointing._Repoint._state
 
@@ -176,6 +202,9 @@ MISTAKES: dict[str, Mistake] = {
     "roll": Mistake("an undo leaves the journals at the point", _journals_not_rolled),
     "rest": Mistake("a switch sends no rest, and verifies nothing", _rest_not_sent),
     "target": Mistake("undoing a failback leaves the target on", _target_stays_on),
+    "age": Mistake("the age of evidence is not looked at", _age_ignored),
+    "answer": Mistake("whatever the source answers, it is taken to be off", _unreachable_is_off),
+    "call": Mistake("evidence is not looked at again at the call", _call_not_checked),
     "former": Mistake("the former overlays go before the new ones run", _former_dropped_early),
     "outcome": Mistake("an operation has two outcomes in the audit", _outcome_twice),
     "merge": Mistake("a merge that has begun is given up", _given_up_too_late),
