@@ -206,7 +206,7 @@ def start_again(
     up = BringUp(replica, runner, hypervisor, source=source)
     up.announce_machine()
     replica.save()
-    return up.power_on()
+    return up.power_on_again()
 
 
 def reason_of(runner: Runner, error: Exception) -> str:
