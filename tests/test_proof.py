@@ -105,6 +105,18 @@ def test_a_call_that_never_failed_is_told_of() -> None:
     assert sites.unexplained({new: 0b110}) != []  # what the table names is gone
 
 
+def test_random_lives_of_a_replica_keep_what_was_promised() -> None:
+    done = prove("operations", "--lives", 6, "--seed", 7)
+    assert done.returncode == 0, done.stderr
+    assert "6 lives" in done.stdout
+
+
+def test_a_planted_mistake_of_fencing_is_found() -> None:
+    done = prove("operations", "--lives", 20, "--mistake", "epoch")
+    assert done.returncode == 1
+    assert "held, with the epoch of writers" in done.stderr
+
+
 # ---- the witness ----
 
 
