@@ -92,7 +92,8 @@ class _Failover:
         if operation.planned:
             runner.run("shut down", self._shut_down)
             runner.run("last writes", self._last_writes)
-        runner.run("hold", self._hold, record=False)  # it saves the intent itself
+        # It saves the intent itself, but not before it tells an external replicator.
+        runner.run("hold", self._hold, record=up.config.hold is not None)
         if operation.planned:
             runner.run("compare", self._compare)
         runner.run("state", self._state, record=False)
