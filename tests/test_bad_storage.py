@@ -203,14 +203,19 @@ def test_beside_another_operation_only_looking_is_allowed(
                 assert error.type == "LockedError", error
 
 
+def _but(found: dict[str, tuple[str, int, str]], names: tuple[str, ...]) -> dict[str, object]:
+    return {name: row for name, row in found.items() if name.partition("/")[0] not in names}
+
+
 def test_a_journal_that_another_process_writes_is_not_taken(
     states: dict[str, Path], here: Path
 ) -> None:
     """A writer outside of this project's rules: it has the log, and no lock of the replica.
 
     A hold must raise the epoch before it can know whether the journals obey, so that is
-    what stays; and a failover records that it was tried.
+    what stays; and both record that it was tried.
     """
+    records = ("replica.json", "audit.jsonl", "reports")
     path = here / "r"
     shutil.copytree(states["Ready"], path)
     with locked_elsewhere(path / LOG):
@@ -220,10 +225,10 @@ def test_a_journal_that_another_process_writes_is_not_taken(
                 assert error.type == "LockedError", error
             assert run("points", path).code == 0
         for command in ("hold", "failover"):
-            before = {name: row for name, row in snapshot(path).items() if name != "replica.json"}
+            before = _but(snapshot(path), records)
             error = refused(*words(command, path, here), names=LOG)
             assert error.type == "LockedError", error
-            after = {name: row for name, row in snapshot(path).items() if name != "replica.json"}
+            after = _but(snapshot(path), records)
             assert after == before
             facts = json.loads(run("replica", "show", path, "--json").out)
             assert (facts["state"], facts["held"], facts["operation"]) == ("Ready", False, None)

@@ -185,7 +185,8 @@ class Life:
 
     def require_targets(self) -> None:
         for name, place in self.targets.items():
-            assert Path(place).read_bytes() == self.models[name], name
+            same = Path(place).read_bytes() == self.models[name]  # no diff of MiBs is wanted
+            assert same, name
 
     def require_ready(self, tmp_path: Path, wanted: Mapping[str, bytes | bytearray]) -> None:
         with Replica.open(self.path) as replica:
@@ -194,7 +195,8 @@ class Life:
             assert (manifest.failback, manifest.recovered) == (None, None)
             assert replica.verify()["ok"]
         for name in SIZES:
-            assert seen_by_qemu(self.path / f"{name}-journal.vmdk", tmp_path) == wanted[name]
+            same = seen_by_qemu(self.path / f"{name}-journal.vmdk", tmp_path) == wanted[name]
+            assert same, name
         assert [each.name for each in self.path.iterdir() if "interim" in each.name] == []
 
 

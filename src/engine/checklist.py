@@ -86,9 +86,9 @@ def before(context: Context) -> list[CheckResult]:
         StateError: Some did not pass: all of them, and what to do.
         UsageError: A check that is to be skipped does not exist.
     """
-    checks: dict[str, Check] = {"state": _state, "clock": _clock, "room": _room}
+    checks: dict[str, Check] = {"state": _state, "clock": _clock}
     if context.machine is not None:
-        checks |= {"network": _network, "duplicates": _duplicates}
+        checks |= {"room": _room, "network": _network, "duplicates": _duplicates}
         if not context.operation.planned:
             checks[FENCED] = _fenced
     return _run(context, checks)

@@ -186,6 +186,16 @@ def _require_journals(replica: Replica) -> None:
         replica.journals(with_bases=True).close()
 
 
+def _require_writable(replica: Replica) -> None:
+    """Without an ingest, see that the journals can be taken before a release is recorded."""
+    try:
+        control.ask(replica.control_path, "status", control.STATUS_SECONDS)
+    except control.NotRunningError:
+        replica.journals(writable=True, wait_seconds=LOCK_SECONDS).close()
+    except control.NotAnsweringError:
+        pass  # the release says so
+
+
 def hold_locked(replica: Replica) -> int:
     """As hold, for an operation that has the lock, has looked at the state, and saves next."""
     manifest = replica.manifest
@@ -271,6 +281,7 @@ def release(replica: Replica, reason: str = "") -> int:
     """
     with replica.locked():
         replica.need_state("Ready", doing="release {}")
+        _require_writable(replica)
         with recorded(replica, "release", reason):
             replica.save()  # the intent
             epoch = release_locked(replica)

@@ -307,11 +307,16 @@ def _teller(as_json: bool) -> Callable[[Step], None] | None:
     if as_json:
         return None
 
+    waiting: list[str] = []  # nothing was done yet: what passed is told with the first that was
+
     def tell(step: Step) -> None:
         if step.state == "done":
             time = format_duration(step.seconds or 0.0)
-            sys.stdout.write(f"{step.name:<12}  {time:>9}  {step.note}\n")
-            sys.stdout.flush()
+            waiting.append(f"{step.name:<12}  {time:>9}  {step.note}\n")
+            if step.name != "check":
+                sys.stdout.write("".join(waiting))
+                sys.stdout.flush()
+                waiting.clear()
 
     return tell
 
