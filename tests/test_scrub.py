@@ -179,7 +179,7 @@ def test_a_base_that_an_operation_writes_is_not_judged(path: Path) -> None:
         replica.save()
     assert verify(path) == []
     with Replica.open(path) as replica, replica.locked() as manifest:
-        manifest.end("Ready")
+        manifest.remember(manifest.end("Ready"))
         replica.save()
     assert [row["where"] for row in verify(path)] == ["base"]
 
