@@ -16,10 +16,10 @@ from killing import (
     overlay_writes,
 )
 from replicas import checked_by_qemu, seen_by_qemu
-from rollpoint import operation, replication, repointing
+from rollpoint import operation, replication, repointing, undoing
 from rollpoint.disk import open_disk
 from rollpoint.errors import HypervisorError, NotFoundError, StateError
-from rollpoint.hypervisor.base import Handle, Machine
+from rollpoint.hypervisor.base import Conflict, Handle, Machine
 from rollpoint.replica import Replica
 from rollpoint.steps import Outcome, interim_paths
 
@@ -185,3 +185,57 @@ def test_where_nothing_can_be_started_resume_tries_again(
         assert (done.state, replica.manifest.recovered.point) == ("Failover", 2)  # type: ignore[union-attr]
     shows(path, wanted, tmp_path)
     assert hypervisor.starts() == ["started\n"]
+
+
+class Unreachable(FileHypervisor):
+    """Cannot say what is on."""
+
+    def conflicts(self, machine: Machine) -> list[Conflict]:
+        raise HypervisorError("the connection broke")
+
+
+def test_once_the_new_machine_is_on_nothing_is_checked_again(
+    fed: tuple[Path, list[Snapshot]], tmp_path: Path
+) -> None:
+    """Found by random lives: the check failed, and the replica stayed Failed for good."""
+    origin, snapshots = fed
+    path = Path(shutil.copytree(origin, tmp_path / "r"))
+    hypervisor = FileHypervisor(tmp_path / "machines")
+    failed_over(path, snapshots, hypervisor)
+    killed_at(
+        path,
+        lambda replica, die: operation.failover(
+            replica, 3, skip=UNFENCED, hypervisor=hypervisor, on_step=die
+        ),
+        "drop former",
+        "running",
+    )
+    with Replica.open(path) as replica:
+        done = operation.resume(replica, hypervisor=Unreachable(tmp_path / "machines"))
+        assert done is not None
+        assert (done.state, done.point) == ("Failover", 3)
+    shows(path, snapshots[2], tmp_path)
+
+
+def test_what_failed_after_the_new_machine_was_on_is_finished(
+    fed: tuple[Path, list[Snapshot]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, snapshots = fed
+    path = Path(shutil.copytree(origin, tmp_path / "r"))
+    hypervisor = FileHypervisor(tmp_path / "machines")
+    failed_over(path, snapshots, hypervisor)
+
+    def fail(*_: object) -> str:
+        raise StateError("the storage is away")
+
+    with Replica.open(path) as replica:
+        with monkeypatch.context() as away:
+            away.setattr(undoing, "drop_overlays", fail)
+            with pytest.raises(StateError, match="is away"):
+                to_point(3, hypervisor, replica)
+        assert replica.manifest.state == "Failed"
+        done = operation.resume(replica, hypervisor=hypervisor)
+        assert done is not None
+        assert (done.state, done.point) == ("Failover", 3)
+    shows(path, snapshots[2], tmp_path)
+    assert len(list(path.glob("*-interim*"))) == 4

@@ -105,7 +105,8 @@ class _Failover:
         runner.run("convert", up.convert, again=again, record=False)
         runner.run("close", up.close, record=False)
         if operation.power_on:
-            runner.run("check again", up.check_again, again=True, record=False)
+            on = operation.step("power on").state == "done"
+            runner.run("check again", up.check_again, again=not on, record=False)
             up.announce_machine()
             runner.run("power on", up.power_on)
         else:

@@ -62,6 +62,7 @@ def run(
         else:
             go_back(replica, hypervisor, str(getattr(error, "message", error)))
         raise
+    replica.manifest.state = "Failover"  # where it had failed after the machine was on
     measuring.duration(runner.operation, begun)
     timers.begin(replica.manifest, runner.operation)
     return outcome_of(replica, runner.finish(), begun)
@@ -95,7 +96,8 @@ class _Repoint:
         runner.run("convert", up.convert, again=again, record=False)
         runner.run("close", up.close, record=False)
         if operation.power_on:
-            runner.run("check again", up.check_again, again=True, record=False)
+            on = operation.step("power on").state == "done"
+            runner.run("check again", up.check_again, again=not on, record=False)
             up.announce_machine()
             runner.run("power on", up.power_on)
         else:
