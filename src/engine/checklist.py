@@ -17,7 +17,7 @@ Right before the power-on call (`at_power_on`), after the final epoch was taken:
   intent         the audit log has the intent
   and again duplicates, and source-fenced with evidence no older than the policy allows
 
-Source: RELIABILITY, "Before powering on a replica: the checklist".
+What each means to an operator: docs/fencing.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ collected, never assumed, and the policy of replica.toml ([fencing]) says what s
   none                   the source is on, or nothing is known of it
 
 Not trying to reach a machine is not evidence; a time-out is not, either.
-Source: RELIABILITY, "Source fencing evidence"; Pacemaker Explained, "Fencing".
+Source: Pacemaker Explained, "Fencing".
 """
 
 from __future__ import annotations
