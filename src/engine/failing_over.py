@@ -132,12 +132,7 @@ class _Failover:
 
     def _hold(self) -> str:
         self._replicating = measuring.is_replicating(self._replica)
-        table = self._up.config.hold
-        said = ""
-        if table is not None:
-            from . import holds  # HTTP, which other failovers do without
-
-            said = f"; the replicator: {holds.hold(table)}"
+        said = replication.hold_outside(self._replica)
         return f"epoch {replication.hold_locked(self._replica)}{said}"
 
     def _state(self) -> str:

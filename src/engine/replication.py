@@ -143,20 +143,45 @@ def hold(replica: Replica, reason: str = "") -> int:
 @contextlib.contextmanager
 def _held_outside(replica: Replica) -> Iterator[None]:
     """An external replicator holds first, and goes on where the rest fails."""
-    table = config.load(replica.directory).hold
-    if table is None:
+    if config.load(replica.directory).hold is None:
         yield
         return
-    from . import holds  # HTTP, which most replicas do without
-
     replica.save()  # the intent
     try:
-        holds.hold(table)
+        hold_outside(replica)
         yield
     except BaseException:
         with contextlib.suppress(Error):
-            holds.release(table)
+            release_outside(replica)
         raise
+
+
+def hold_outside(replica: Replica) -> str:
+    """Have an external replicator hold; returns what it said, "" where there is none.
+
+    Raises:
+        StorageError, UsageError: As holds.hold.
+    """
+    table = config.load(replica.directory).hold
+    if table is None:
+        return ""
+    from . import holds  # HTTP, which most replicas do without
+
+    return f"; the replicator: {holds.hold(table)}"
+
+
+def release_outside(replica: Replica) -> str:
+    """Have an external replicator go on; returns what it said, "" where there is none.
+
+    Raises:
+        StorageError, UsageError: As holds.release.
+    """
+    table = config.load(replica.directory).hold
+    if table is None:
+        return ""
+    from . import holds
+
+    return f"; the replicator: {holds.release(table)}"
 
 
 @contextlib.contextmanager
@@ -285,11 +310,7 @@ def release(replica: Replica, reason: str = "") -> int:
         with recorded(replica, "release", reason):
             replica.save()  # the intent
             epoch = release_locked(replica)
-            table = config.load(replica.directory).hold
-            if table is not None:
-                from . import holds
-
-                holds.release(table)
+            release_outside(replica)
             return epoch
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from . import config, hypervisors, interim, planned, replication
+from . import hypervisors, interim, planned, replication
 from ._native import POINT_LATEST
 from .errors import Error, NotFoundError
 from .manifest import Recovered
@@ -75,7 +75,7 @@ def roll_back(
         if not operation.found_held and replication.is_held(replica):
             release(replica)
         elif not operation.found_held:
-            _release_external(replica)
+            _release_outside(replica)
     except Error as second:
         fail(replica, f"{operation.error}; and undoing it: {second.message}")
         raise
@@ -101,25 +101,17 @@ def finish_rolling_back(
 
 def release(replica: Replica) -> str:
     """End the hold: here, and of an external replicator. Locked."""
-    told = f"epoch {replication.release_locked(replica)}"
-    table = config.load(replica.directory).hold
-    if table is not None:
-        from . import holds  # HTTP, which a failover does without
-
-        told += f"; the replicator: {holds.release(table)}"
-    return told
+    epoch = replication.release_locked(replica)
+    return f"epoch {epoch}{replication.release_outside(replica)}"
 
 
-def _release_external(replica: Replica) -> None:
+def _release_outside(replica: Replica) -> None:
     """A hold that failed may have held the external replicator, nevertheless."""
-    operation, table = replica.manifest.operation, config.load(replica.directory).hold
+    operation = replica.manifest.operation
     assert operation is not None
-    if table is None or "hold" not in [s.name for s in operation.steps if s.state != "pending"]:
-        return
-    from . import holds
-
-    with contextlib.suppress(Error):
-        holds.release(table)
+    if operation.step("hold").state != "pending":
+        with contextlib.suppress(Error):
+            replication.release_outside(replica)
 
 
 def _take_back(replica: Replica, hypervisor: Hypervisor | None) -> None:
