@@ -7,6 +7,7 @@
 
 #include "bytes.h"
 #include "copy_crew.h"
+#include "copy_parts.h"
 #include "io.h"
 
 #define PAGE_BYTES 4096u
@@ -36,15 +37,6 @@ struct load {
 };
 
 /* ---- maps ---- */
-
-static int
-look (struct rp_disk *disk, uint64_t at, uint64_t stop, struct rp_run *run,
-      struct rp_fault *fault)
-{
-  if (at >= run->offset_bytes && at < run->offset_bytes + run->length_bytes)
-    return RP_OK;
-  return rp_disk_run (disk, at, stop - at, run, fault);
-}
 
 static int
 is_same_file (struct same_file *known, struct rp_file *a, struct rp_file *b,
@@ -79,9 +71,9 @@ look_at_both (const struct job *job, struct pair *pair, uint64_t at,
   bool same = false;
   int status;
 
-  status = look (job->a, at, stop, a, fault);
+  status = rp_copy_look (job->a, at, stop, a, fault);
   if (status == RP_OK)
-    status = look (job->b, at, stop, b, fault);
+    status = rp_copy_look (job->b, at, stop, b, fault);
   if (status != RP_OK)
     return status;
   *end = a->offset_bytes + a->length_bytes;

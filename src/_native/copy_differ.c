@@ -5,6 +5,7 @@
 
 #include "bytes.h"
 #include "copy_crew.h"
+#include "copy_parts.h"
 #include "copy_spans.h"
 
 #define PAGE_BYTES 4096u
@@ -23,26 +24,17 @@ struct load {
   uint8_t *a, *b;                /* RP_COPY_CHUNK_BYTES each */
 };
 
-static int
-look (struct rp_disk *disk, uint64_t at, uint64_t stop, struct rp_run *run,
-      struct rp_fault *fault)
-{
-  if (at >= run->offset_bytes && at - run->offset_bytes < run->length_bytes)
-    return RP_OK;
-  return rp_disk_run (disk, at, stop - at, run, fault);
-}
-
 /* Up to where both are zeros, at most to stop; `at` where one is data. */
 static int
 skip_zeros (struct job *job, uint64_t at, uint64_t stop, uint64_t *end_out,
             struct rp_fault *fault)
 {
   const struct rp_run *a = &job->run_a, *b = &job->run_b;
-  int status = look (job->a, at, stop, &job->run_a, fault);
+  int status = rp_copy_look (job->a, at, stop, &job->run_a, fault);
 
   *end_out = at;
   if (status == RP_OK)
-    status = look (job->b, at, stop, &job->run_b, fault);
+    status = rp_copy_look (job->b, at, stop, &job->run_b, fault);
   if (status != RP_OK || a->kind == RP_RUN_DATA || b->kind == RP_RUN_DATA)
     return status;
   *end_out = a->offset_bytes + a->length_bytes;

@@ -6,13 +6,13 @@
 #include "bytes.h"
 #include "chain.h"
 #include "copy_crew.h"
+#include "copy_parts.h"
 
 #define PAGE_BYTES 4096u
 /* A piece of zeros, which needs no memory, may be longer than one of data. */
 #define ZERO_BYTES (UINT64_C (64) << 20)
 /* Zeros inside of data are looked for in units of this size; only such long
  * ones are worth a hole in the target. */
-#define UNIT_BYTES UINT64_C (65536)
 
 struct job {
   struct rp_chain *chain;
@@ -78,50 +78,13 @@ next_piece (struct rp_crew *crew, struct rp_crew_slot *slot, uint64_t from,
 
 /* ---- one piece ---- */
 
-/* Write data that was read, as data or as zeros. */
-static int
-write_part (struct job *job, const uint8_t *data, uint64_t at, uint64_t stop,
-            bool zero, struct rp_fault *fault)
-{
-  if (zero)
-    return rp_disk_zero (job->target, stop - at, at, stop - at >= UNIT_BYTES,
-                         fault);
-  return rp_disk_pwrite (job->target, data, stop - at, at, fault);
-}
-
-/* Bytes [at, stop) of the disk: units that are zeros become zeros. */
-static int
-write_data (struct job *job, const uint8_t *data, uint64_t at, uint64_t stop,
-            struct rp_fault *fault)
-{
-  uint64_t begin = at, end;
-  bool zero = false, was_zero = false;
-  int status = RP_OK;
-
-  for (uint64_t unit = at; status == RP_OK && unit < stop; unit = end) {
-    end = (unit / UNIT_BYTES + 1) * UNIT_BYTES;
-    if (end > stop)
-      end = stop;
-    zero = rp_is_zero (data + (unit - at), end - unit);
-    if (unit > begin && zero != was_zero) {
-      status = write_part (job, data + (begin - at), begin, unit, was_zero,
-                           fault);
-      begin = unit;
-    }
-    was_zero = zero;
-  }
-  if (status == RP_OK && begin < stop)
-    status = write_part (job, data + (begin - at), begin, stop, was_zero,
-                         fault);
-  return status;
-}
-
 /* Neighbours that are data are read one by one and written at once. */
 static int
 merge_piece (struct rp_crew *crew, struct rp_crew_slot *slot,
              struct rp_fault *fault)
 {
   struct job *job = crew->job;
+  const struct rp_copy_tally uncounted = { NULL, NULL };
   struct load *load = slot->own;
   uint64_t at = slot->start, from = at;   /* [from, at) was read */
   struct rp_run run = load->first;
@@ -138,8 +101,9 @@ merge_piece (struct rp_crew *crew, struct rp_crew_slot *slot,
                             fault);
     } else {
       if (from < at)
-        status = write_data (job, load->data + (from - slot->start), from, at,
-                             fault);
+        status = rp_copy_write (job->target,
+                                load->data + (from - slot->start), from, at,
+                                uncounted, fault);
       if (status == RP_OK && is_held (job, &run))
         status = rp_disk_zero (job->target, run.length_bytes, at, true, fault);
       from = at + run.length_bytes;
@@ -149,8 +113,8 @@ merge_piece (struct rp_crew *crew, struct rp_crew_slot *slot,
       status = look (job, at, slot->stop, &run, fault);
   }
   if (status == RP_OK && from < at)
-    status = write_data (job, load->data + (from - slot->start), from, at,
-                         fault);
+    status = rp_copy_write (job->target, load->data + (from - slot->start),
+                            from, at, uncounted, fault);
   return status;
 }
 

@@ -7,13 +7,13 @@
 
 #include "bytes.h"
 #include "copy_crew.h"
+#include "copy_parts.h"
 
 #define PAGE_BYTES 4096u
 /* A piece of zeros, which needs no memory, may be longer than one of data. */
 #define ZERO_BYTES (UINT64_C (64) << 20)
 /* Zeros inside of data are looked for in units of this size; only such long
  * ones are worth a hole in the target. */
-#define UNIT_BYTES UINT64_C (65536)
 
 struct job {
   struct rp_disk       *source, *target;
@@ -26,15 +26,6 @@ struct load {
   struct rp_span_cursor cursor;  /* at the start of the piece */
   uint8_t *data;                 /* RP_COPY_CHUNK_BYTES */
 };
-
-static int
-look (struct rp_disk *disk, uint64_t at, uint64_t stop, struct rp_run *run,
-      struct rp_fault *fault)
-{
-  if (at >= run->offset_bytes && at - run->offset_bytes < run->length_bytes)
-    return RP_OK;
-  return rp_disk_run (disk, at, stop - at, run, fault);
-}
 
 /* A piece that begins with zeros is nothing but zeros. */
 static int
@@ -49,7 +40,7 @@ next_piece (struct rp_crew *crew, struct rp_crew_slot *slot, uint64_t from,
   if (!*more)
     return RP_OK;
   at = rp_span_seek (&job->cursor, from, &stop);
-  status = look (job->source, at, stop, &job->run, fault);
+  status = rp_copy_look (job->source, at, stop, &job->run, fault);
   if (status != RP_OK)
     return status;
   end = job->run.offset_bytes + job->run.length_bytes;
@@ -66,47 +57,6 @@ next_piece (struct rp_crew *crew, struct rp_crew_slot *slot, uint64_t from,
 
 /* ---- one piece ---- */
 
-/* Write data that was read, as data or as zeros. */
-static int
-write_part (struct job *job, const uint8_t *data, uint64_t at, uint64_t stop,
-            bool zero, struct rp_fault *fault)
-{
-  const uint64_t length = stop - at;
-
-  atomic_fetch_add_explicit (zero ? &job->zeroed_bytes : &job->sent_bytes,
-                             length, memory_order_relaxed);
-  if (zero)
-    return rp_disk_zero (job->target, length, at, length >= UNIT_BYTES, fault);
-  return rp_disk_pwrite (job->target, data, length, at, fault);
-}
-
-/* Bytes [at, stop) of the disk: units that are zeros become zeros. */
-static int
-write_data (struct job *job, const uint8_t *data, uint64_t at, uint64_t stop,
-            struct rp_fault *fault)
-{
-  uint64_t begin = at, end;
-  bool zero = false, was_zero = false;
-  int status = RP_OK;
-
-  for (uint64_t unit = at; status == RP_OK && unit < stop; unit = end) {
-    end = (unit / UNIT_BYTES + 1) * UNIT_BYTES;
-    if (end > stop)
-      end = stop;
-    zero = rp_is_zero (data + (unit - at), end - unit);
-    if (unit > begin && zero != was_zero) {
-      status = write_part (job, data + (begin - at), begin, unit, was_zero,
-                           fault);
-      begin = unit;
-    }
-    was_zero = zero;
-  }
-  if (status == RP_OK && begin < stop)
-    status = write_part (job, data + (begin - at), begin, stop, was_zero,
-                         fault);
-  return status;
-}
-
 /* Bytes [at, stop) of the disk, which lie in one range: neighbours that are
  * data are read one by one and written at once.  More than the memory holds is
  * only found where the source has changed since the piece was made. */
@@ -114,6 +64,9 @@ static int
 send_part (struct job *job, uint8_t *data, uint64_t at, uint64_t stop,
            struct rp_fault *fault)
 {
+  const struct rp_copy_tally counts = {
+    &job->sent_bytes, &job->zeroed_bytes
+  };
   uint64_t from = at, read = 0;  /* [from, at) was read */
   int status = RP_OK;
 
@@ -125,7 +78,8 @@ send_part (struct job *job, uint8_t *data, uint64_t at, uint64_t stop,
       break;
     if (run.kind == RP_RUN_DATA) {
       if (at - from == RP_COPY_CHUNK_BYTES) {
-        status = write_data (job, data, from, at, fault);
+        status = rp_copy_write (job->target, data, from, at, counts,
+                                fault);
         from = at;
         if (status != RP_OK)
           break;
@@ -136,16 +90,16 @@ send_part (struct job *job, uint8_t *data, uint64_t at, uint64_t stop,
                               run.length_bytes, at, fault);
       read += run.length_bytes;
     } else {
-      status = write_data (job, data, from, at, fault);
+      status = rp_copy_write (job->target, data, from, at, counts, fault);
       if (status == RP_OK)
-        status = write_part (job, NULL, at, at + run.length_bytes, true,
-                             fault);
+        status = rp_copy_put (job->target, NULL, at, at + run.length_bytes,
+                              counts, fault);
       from = at + run.length_bytes;
     }
     at += run.length_bytes;
   }
   if (status == RP_OK)
-    status = write_data (job, data, from, at, fault);
+    status = rp_copy_write (job->target, data, from, at, counts, fault);
   atomic_fetch_add_explicit (&job->read_bytes, read, memory_order_relaxed);
   return status;
 }
