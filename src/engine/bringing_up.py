@@ -6,9 +6,10 @@
   export     the overlays are mounted: served to this host, read at both ends
   convert    the guest gets what its new hardware needs; without one nothing is changed
   close      the exports end; nobody has the disks open any more
+  check again  what must be so right before the power-on call: checklist.py
   power on   the machine starts from the overlays; every later write lands there
 
-Each method does one of them, and may be called again after a crash.
+`run` does those that are not done; each may be done again after a crash.
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ from .warming import warm_place
 
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor, Machine
+
+
+STEPS = (
+    "roll back",
+    "interim",
+    "export",
+    "convert",
+    "close",
+    "check again",
+    "power on",
+)
 
 
 def require_room(replica: Replica, number: int = 1) -> None:
@@ -145,6 +157,25 @@ class BringUp:
             cut=self._runner.operation.cut,
             evidence=list(self._runner.operation.evidence),
         )
+
+    def run(self) -> None:
+        """All of the steps of this page that are not done, in their order."""
+        runner, operation = self._runner, self._runner.operation
+        runner.run("roll back", self.roll)
+        # A crash before "close" was done may have left half of a conversion behind.
+        again = operation.step("close").state != "done"
+        runner.run("interim", self.make_interims, again=again, record=False)
+        runner.run("export", self.export, again=again, record=False)
+        runner.run("convert", self.convert, again=again, record=False)
+        runner.run("close", self.close, record=False)
+        if not operation.power_on:
+            runner.skip("check again", "nothing is powered on")
+            runner.skip("power on", "not asked for")
+            return
+        on = operation.step("power on").state == "done"
+        runner.run("check again", self.check_again, again=not on, record=False)
+        self.announce_machine()
+        runner.run("power on", self.power_on)
 
     def roll(self) -> str:
         point = self.point()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import measuring, planned, replication, timers, undoing
+from . import bringing_up, measuring, planned, replication, timers, undoing
 from .bringing_up import BringUp
 from .errors import Error, HypervisorError
 from .replica import Replica
@@ -13,25 +13,14 @@ from .steps import OnStep, Outcome, Runner, outcome_of
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
-STEPS = (
-    "check",
-    "hold",
-    "state",
-    "roll back",
-    "interim",
-    "export",
-    "convert",
-    "close",
-    "check again",
-    "power on",
-)
+STEPS = ("check", "hold", "state", *bringing_up.STEPS)
 
 
 def steps_of(plan: bool) -> tuple[str, ...]:
     """The names of the steps of a failover."""
     if not plan:
         return STEPS
-    return ("check", *planned.STEPS, "hold", "compare", *STEPS[STEPS.index("state") :])
+    return ("check", *planned.STEPS, "hold", "compare", "state", *bringing_up.STEPS)
 
 
 def run(
@@ -97,21 +86,7 @@ class _Failover:
         if operation.planned:
             runner.run("compare", self._compare)
         runner.run("state", self._state, record=False)
-        runner.run("roll back", up.roll)
-        # A crash before "close" was done may have left half of a conversion behind.
-        again = operation.step("close").state != "done"
-        runner.run("interim", up.make_interims, again=again, record=False)
-        runner.run("export", up.export, again=again, record=False)
-        runner.run("convert", up.convert, again=again, record=False)
-        runner.run("close", up.close, record=False)
-        if operation.power_on:
-            on = operation.step("power on").state == "done"
-            runner.run("check again", up.check_again, again=not on, record=False)
-            up.announce_machine()
-            runner.run("power on", up.power_on)
-        else:
-            runner.skip("check again", "nothing is powered on")
-            runner.skip("power on", "not asked for")
+        up.run()
 
     def abandon(self) -> None:
         self._up.abandon()

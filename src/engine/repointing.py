@@ -24,19 +24,7 @@ from .steps import OnStep, Outcome, Runner, end, fail, interim_paths, outcome_of
 if TYPE_CHECKING:
     from .hypervisor.base import Hypervisor
 
-STEPS = (
-    "check",
-    "power off",
-    "state",
-    "roll back",
-    "interim",
-    "export",
-    "convert",
-    "close",
-    "check again",
-    "power on",
-    "drop former",
-)
+STEPS = ("check", "power off", "state", *bringing_up.STEPS, "drop former")
 
 
 def run(
@@ -85,24 +73,10 @@ class _Repoint:
 
     def run(self) -> None:
         runner, up = self._runner, self._up
-        operation = runner.operation
         runner.run("check", up.check, record=False)
         runner.run("power off", self._power_off)
         runner.run("state", self._state, record=False)
-        runner.run("roll back", up.roll)
-        again = operation.step("close").state != "done"
-        runner.run("interim", up.make_interims, again=again, record=False)
-        runner.run("export", up.export, again=again, record=False)
-        runner.run("convert", up.convert, again=again, record=False)
-        runner.run("close", up.close, record=False)
-        if operation.power_on:
-            on = operation.step("power on").state == "done"
-            runner.run("check again", up.check_again, again=not on, record=False)
-            up.announce_machine()
-            runner.run("power on", up.power_on)
-        else:
-            runner.skip("check again", "nothing is powered on")
-            runner.skip("power on", "not asked for")
+        up.run()
         runner.run("drop former", self._drop_former)
 
     def abandon(self) -> None:
