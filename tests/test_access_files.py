@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Literal
 
 import pytest
 from guest_volumes import make_volume, served
-from rollpoint.access import fat_entries, remote
+from rollpoint.access import fat_entries, remote, sandbox
 from rollpoint.access.base import FileSystem
 from rollpoint.access.choose import Ways
 from rollpoint.access.files import Files
@@ -544,9 +545,14 @@ def test_a_user_without_privileges_can_do_it_too(tmp_path_factory: pytest.TempPa
         subprocess.run(command, check=True, capture_output=True)
         with served(image) as socket_path:
             os.chmod(socket_path, 0o666)
+            # The checkout may lie where another user cannot look.
+            code = Path(sandbox.__file__).parents[1]
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(code, folder / "rollpoint", ignore=ignored)
             done = subprocess.run(
-                [sys.executable, "-c", AS_A_USER, socket_path], capture_output=True, text=True
-            )
+                [sys.executable, "-c", AS_A_USER, socket_path],
+                capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(folder)},
+            )  # fmt: skip
             assert done.stdout == "done\n", done.stderr
             wait_until_gone(socket_path)
         subprocess.run([require_tool("e2fsck"), "-fn", image], check=True)

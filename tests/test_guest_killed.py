@@ -56,28 +56,29 @@ def run(path: Path, where: str) -> subprocess.CompletedProcess[str]:
     """The failover in a process of its own, whose temporary files are beside the replica."""
     scratch = path.parent / "tmp"
     scratch.mkdir(exist_ok=True)
+    others = set(children())
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     try:
         done = subprocess.run(
             [sys.executable, str(PROGRAM), str(path), where],
             capture_output=True, text=True, timeout=120, env=os.environ | {"TMPDIR": str(scratch)},
         )  # fmt: skip
-        nothing_is_left(scratch)
+        nothing_is_left(scratch, others)
     finally:
         ctypes.CDLL(None).prctl(SUBREAPER, 0, 0, 0, 0)
     return done
 
 
-def nothing_is_left(scratch: Path) -> None:
-    """No process, no mount, no loop device, when the dust has settled."""
+def nothing_is_left(scratch: Path, others: set[str]) -> None:
+    """No process but those, no mount, no loop device, when the dust has settled."""
     deadline = time.monotonic() + GONE_SECONDS
-    while left := [*orphans(), *mounts(scratch), *loops(scratch)]:
+    while left := [*(set(children()) - others), *mounts(scratch), *loops(scratch)]:
         assert time.monotonic() < deadline, f"left: {left}"
         time.sleep(0.02)
 
 
-def orphans() -> list[str]:
-    """Our children. One that has ended is taken."""
+def children() -> list[str]:
+    """Ours, orphans among them. One that has ended is taken."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -155,6 +156,7 @@ def is_converted(path: Path, scratch: Path) -> None:
 
 def killed(path: Path, disk: Path, where: str, then: str, mode: str = "files") -> None:
     """Kill it there. Then resume it to its end and undo it; or let it fail, which undoes it."""
+    others = set(children())
     protected.configure(path, mode=mode)
     done = run(path, where)
     assert done.returncode == -signal.SIGKILL, (where, done.stdout, done.stderr)
@@ -170,7 +172,7 @@ def killed(path: Path, disk: Path, where: str, then: str, mode: str = "files") -
         protected.configure(path, mode="host", trust_guest=False)
         with Replica.open(path) as replica, pytest.raises(UnsupportedError, match="trust"):
             operation.resume(replica)
-    nothing_is_left(path.parent / "tmp")
+    nothing_is_left(path.parent / "tmp", others)
     is_as_before(path, disk)
 
 

@@ -99,9 +99,9 @@ def test_where_room_runs_out_writes_are_refused_and_a_test_reads_on(
             "the warning names what stops the horizon",
         )
 
+        stopped = horizon(path)
         trials.undo(replica, hypervisor=world)
-        point = done.point
-        wait_until(lambda: horizon(path) > point, "the horizon goes on")
+        wait_until(lambda: horizon(path) > stopped, "the horizon goes on")
         source.close()
 
 
