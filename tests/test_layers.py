@@ -59,7 +59,8 @@ ROWS = [
     {"operation"},
     {"report", "demo_guest"},
     {"demo_source", "demo_replica"},
-    {"demo", "bench"},
+    {"demo", "bench", "metrics"},
+    {"plans"},
     {"cli"},
 ]
 SAME_ROW = {
@@ -75,6 +76,9 @@ ONLY = {
     "keyring": "secrets",
     "qemu": "hypervisor",
     "typer": "cli",
+    "dbos": "plans",
+    "sqlalchemy": "plans",
+    "prometheus_client": "metrics",
 }
 
 
