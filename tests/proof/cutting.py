@@ -183,6 +183,7 @@ class Cutter:
         life.stage.world.trouble = trouble
         with contextlib.suppress(ViolationError):
             self._run(life, life._resume, 0)
+        life.below = None  # going back, it may have rolled the journals there and back
         life.look()
         self._rest(life)
         return calls >= number

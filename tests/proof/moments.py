@@ -9,7 +9,7 @@ directory and the world are what a process killed there leaves, and are kept as 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,6 +98,18 @@ def install() -> None:
     def locked(lock: Any, wait_seconds: float, path: str) -> None:
         lock_within(lock, wait_seconds if HOOKS.patient else 0.0, path)
 
+    def one_by_one(act: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """So that nothing changes while a moment is kept. As side by side, all are tried."""
+        results, errors = [], []
+        for item in items:
+            try:
+                results.append(act(item))
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return results
+
     class Mount(bringing_up.Mount):
         def __init__(self, *said: Any, **more: Any) -> None:
             HOOKS.mounts.add(self)
@@ -107,6 +119,7 @@ def install() -> None:
     audit.store = all_stored
     interim.remove_interim = removed
     replica._lock_within = locked
+    bringing_up.side_by_side = one_by_one
     bringing_up.Mount = Mount  # type: ignore[misc]
 
 
