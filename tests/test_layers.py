@@ -57,7 +57,7 @@ ROWS = [
     {"switching_over", "ending_failback"},
     {"failback"},
     {"operation"},
-    {"report", "demo_guest"},
+    {"report", "demo_guest", "monitoring"},
     {"demo_source", "demo_replica"},
     {"demo", "bench", "metrics"},
     {"plans"},

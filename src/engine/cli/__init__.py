@@ -41,6 +41,7 @@ COMMANDS = {
     "audit": "audit",
     "failback": "failback",
     "bench": "bench",
+    "metrics": "metrics",
 }
 
 
