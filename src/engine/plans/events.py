@@ -57,7 +57,7 @@ class NodeState(msgspec.Struct, kw_only=True):
         outcome: What the operation came to (doing.Done as JSON); None: not yet.
         tries: Operations that failed; each gets an id of its own.
         scripts, gates: Newest result of each: {"name", "state", "seconds", "says", "tries"}.
-        counts_as_up: Failed or skipped, and others go on as if it had been done.
+        seen: It failed before the run was opened again: somebody knows, and went on.
     """
 
     key: str
@@ -76,6 +76,7 @@ class NodeState(msgspec.Struct, kw_only=True):
     error: str = ""
     hint: str = ""
     failed_at: str = ""
+    seen: bool = False
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -131,6 +132,8 @@ def _fold_run(state: RunState, event: Event) -> None:
         state.state, state.ended = "running", ""
         state.asked_to_cancel = state.paused = False
         state.reopened += 1
+        for node in state.nodes.values():
+            node.seen = node.state == "failed"
     elif event.kind == "ended":
         state.state, state.ended = event.data["state"], event.time
     elif event.kind == "worker":
@@ -141,6 +144,7 @@ def _fold_node(state: RunState, node: NodeState, event: Event) -> None:
     if event.kind == "retry":
         if node.state in ("failed", "asking"):
             node.state, node.error, node.hint = "waiting", "", ""
+            node.failed_at, node.seen = "", False
         return
     if event.kind == "skip":
         if node.state in ("waiting", "failed", "asking"):
@@ -154,14 +158,18 @@ def _fold_node(state: RunState, node: NodeState, event: Event) -> None:
         return
     if event.attempt != node.attempt:  # of an attempt that was given up
         return
-    _fold_attempt(node, event)
+    if event.kind == "asking":
+        if node.state == "failed":
+            node.state = "asking"
+    elif node.state in ("queued", "running"):  # else told late, by a worker that was replaced
+        _fold_attempt(node, event)
 
 
 def _fold_attempt(node: NodeState, event: Event) -> None:
     data = event.data
     if event.kind == "started":
         node.state, node.host = "running", data.get("host", "")
-        node.started = event.time
+        node.started = node.started or event.time  # by the first of two hosts
         node.first_started = node.first_started or event.time
     elif event.kind == "step":
         node.stage = data["name"]
@@ -178,8 +186,6 @@ def _fold_attempt(node: NodeState, event: Event) -> None:
         node.error, node.hint = data["error"], data.get("hint", "")
         node.failed_at = data.get("at", "")
         node.tries += bool(data.get("operation_failed"))
-    elif event.kind == "asking" and node.state == "failed":
-        node.state = "asking"
 
 
 def _put(rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
