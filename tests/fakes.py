@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from rollpoint.errors import NotFoundError, UnsupportedError
+from rollpoint.errors import HypervisorError, NotFoundError, UnsupportedError
 from rollpoint.hypervisor.base import Conflict, Handle, Machine
 
 
@@ -17,6 +17,11 @@ class Plain:
 
     def power_on(self, machine_id: str) -> Handle:
         raise NotFoundError(f"no machine {machine_id}")
+
+    def beats(self, machine_id: str) -> str:
+        if self.status(machine_id) == "off":  # type: ignore[attr-defined]
+            raise HypervisorError(f"machine {machine_id} is off")
+        return "it beats"
 
     def shut_down(self, machine_id: str, timeout_seconds: float) -> str:
         self.power_off(machine_id)  # type: ignore[attr-defined]

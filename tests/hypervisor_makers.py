@@ -31,6 +31,7 @@ class Maker:
     Attributes:
         supports: Of "freeze", "commit", "isolate", "conflicts": what may not raise
             UnsupportedError. Of "shutdown": its guests can shut down by themselves.
+            Of "beat": they can be made to have a heartbeat.
         marker: What wait_for is given.
         wire: Name of a network that a card can be on.
     """
@@ -65,6 +66,13 @@ class Maker:
 
     def wires(self, machine_id: str) -> int:
         """How many cards of a running machine are on a network."""
+        raise NotImplementedError
+
+    def silence(self, machine_id: str) -> None:
+        """The guest of a machine that is about to be started does not beat."""
+
+    def beat(self, machine_id: str) -> None:
+        """The guest of a running machine beats from now on."""
         raise NotImplementedError
 
     def write(self, machine_id: str, disk: int, byte: int, offset: int, length: int) -> None:
@@ -186,7 +194,7 @@ def cards(
 class SimulatedMaker(Maker):
     """tests/worlds.py."""
 
-    supports = frozenset({"freeze", "isolate", "conflicts", "shutdown"})
+    supports = frozenset({"freeze", "isolate", "conflicts", "shutdown", "beat"})
     marker = "READY"
 
     def __init__(self, folder: Path) -> None:
@@ -208,6 +216,12 @@ class SimulatedMaker(Maker):
 
     def add(self, machine: Machine) -> None:
         self.world.add(machine)
+
+    def silence(self, machine_id: str) -> None:
+        self.world.silent.add(machine_id)
+
+    def beat(self, machine_id: str) -> None:
+        self.world.silent.discard(machine_id)
 
     def drives(self, machine_id: str) -> list[str]:
         return [drive.path for drive in self.world.things[machine_id].machine.drives]

@@ -19,6 +19,7 @@ from rollpoint.errors import (
     StateError,
     UnsupportedError,
 )
+from rollpoint.hypervisor import qemu_agent
 from rollpoint.hypervisor.base import Drive
 from vcenter import certificates, vcenter
 from vsphere_maker import VSphereMaker
@@ -77,6 +78,23 @@ def test_a_machine_that_goes_off_is_not_waited_for(maker: Maker) -> None:
     hypervisor.power_off("vm")
     with pytest.raises(HypervisorError):
         hypervisor.wait_for("vm", "what no guest says", 0.05)
+
+
+def test_a_running_machine_is_asked_for_its_heartbeat(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_agent, "ANSWER_SECONDS_MAX", 0.1)
+    with pytest.raises(HypervisorError):
+        maker.new().beats("never-was")
+    maker.silence("vm")
+    maker.new().start(maker.machine(maker.drive("a"), agent=True))
+    assert maker.new().beats("vm") == ""
+    if "beat" in maker.supports:
+        maker.beat("vm")
+        assert maker.new().beats("vm")
+    maker.new().power_off("vm")
+    with pytest.raises(HypervisorError):
+        maker.new().beats("vm")
 
 
 def test_asked_twice_it_starts_once(maker: Maker) -> None:

@@ -37,7 +37,7 @@ class _WithGuests(VSphere):
 class VSphereMaker(Maker):
     """Its machines are made, and removed at the end: the simulator is shared."""
 
-    supports = frozenset({"isolate", "conflicts", "shutdown"})
+    supports = frozenset({"isolate", "conflicts", "shutdown", "beat"})
     wire = "VM Network"
 
     def __init__(self, folder: Path, vcenter: VCenter) -> None:
@@ -73,6 +73,9 @@ class VSphereMaker(Maker):
         hypervisor.start(machine)
         hypervisor.power_off(machine.id)
         self.vcenter.set(machine.id, annotation="an administrator's words")
+
+    def beat(self, machine_id: str) -> None:
+        self.vcenter.guest(machine_id, **UP)
 
     def drives(self, machine_id: str) -> list[str]:
         disks = vsphere_devices.disks(self._found(machine_id).devices)

@@ -80,6 +80,7 @@ class World:
     things: dict[str, Thing] = field(default_factory=dict)
     rivals: set[str] = field(default_factory=set)
     deaf: set[str] = field(default_factory=set)  # paths of drives with such a guest
+    silent: set[str] = field(default_factory=set)  # machines whose guest does not beat
     log: list[tuple[str, str, str]] = field(default_factory=list)  # effect, machine, operation
     violations: list[str] = field(default_factory=list)
     trouble: Callable[[str, str], Trouble] = lambda call, machine: ""
@@ -328,6 +329,12 @@ class SimulatedHypervisor:
         if machine_id not in self.world.on():
             raise HypervisorError(f"machine {machine_id} did not print {marker!r}: it is off")
         return marker
+
+    def beats(self, machine_id: str) -> str:
+        self._ask("beats", machine_id)
+        if machine_id not in self.world.on():
+            raise HypervisorError(f"machine {machine_id} is off")
+        return "" if machine_id in self.world.silent else "it beats"
 
     def shut_down(self, machine_id: str, timeout_seconds: float) -> str:
         thing = self.world.things.get(machine_id)

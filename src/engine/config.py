@@ -32,6 +32,9 @@ LIMIT_BYTES = 1 << 20
 Mode = Literal["auto", "files", "appliance", "host"]
 Convert = Literal["auto", "always", "never"]
 
+# Of [machine], what a machine's settings have under the same name.
+_AS_SAID = ("cpus", "accelerator", "firmware", "controller", "nic", "network", "guest_agent")
+
 
 class MachineTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a failover starts. None: as the replica was failed over before, or the default.
@@ -39,6 +42,7 @@ class MachineTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     memory, timeout: As people write them: "2G", "90s".
     network: What the cards are connected to: none; user (behind this host's address) on
         qemu; elsewhere the name of a network there.
+    guest_agent: qemu: a channel for QEMU's guest agent, by which its heartbeat is seen.
     """
 
     memory: str | None = None
@@ -50,6 +54,7 @@ class MachineTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     network: str | None = None
     marker: str | None = None
     timeout: str | None = None
+    guest_agent: bool | None = None
 
 
 class MountTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +111,7 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         table = self.machine
         said = {
             name: getattr(table, name)
-            for name in ("cpus", "accelerator", "firmware", "controller", "nic", "network")
+            for name in _AS_SAID
             if getattr(table, name) is not None
         }
         if table.memory is not None:

@@ -54,6 +54,7 @@ def machine(
             replica=name,
             point=point,
             network=network,
+            agent=settings.guest_agent,
         )
     except msgspec.ValidationError as error:
         raise UsageError(f"the machine's settings: {error}", "mend replica.toml") from None

@@ -203,6 +203,7 @@ class MachineSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     network: str = "none"  # what they are connected to
     marker: str | None = None  # text on its serial console that says it is up
     timeout_seconds: float = 60.0
+    guest_agent: bool = False  # a channel by which QEMU's guest agent can be asked
 
 
 class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -123,6 +123,7 @@ class Machine:
         network: What all its cards are connected to, those that only the hypervisor knows
             of included; None: as each card says.
         uuid: That the guest's firmware shows; "": as the hypervisor chooses.
+        agent: Gives the guest's agent a channel, where the hypervisor has none anyway.
     """
 
     id: str
@@ -140,6 +141,7 @@ class Machine:
     point: int | None = None
     network: str | None = None
     uuid: str = ""
+    agent: bool = False
 
     def __post_init__(self) -> None:
         if _ID.fullmatch(self.id) is None:
@@ -230,6 +232,14 @@ class Hypervisor(Protocol):
         Raises:
             HypervisorError: It was not seen in time, or the machine went off; the
                 message holds what was last seen.
+        """
+
+    def beats(self, machine_id: str) -> str:
+        """Whether VMware Tools, or the guest agent, beat now: how that was seen; "" if not.
+
+        Raises:
+            HypervisorError: The machine is off, or not known.
+            UnsupportedError: It was started without a way to ask its agent.
         """
 
     def shut_down(self, machine_id: str, timeout_seconds: float) -> str:

@@ -52,6 +52,8 @@ _CONTROLLERS: dict[Bus, _Controller] = {
         "lsi53c895a,id=scsi", lambda _, i: f"scsi-hd,bus=scsi.0,scsi-id={i}", 7
     ),
 }
+# Name of the channel by which QEMU's guest agent is found. Source: docs/interop/qemu-ga.rst.
+AGENT_PORT = "org.qemu.guest_agent.0"
 _CARDS = {
     "vmxnet3": "vmxnet3",
     "e1000": "e1000",
@@ -106,6 +108,13 @@ def file_node(name: str, path: str) -> dict[str, object]:
     """What lies under the block node of that name: its file."""
     named: dict[str, object] = {"driver": "file", "node-name": f"{name}-file", "filename": path}
     return named | {"locking": "on", "discard": "unmap"}
+
+
+def agent_arguments(fd: int) -> list[str]:
+    """The channel of the guest's agent, for a socket that listens as that descriptor."""
+    words = ["-chardev", f"socket,id=agent,fd={fd},server=on,wait=off"]
+    words += ["-device", "virtio-serial-pci,id=agents"]
+    return [*words, "-device", f"virtserialport,bus=agents.0,chardev=agent,name={AGENT_PORT}"]
 
 
 def card_arguments(machine: Machine) -> list[str]:

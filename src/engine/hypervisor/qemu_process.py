@@ -12,13 +12,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
 from ..errors import HypervisorError, ToolMissingError
 from .base import Drive, Machine
-from .qemu_devices import card_arguments, drive_arguments
+from .qemu_devices import AGENT_PORT, agent_arguments, card_arguments, drive_arguments
 
 # Where Debian's ovmf package puts the firmware and the variables it starts with.
 UEFI_CODE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
@@ -26,6 +26,7 @@ UEFI_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 # QEMU serves one client of a control socket at a time. So there is one for a short word
 # and one for whoever supervises a machine for long; QEMU gets them listening, as these fds.
 QMP_FDS = {"qmp.sock": 3, "supervise.sock": 4}
+AGENT_SOCKET, AGENT_FD = "agent.sock", 5  # of the guest's agent, where the machine has one
 
 
 def command_line(machine: Machine, directory: str) -> list[str]:
@@ -50,6 +51,8 @@ def command_line(machine: Machine, directory: str) -> list[str]:
         words.append("-S")
     if machine.uuid:
         words += ["-uuid", machine.uuid]
+    if machine.agent:
+        words += agent_arguments(AGENT_FD)
     return words + drive_arguments(machine) + card_arguments(machine)
 
 
@@ -137,7 +140,7 @@ def spawn(program: str, arguments: list[str], directory: str) -> int:
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
     with contextlib.ExitStack() as stack:
-        for name, fd in QMP_FDS.items():
+        for name, fd in {**QMP_FDS, **_agent_fds(arguments)}.items():
             listener = stack.enter_context(_listen(directory, name))
             # From above all the places they go to, so that none takes another's.
             high = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 64)
@@ -147,6 +150,15 @@ def spawn(program: str, arguments: list[str], directory: str) -> int:
             return os.posix_spawn(program, arguments, os.environ, file_actions=actions, setsid=True)
         except OSError as error:
             raise HypervisorError(f"{program} cannot be run: {error.strerror}") from error
+
+
+def _agent_fds(arguments: list[str]) -> dict[str, int]:
+    return {AGENT_SOCKET: AGENT_FD} if has_agent(map(os.fsencode, arguments)) else {}
+
+
+def has_agent(words: Iterable[bytes]) -> bool:
+    """Whether a command line has a channel for the guest's agent."""
+    return any(AGENT_PORT.encode() in word for word in words)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..errors import HypervisorError
+from ..errors import HypervisorError, UnsupportedError
 from .base import Handle, State, require_plain_id
-from .qemu_process import arguments_of, started_ns
+from .qemu_process import arguments_of, has_agent, started_ns
 
 if TYPE_CHECKING:
     from .qmp import Qmp
@@ -64,6 +64,20 @@ class Watch:
                     "at last-console.log beside its directory",
                 )
             time.sleep(_POLL_SECONDS)
+
+    def beats(self, machine_id: str) -> str:
+        """See Hypervisor.beats. QEMU's guest agent is asked for a word."""
+        from .qemu_agent import answers
+
+        pid = self._find(machine_id)
+        if pid is None:
+            raise HypervisorError(f"machine {machine_id} does not run", "power it on first")
+        if not has_agent(arguments_of(pid)):
+            raise UnsupportedError(
+                f"machine {machine_id} was started without a channel to its guest's agent",
+                "set guest_agent = true in [machine] of replica.toml",
+            )
+        return "the guest agent answers" if answers(self.directory(machine_id)) else ""
 
     def console(self, machine_id: str) -> str:
         """Everything that the serial console has printed since power-on."""

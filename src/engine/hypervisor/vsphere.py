@@ -33,6 +33,7 @@ _STATES: dict[str, State] = {
     "poweredOff": "off",
     "suspended": "paused",
 }
+_UP_PATHS = ("runtime.powerState", "guest.toolsRunningStatus", "guestHeartbeatStatus")
 
 
 class VSphere:
@@ -94,29 +95,28 @@ class VSphere:
             raise UsageError(
                 f"{marker!r} is no colour of a heartbeat", "set marker to green, yellow or nothing"
             )
-        paths = ("runtime.powerState", "guest.toolsRunningStatus", "guestHeartbeatStatus")
-
-        def is_up(values: dict[str, Any]) -> bool:
-            return values.get("guest.toolsRunningStatus") == "guestToolsRunning" and values.get(
-                "guestHeartbeatStatus"
-            ) in wanted.get(marker, ())
+        colours = wanted.get(marker, ())
 
         def is_decided(values: dict[str, Any]) -> bool:
-            return values.get("runtime.powerState") != "poweredOn" or is_up(values)
+            return values.get("runtime.powerState") != "poweredOn" or _is_up(values, colours)
 
-        seen, _ = self._session.watch(found.vm, paths, is_decided, timeout_seconds)
-        power = seen.get("runtime.powerState")
-        said = (
-            f"VMware Tools {seen.get('guest.toolsRunningStatus', 'unknown')},"
-            f" heartbeat {seen.get('guestHeartbeatStatus', 'unknown')}"
-        )
-        if power == "poweredOn" and is_up(seen):
+        seen, _ = self._session.watch(found.vm, _UP_PATHS, is_decided, timeout_seconds)
+        power, said = seen.get("runtime.powerState"), _said(seen)
+        if power == "poweredOn" and _is_up(seen, colours):
             return said
         why = f"in {timeout_seconds:g} s" if power == "poweredOn" else f"before it was {power}"
         raise HypervisorError(
             f"the guest of machine {machine_id} ({found.name}) was not up {why}: {said}",
             "look at the machine's console, and whether VMware Tools are installed in it",
         )
+
+    def beats(self, machine_id: str) -> str:
+        """See Hypervisor.beats. A yellow heartbeat is one: some beats were missed lately."""
+        found = self._find(machine_id)
+        if found is None or not found.is_on:
+            raise HypervisorError(f"machine {machine_id} does not run", "power it on first")
+        values = self._session.properties([found.vm], _UP_PATHS)[0]
+        return _said(values) if _is_up(values, ("green", "yellow")) else ""
 
     def shut_down(self, machine_id: str, timeout_seconds: float) -> str:
         """See Hypervisor.shut_down."""
@@ -352,3 +352,15 @@ class VSphere:
         booted = found.values.get("summary.runtime.bootTime")
         started_ns = 0 if booted is None else int(booted.timestamp() * 1e9)
         return Handle(id=machine_id, pid=0, started_ns=started_ns, console="")
+
+
+def _is_up(values: dict[str, Any], colours: tuple[str, ...]) -> bool:
+    running = values.get("guest.toolsRunningStatus") == "guestToolsRunning"
+    return running and values.get("guestHeartbeatStatus") in colours
+
+
+def _said(values: dict[str, Any]) -> str:
+    return (
+        f"VMware Tools {values.get('guest.toolsRunningStatus', 'unknown')},"
+        f" heartbeat {values.get('guestHeartbeatStatus', 'unknown')}"
+    )
