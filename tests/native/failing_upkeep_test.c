@@ -746,6 +746,44 @@ static struct rp_disk nothing = {
   .functions = &nothing_functions, .size_bytes = LARGE,
 };
 
+/* ---- what a failback does ---- */
+
+/* What was written since a point is proven, compared and sent. */
+static int
+job_send (struct scene *scene, struct rp_fault *fault)
+{
+  const struct rp_copy_options one = { .workers = 1 };
+  const uint64_t all[2] = { 0, BYTES };
+  struct rp_spans written = { .count = 0 }, differ = { .count = 0 };
+  struct rp_sent sent;
+  struct rig now, then = { .journal = NULL };
+  int status = open_rig (scene->io, RP_JOURNAL_READ, &now, fault);
+
+  if (status == RP_OK)
+    status = open_rig (scene->io, RP_JOURNAL_READ, &then, fault);
+  if (status == RP_OK)
+    status = rp_journal_view (then.journal, 2, fault);
+  if (status == RP_OK)
+    status = rp_journal_prove (then.journal, all, 1, fault);
+  if (status == RP_OK)
+    status = rp_journal_written (now.journal, 2, &written, fault);
+  CHECK (status != RP_OK || written.count > 0);
+  if (status == RP_OK)
+    status = rp_differ (rp_journal_disk (now.journal),
+                        rp_journal_disk (then.journal), all, 1, &one, &differ,
+                        fault);
+  CHECK (status != RP_OK || differ.count > 0);
+  if (status == RP_OK)
+    status = rp_copy_spans (rp_journal_disk (now.journal), &nothing,
+                            written.pairs, written.count, &one, &sent, fault);
+  CHECK (status != RP_OK || sent.read_bytes > 0);
+  free (written.pairs);
+  free (differ.pairs);
+  close_rig (&then);
+  close_rig (&now);
+  return status;
+}
+
 struct large {
   struct rp_dir  *dir;
   struct rp_file *log;
@@ -964,6 +1002,7 @@ static const struct job jobs[] = {
   { "bad window", job_bad_window, harm_window, check_harmed },
   { "recover", job_recover, leave_open, check_recovered },
   { "view", job_view, check_nothing, check_plain },
+  { "send", job_send, check_nothing, check_plain },
   { "large", job_large, set_large, check_large },
 };
 
