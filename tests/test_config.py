@@ -65,7 +65,7 @@ def test_without_the_file_everything_is_as_it_was(tmp_path: Path) -> None:
         ('# all of it\n[guest]\n[[guest.network]]\nmac = "a"\nadresses = []\n', 5, "adresses"),
         ('[machine]\ncontroller = "floppy"\n', 2, "floppy"),
         ("[mouse]\n", 1, "mouse"),
-        ('[mount]\ntrust_guest = "yes"\n', 2, "bool"),
+        ('[mount]\ntrust_guest = "yes"\n', 2, "true or false"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(text: str, line: int, word: str) -> None:
@@ -79,7 +79,26 @@ def test_what_is_no_toml_is_refused(data: bytes) -> None:
         config.parse(data, "replica.toml")
 
 
-@pytest.mark.parametrize("line", ['memory = "much"', 'timeout = "soon"'])
-def test_sizes_and_durations_are_looked_at(line: str) -> None:
-    with pytest.raises(UsageError, match=r"replica\.toml: \[machine\]"):
-        config.parse(f"[machine]\n{line}\n".encode(), "replica.toml")
+@pytest.mark.parametrize("name", ["memory", "timeout"])
+def test_sizes_and_durations_are_looked_at(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"replica\.toml, line 3: machine\.{name}: 'much' is not"):
+        config.parse(f'[machine]\n\n{name} = "much"\n'.encode(), "replica.toml")
+
+
+def test_a_replica_has_the_labels_that_it_says() -> None:
+    assert config.parse(b'labels = ["web", "tier-1"]\n', "replica.toml").labels == ["web", "tier-1"]
+    assert config.parse(b"", "replica.toml").labels == []
+
+
+@pytest.mark.parametrize("label", ["", "a b", "label:web", "-web", "web*", "a/b", "w" * 65])
+def test_what_a_plan_could_not_ask_for_is_no_label(label: str) -> None:
+    text = f'labels = [\n  "web",\n  "{label}",\n]\n'
+    with pytest.raises(UsageError, match=r"replica\.toml, line 3: .* is no label") as raised:
+        config.parse(text.encode(), "replica.toml")
+    assert "letters" in raised.value.hint
+
+
+def test_mistakes_in_later_cards_have_their_own_lines() -> None:
+    text = WHOLE + '\n[[guest.network]]\nmac = 7\n'
+    with pytest.raises(UsageError, match=rf"line {text.count(chr(10))}: guest\.network\.mac"):
+        config.parse(text.encode(), "replica.toml")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from . import toml_lines
 from ._native import Dir
 from .config_tables import (
     ChecksTable,
@@ -28,6 +29,7 @@ from .units import parse_duration, parse_size
 
 FILE_NAME = "replica.toml"
 LIMIT_BYTES = 1 << 20
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also names of plans, groups and queues
 
 Mode = Literal["auto", "files", "appliance", "host"]
 Convert = Literal["auto", "always", "never"]
@@ -90,8 +92,13 @@ class GuestTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The whole file."""
+    """The whole file.
 
+    Attributes:
+        labels: Of the replica; plans choose by them.
+    """
+
+    labels: list[str] = []
     machine: MachineTable = msgspec.field(default_factory=MachineTable)
     mount: MountTable = msgspec.field(default_factory=MountTable)
     guest: GuestTable = msgspec.field(default_factory=GuestTable)
@@ -157,45 +164,21 @@ def load(directory: Dir) -> Config:
 
 def parse(data: bytes, where: str) -> Config:
     """As load, of the bytes of a file that messages call where."""
-    import tomllib  # a failover of a replica without the file does without
-
-    try:
-        text = data.decode()
-        document = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{where} is no TOML: {error}", "see docs/guests.md") from None
-    try:
-        config = msgspec.convert(document, Config)
-        config.machine_settings()
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at ")
-        unknown = re.search(r"unknown field `([^`]*)`", message)
-        keys = re.findall(r"[A-Za-z_]+", path) + ([unknown[1]] if unknown else [])
-        raise UsageError(
-            f"{where}, line {line_of(text, keys)}: {message}" + (f" ({path})" if path else ""),
-            "see docs/guests.md",
-        ) from None
-    except UsageError as error:
-        raise UsageError(f"{where}: [machine]: {error.message}", error.hint) from None
+    document = toml_lines.parse(data, where, "see docs/guests.md")
+    config = document.convert(Config)
+    for name, read in (("memory", parse_size), ("timeout", parse_duration)):
+        said = getattr(config.machine, name)
+        try:
+            if said is not None:
+                read(said)
+        except UsageError as error:
+            keys = ("machine", name)
+            raise document.error(keys, f"machine.{name}: {error.message}", error.hint) from None
+    for number, label in enumerate(config.labels):
+        if LABEL.fullmatch(label) is None:
+            raise document.error(
+                ("labels", number),
+                f"{toml_lines.cut(repr(label))} is no label",
+                "letters, digits, . _ and -, 64 at most, the first a letter or a digit",
+            )
     return config
-
-
-def line_of(text: str, keys: list[str]) -> int:
-    """The line on which a value is set, by its keys from the top; as near as can be told."""
-    lines = text.splitlines()
-    table, found = 1, 1
-    for number, line in enumerate(lines, 1):
-        head = re.fullmatch(r"\s*\[+\s*([^\]]*?)\s*\]+\s*(#.*)?", line)
-        if head:
-            names = [part.strip(" \"'") for part in head[1].split(".")]
-            if names == keys[: len(names)]:
-                table = found = number
-                if len(names) == len(keys):
-                    return number
-            else:
-                table = 0
-        elif table and keys:
-            name = line.split("=")[0].strip().strip("\"'")
-            if name == keys[-1] or name.split(".")[-1] == keys[-1]:
-                return number
-    return found
