@@ -50,6 +50,8 @@ def wait(
 ) -> Row:
     """Look until it passes, or its looks are used up.
 
+    Where it lasts, what the looks see is told meanwhile: most pass before anybody could look.
+
     Args:
         hypervisor: Of the machine, for heartbeat and marker.
         gives_up: Whether nobody waits any more; asked ten times a second.
@@ -60,7 +62,7 @@ def wait(
         seconds, says.
     """
     begun = time.monotonic()
-    looks, seen, told, tell_at = 0, Seen(False, ""), "", begun
+    looks, seen, told, tell_at = 0, Seen(False, ""), "", begun + TELL_SECONDS
 
     def row(state: str) -> Row:
         seconds = round(time.monotonic() - begun, 3)
