@@ -1,0 +1,213 @@
+"""What makes a run durable: DBOS, which hands tasks to the queues of the mount hosts.
+
+A process serves queues under one name, its executor's; when it has died, the next one of that
+name goes on with what it had begun. Whoever does so first makes certain that the former one
+is dead: see Store.lock. Two kinds of workflows: `supervise`, one for each opening of a run,
+which decides from the run's events what starts next, and `perform`, one for each attempt of a
+task. Neither keeps anything in memory that is not in the database as well.
+
+Source: DBOS Transact for Python 3.4: recovery is by executor id and application version, both
+of which it would make up; queues are polled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from dbos import DBOS, DBOSClient, DBOSConfig
+
+from ..errors import FailedError, NotFoundError
+from . import asking, supervising, task
+from .events import EventKind
+from .shape import Spec
+from .store import Store
+
+APPLICATION = "rollpoint-plans-1"  # goes up when the steps of a task change their meaning
+POLL_SECONDS = 0.05
+LOOK_SECONDS = 1.0  # how soon a gate knows that its run was cancelled
+_NAME = "rollpoint"
+_DEAD = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+
+Row = dict[str, Any]
+
+
+class Host:
+    """This process, which serves queues until it is closed. DBOS allows one in a process.
+
+    Args:
+        name: Of the executor; the lock of that name is held by whoever calls this.
+        queues: To take tasks from.
+        hypervisors: See task.Around.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        queues: Sequence[str],
+        hypervisors: task.OpenHypervisors | None = None,
+    ) -> None:
+        global _host
+        if _host is not None:
+            raise FailedError("this process serves the queues of plans already")
+        self.store, self.hypervisors = store, hypervisors
+        self.steps = task.Steps()
+        self._specs: dict[str, Spec] = {}
+        logging.getLogger("dbos").setLevel(logging.CRITICAL)
+        config: DBOSConfig = {
+            "name": _NAME,
+            "system_database_url": store.database.name,
+            "application_version": APPLICATION,
+            "executor_id": name,
+            "log_level": "CRITICAL",
+            "enable_otlp": False,
+            "notification_listener_polling_interval_sec": POLL_SECONDS,
+        }
+        DBOS(config=config)
+        DBOS.listen_queues(list(queues))
+        _host = self
+        try:
+            DBOS.launch()
+            for queue in queues:
+                DBOS.register_queue(queue, polling_interval_sec=POLL_SECONDS)
+            self.client = Client(store)
+        except BaseException:
+            self.close()
+            raise
+
+    def spec(self, run: str) -> Spec:
+        """What a run is to do."""
+        if run not in self._specs:
+            first = self.store.events(run, limit=1)
+            if not first:
+                raise NotFoundError(f"run {run} is not in the database of this worker")
+            self._specs[run] = msgspec.convert(first[0].data, Spec)
+        return self._specs[run]
+
+    def close(self, wait_seconds: int = 0) -> None:
+        """Stop serving. What is being done goes on for at most so long."""
+        global _host
+        with contextlib.suppress(Exception):
+            DBOS.destroy(workflow_completion_timeout_sec=wait_seconds)
+        self.steps.close()
+        _host = None
+
+
+_host: Host | None = None  # DBOS finds workflows by their names, and they their process here
+
+
+class Client:
+    """Hands work to whoever serves a queue."""
+
+    def __init__(self, store: Store) -> None:
+        self._dbos = DBOSClient(system_database_url=store.database.name)
+
+    def enqueue(self, workflow: str, queue: str, id: str, *arguments: object) -> None:
+        """Once for each id, however often it is asked for."""
+        self._dbos.enqueue(
+            {
+                "workflow_name": workflow,
+                "queue_name": queue,
+                "workflow_id": id,
+                "app_version": APPLICATION,
+            },
+            *arguments,
+        )
+
+    def result(self, id: str, timeout_seconds: float) -> Any:
+        """What a workflow returned; None: nothing in that time."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            status = self._dbos.retrieve_workflow(id).get_status()
+            if status.status == "SUCCESS":
+                return self._dbos.retrieve_workflow(id).get_result()
+            if status.status in _DEAD:
+                raise FailedError(f"{id} ended: {status.status}: {status.error}")
+            if time.monotonic() > deadline:
+                self._dbos.cancel_workflow(id)
+                return None
+            time.sleep(POLL_SECONDS)
+
+    def require_alive(self, id: str) -> None:
+        """Refuse to wait for a workflow that has died.
+
+        Raises:
+            FailedError: With its last words.
+        """
+        status = self._dbos.retrieve_workflow(id).get_status()
+        if status.status in _DEAD:
+            raise FailedError(f"{id} ended: {status.status}: {status.error}")
+
+    def close(self) -> None:
+        self._dbos.destroy()
+
+
+def _here() -> Host:
+    assert _host is not None, "a workflow runs in a process that serves none"
+    return _host
+
+
+@DBOS.workflow(name="supervise")
+def supervise(run: str, opening: int) -> None:
+    """Start what may start, until the run has ended."""
+    host = _here()
+    DBOS.run_step(
+        {"name": "supervise"}, lambda: supervising.supervise(host.store, run, opening, host.client)
+    )
+
+
+@DBOS.workflow(name="perform")
+def perform(run: str, key: str, attempt: int, before: Row) -> None:
+    """One attempt of a task; before: what earlier attempts left, see supervising.py."""
+    host = _here()
+    spec = host.spec(run)
+    around = task.Around(
+        once=lambda name, do: DBOS.run_step({"name": name}, do),
+        tell=_Teller(host.store, run, key, attempt),
+        gives_up=_Watch(host.store, run),
+        hypervisors=host.hypervisors,
+        steps=host.steps,
+    )
+    task.perform(spec, spec.shape.nodes[key], task.Before(**before), attempt, around)
+
+
+class _Teller:
+    """Appends the events of an attempt; see task.Tell."""
+
+    def __init__(self, store: Store, run: str, key: str, attempt: int) -> None:
+        self._store, self._run, self._key, self._attempt = store, run, key, attempt
+
+    def __call__(self, kind: EventKind, data: Row, once: str = "") -> None:
+        name = f"{self._key}#{self._attempt} {once}" if once else ""
+        self._store.append(self._run, kind, self._key, self._attempt, data, name)
+
+
+class _Watch:
+    """Whether a run was cancelled; looks now and then."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store, self._run = store, run
+        self._seq = 0
+        self._looked = 0.0
+        self._cancelled = False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            for event in self._store.events(self._run, self._seq):
+                self._seq = event.seq
+                if event.kind in ("cancelled", "reopened"):
+                    self._cancelled = event.kind == "cancelled"
+        return self._cancelled
+
+
+@DBOS.workflow(name="survey")
+def look(request: str) -> str:
+    """What a mount host knows of replicas; the request and the answer are JSON."""
+    return DBOS.run_step({"name": "survey"}, lambda: asking.answer(request))
