@@ -43,6 +43,7 @@ class Recipe(NamedTuple):
         dirty: An ext4 root is as a power cut leaves it: with a transaction in its journal,
             which counts the boots anew, from BOOTS_REPLAYED.
         stays: It goes on running when it has told what it found.
+        agent: It answers as QEMU's guest agent does.
     """
 
     kernel: str = kernels.CLOUD
@@ -54,6 +55,7 @@ class Recipe(NamedTuple):
     extra_modules: tuple[str, ...] = ()
     dirty: bool = True
     stays: bool = False
+    agent: bool = False
 
     @property
     def root_device(self) -> str:
@@ -132,6 +134,7 @@ def copy_modules(kernel: kernels.Kernel, names: list[str], root: Path) -> None:
 
 def root_modules(recipe: Recipe) -> list[str]:
     more = ["dm_mod"] if recipe.lvm else []
+    more += ["virtio_console"] if recipe.agent else []
     return [*SOURCE_MODULES, *more, "crc32c_generic", recipe.root]
 
 
@@ -162,6 +165,8 @@ def make_root(recipe: Recipe, kernel: kernels.Kernel, root: Path) -> None:
     put(root / "etc" / "mtab", "")
     if recipe.stays:
         put(root / "etc" / "tiny.stay", "")
+    if recipe.agent:
+        put(root / "etc" / "rc.test", (SCRIPTS / "agent.sh").read_bytes(), 0o755)
     put(root / "var" / "log" / "counter", f"{BOOTS_BEFORE}\n")
     put(root / "boot" / "grub" / "grub.cfg", grub_cfg(recipe, kernel.version))
     put(root / "etc" / "default" / "grub", 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
