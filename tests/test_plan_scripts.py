@@ -115,18 +115,18 @@ def test_placeholders_of_a_vector_stand_for_what_they_say() -> None:
     row = run(Script(command=["/bin/echo", "{replica}"]), GROUP)
     assert (row["state"], row["exit"]) == ("failed", None)
     assert "{replica} stands for nothing here" in row["why"]
-    assert fill("{group} {}", GROUP) == "web {}"
+    assert fill("{group} {} ${group}", GROUP) == "web {} ${group}"
 
 
 def test_in_a_shell_no_name_is_a_command(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     hostile = msgspec.structs.replace(PLACE, replica=f"a'\"; touch {mark}; $(touch {mark})")
-    text = 'echo "$ROLLPOINT_REPLICA" $ROLLPOINT_REPLICA; echo "{replica}"'
+    text = """echo "{replica}" {replica}; echo ${HOME} '{replica}'"""
     row = run(Script(command=text, shell=True), hostile)
     assert (row["state"], row["exit"]) == ("done", 0)
     assert not mark.exists()
     assert row["says"].count("touch") == 4
-    assert row["says"].endswith("\n{replica}\n")
+    assert row["says"].endswith(f"\n{os.environ['HOME']} ${{ROLLPOINT_REPLICA}}\n")
 
 
 def test_no_shell_is_used_unless_asked_for() -> None:

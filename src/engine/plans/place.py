@@ -8,9 +8,10 @@ import msgspec
 
 from ..errors import UsageError
 
-# In the plan file's host, url, text, marker and argument vectors; never in a shell's text.
+# In the plan file's host, url, text, marker and command. A "$" before one leaves it alone: that
+# is the shell's.
 PLACEHOLDERS = ("replica", "group", "plan", "run", "address")
-PLACEHOLDER = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+PLACEHOLDER = re.compile(r"(?<!\$)\{(" + "|".join(PLACEHOLDERS) + r")\}")
 _WHY_NOT = {
     "replica": "a group's own script or gate is of no replica",
     "address": "no address of the guest is known",
@@ -61,3 +62,8 @@ def fill(text: str, place: Place) -> str:
         return said
 
     return PLACEHOLDER.sub(value, text)
+
+
+def fill_shell(text: str) -> str:
+    """As fill, for a shell: the names of variables that it has, so that no name is a command."""
+    return PLACEHOLDER.sub(lambda found: f"${{ROLLPOINT_{found[1].upper()}}}", text)

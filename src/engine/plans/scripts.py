@@ -18,7 +18,7 @@ from typing import Any
 from .. import commands
 from ..errors import UsageError
 from ..units import parse_duration
-from .place import Place, env, fill
+from .place import Place, env, fill, fill_shell
 from .tables import Script
 
 OUTPUT_BYTES_MAX = 4 << 10
@@ -139,7 +139,7 @@ def shown(output: bytes, given: Mapping[str, str]) -> str:
 def _words(command: list[str] | str, shell: bool, place: Place) -> list[str]:
     if shell:
         text = command if isinstance(command, str) else shlex.join(command)
-        return [SHELL, "-c", text]  # nothing is filled in: no name becomes part of a command
+        return [SHELL, "-c", fill_shell(text)]
     vector = [command] if isinstance(command, str) else command
     if not vector or not vector[0]:
         raise UsageError("the command is empty", "give it a program in the plan file")
