@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from guests.shelf import Shelf
 from native_build import NativeBuild
+from postgres import mortal_postgres, postgres
 from tools import ROOT, require_tool
 
-__all__ = ["ROOT", "require_tool"]
+__all__ = ["ROOT", "mortal_postgres", "postgres", "require_tool"]
 
 LONG_FILES = {"test_native_units.py", "test_fuzz.py", "test_bench.py", "test_proof.py"}
 
