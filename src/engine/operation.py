@@ -222,6 +222,8 @@ def undo(
         if known is not None:
             return known
         failed = replica.manifest.operation
+        if failed is not None and (failed.id, failed.kind) == (operation_id, "undo"):
+            return undoing.run(replica, hypervisor, on_step, begun)
         if replica.manifest.state == "Failed" and failed is not None:
             if failed.kind in FAILBACKS[:-1]:
                 raise StateError(
@@ -376,6 +378,10 @@ def permanent(
         known = known_outcome(replica, operation_id, "permanent")
         if known is not None:
             return known
+        there = replica.manifest.operation
+        if there is not None and (there.id, there.kind) == (operation_id, "permanent"):
+            viewers.require_none(replica.directory, "rewrite the bases in {}")
+            return _permanent(replica, hypervisor, on_step, begun, progress)
         replica.need_state("Failover", doing="make {} permanent")
         if not forced:
             retention.refuse_locked(replica.manifest, time.time_ns(), "make {} permanent")
