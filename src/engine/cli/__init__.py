@@ -42,6 +42,7 @@ COMMANDS = {
     "failback": "failback",
     "bench": "bench",
     "metrics": "metrics",
+    "plan": "plan",
 }
 
 

@@ -106,7 +106,7 @@ def failover(
             power_on=not no_power_on,
             convert=not no_convert,
             planned=planned,
-            skip=_skipped(skip or []),
+            skip=skipped(skip or []),
             reason=reason,
             after=_after(auto_undo, auto_permanent),
             settings=_settings(replica, memory, accel, marker, timeout),
@@ -180,7 +180,7 @@ def _test(
     _tell(outcome, as_json)
 
 
-def _skipped(words: list[str]) -> dict[str, str]:
+def skipped(words: list[str]) -> dict[str, str]:
     """Check -> reason, of CHECK=REASON.
 
     Raises:

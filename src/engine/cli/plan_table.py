@@ -211,7 +211,8 @@ def gate_of(node: NodeState) -> str:
         return ""
     gate = node.gates[-1]
     tries = f", {gate['tries']}×" if gate.get("tries") else ""
-    return f"{gate.get('name', '')} {gate.get('state', '')}{tries}"
+    name = str(gate.get("name", "")).removeprefix("gate ")
+    return f"{name} {gate.get('state', '')}{tries}"
 
 
 def _seconds(begun: str, ended: str, now_ns: int) -> float:
