@@ -372,6 +372,10 @@ def test_lines_are_right_in_every_way_to_write_toml() -> None:
         "[[o]]\n"  # 21
         "[[o.p]]\n"  # 22
         '"\\u0073" = ""\n'  # 23
+        "[t.u]\n"  # 24
+        "[t]\n"  # 25
+        "v = '''\n'''''\n"  # 26
+        "w = 1\n"  # 28
     )
     lines = toml_lines.parse(text.encode(), "x.toml", "").lines
     expected = {
@@ -380,6 +384,7 @@ def test_lines_are_right_in_every_way_to_write_toml() -> None:
         ("k",): 13, ("l", "m"): 14, ("l", "m", "n"): 15, ("o", 0): 16, ("o", 0, "p", 0): 17,
         ("o", 0, "p", 0, "q"): 18, ("o", 0, "p", 0, "q", "r"): 19, ("o", 0, "p", 1): 20,
         ("o", 1): 21, ("o", 1, "p", 0): 22, ("o", 1, "p", 0, "s"): 23,
+        ("t", "u"): 24, ("t",): 25, ("t", "v"): 26, ("t", "w"): 28,
     }  # fmt: skip
     assert {keys: lines.get(keys) for keys in expected} == expected
 

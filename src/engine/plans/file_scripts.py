@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from ..toml_lines import Document, Keys, cut, nearest
 from ..units import printable
 from .file_groups import COUNT_MAX, require_count, require_duration
+from .place import PLACEHOLDERS
 from .tables import Gate, GateKind, Group, Script
 
-PLACEHOLDERS = ("replica", "group", "plan", "run", "address")
 OF_A_REPLICA = ("replica", "address")  # placeholders that mean nothing in a group's own task
 NAME_MAX = 64
 _OWN: dict[GateKind, tuple[str, ...]] = {
