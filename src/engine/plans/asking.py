@@ -1,5 +1,5 @@
-"""What a plan asks of a mount host before anything is done: which replicas a group means there,
-which restore points, and how ready they are.
+"""Asking a mount host before anything is done: which replicas a group means there, which restore
+points, and how ready they are (survey.py).
 
 The machine that runs the plan answers itself; another one's worker is asked through its queue.
 """
@@ -7,71 +7,52 @@ The machine that runs the plan answers itself; another one's worker is asked thr
 from __future__ import annotations
 
 import secrets
-from typing import Literal
 
 import msgspec
 
 from .. import errors
 from ..errors import Error, FailedError, NotFoundError
-from . import choosing, survey
+from . import survey
+from .found import Request
 from .store import Store
-from .survey import Found, Readiness
-from .tables import Group, RunKind
 
 ANSWER_SECONDS = 120.0
 
 
-class Request(msgspec.Struct, kw_only=True):
-    """resolve: the replicas and their points; look: also how ready they are.
+class Reply(msgspec.Struct, kw_only=True):
+    """What comes back through a queue: the answer, or why there is none."""
 
-    root: Directory of the replicas, absolute there.
-    """
-
-    what: Literal["resolve", "look"]
-    group: Group
-    root: str
-    kind: RunKind
-    run: str = ""
-
-
-class Answer(msgspec.Struct, kw_only=True):
-    """points: Name of a replica -> what a failover is to go to. error: why there is no answer."""
-
-    found: list[Found] = []
-    points: dict[str, str] = {}
-    ready: list[Readiness] = []
+    answer: str = ""
     error: str = ""
     hint: str = ""
     code: str = ""
 
 
-def answer(request: str) -> str:
-    """Of this machine, as JSON."""
-    asked = msgspec.json.decode(request, type=Request)
-    made = Answer()
+def reply(request: str) -> str:
+    """Of this machine to another one; both are JSON."""
     try:
-        made.found = survey.resolve(asked.group, asked.root)
-        if asked.what == "resolve":
-            made.points = choosing.choose(asked.group, made.found, asked.kind, asked.run)
-        else:
-            made.ready = [survey.look(one, asked.kind, asked.group) for one in made.found]
+        made = Reply(answer=survey.answer(request))
     except Error as error:
-        made = Answer(error=error.message, hint=error.hint, code=error.code)
+        made = Reply(error=error.message, hint=error.hint, code=error.code)
     return msgspec.json.encode(made).decode()
 
 
-def ask(store: Store | None, queue: str, request: Request) -> Answer:
-    """The answer of a mount host; store: to reach another one than this.
+def ask(store: Store | None, request: Request) -> str:
+    """The answer of the mount host of a group, as survey.answer gives it.
+
+    Args:
+        store: To reach another machine; None: there is no database.
 
     Raises:
-        Error: As the mount host says it; or nobody serves the queue.
+        Error: As the mount host says it; or nobody serves its queue.
     """
     text = msgspec.json.encode(request).decode()
-    said = answer(text) if not queue else _ask_there(store, queue, text)
-    made = msgspec.json.decode(said, type=Answer)
+    if not request.group.queue:
+        return survey.answer(text)
+    made = msgspec.json.decode(_ask_there(store, request.group.queue, text), type=Reply)
     if made.error:
         raise _error(made)
-    return made
+    return made.answer
 
 
 def _ask_there(store: Store | None, queue: str, text: str) -> str:
@@ -98,7 +79,7 @@ def _ask_there(store: Store | None, queue: str, text: str) -> str:
     return str(said)
 
 
-def _error(made: Answer) -> Error:
+def _error(made: Reply) -> Error:
     kinds = {
         kind.code: kind
         for kind in vars(errors).values()

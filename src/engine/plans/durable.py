@@ -210,4 +210,4 @@ class _Watch:
 @DBOS.workflow(name="survey")
 def look(request: str) -> str:
     """What a mount host knows of replicas; the request and the answer are JSON."""
-    return DBOS.run_step({"name": "survey"}, lambda: asking.answer(request))
+    return DBOS.run_step({"name": "survey"}, lambda: asking.reply(request))

@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import msgspec
+
 from ..errors import StateError, UsageError
-from . import file, report, shaping
-from .asking import Request, ask
+from . import file, report, shaping, survey
+from .asking import ask
 from .events import Event, RunState, fold
+from .found import Found, Resolved
 from .shape import Shape, Spec
 from .store import Store
 from .supervising import all_events, local_queue
-from .survey import Found
 from .tables import FORWARD, Plan, RunKind
 
 if TYPE_CHECKING:
@@ -156,10 +158,14 @@ def _forward(
     found: dict[str, list[Found]] = {}
     points: dict[str, str] = {}
     for group in plan.group:
-        request = Request(
-            what="resolve", group=group, root=file.root_of(plan, path, group), kind=kind, run=run
-        )
-        answer = ask(store, group.queue, request)
+        if group.queue and not os.path.isabs(group.root or plan.replicas):
+            raise UsageError(
+                f"{path}: group {group.name} is on queue {group.queue!r}, and its root is no "
+                "absolute directory there",
+                'say root = "/..." in the group',
+            )
+        request = survey.request(plan, path, group, kind, run=run)
+        answer = msgspec.json.decode(ask(store, request), type=Resolved)
         found[group.name] = answer.found
         points |= {f"{group.name}/{name}": point for name, point in answer.points.items()}
     return shaping.build(plan, kind, found, points, only=only)
