@@ -15,12 +15,14 @@ BACKWARD: tuple[RunKind, ...] = ("undo",)
 
 
 class Replica(Protocol):
-    """A replica that a group means: what survey.py finds."""
+    """A replica that a group means: what survey.py finds. id: "" where it is not known."""
 
     @property
     def name(self) -> str: ...
     @property
     def directory(self) -> str: ...
+    @property
+    def id(self) -> str: ...
     @property
     def datastores(self) -> Sequence[str]: ...
 
@@ -140,13 +142,13 @@ def _nodes(
 def _check_once(plan: Plan, found: Mapping[str, Sequence[Replica]]) -> None:
     """Each replica is in one group: two tasks would fight for it.
 
-    One directory on two mount hosts is two replicas.
+    One path on two mount hosts is two replicas, unless the same one is seen there by both.
     """
     owners: dict[tuple[str, str], str] = {}
     for group in plan.group:
         names = set()
         for replica in found.get(group.name, ()):
-            place = (group.queue, replica.directory)
+            place = (replica.directory, replica.id or group.queue)
             if place in owners and owners[place] != group.name:
                 raise UsageError(
                     f"the groups {owners[place]} and {group.name} both name the replica"
