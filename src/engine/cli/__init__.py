@@ -42,6 +42,7 @@ COMMANDS = {
     "failback": "failback",
     "bench": "bench",
     "metrics": "metrics",
+    "worker": "worker",
     "plan": "plan",
 }
 

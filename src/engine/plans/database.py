@@ -145,8 +145,7 @@ class Database:
     Any thread may call anything. After a fork make a new one.
 
     Attributes:
-        url: For other users of the same database (it may hold a password). name: the same
-            for people, without.
+        url: May hold a password. name: the same for people, without.
         tell: Called with a sentence when the database cannot be reached, and with "" when
             it can be again.
         gives_up: Asked while it cannot be reached; true ends the waiting with StorageError.
@@ -176,6 +175,12 @@ class Database:
         assert self.kind == "sqlite"
         assert self.url.database
         return Path(self.url.database)
+
+    @property
+    def whole_url(self) -> str:
+        """For DBOS, with the password that the environment may have given: never print it."""
+        plain = self.url.set(drivername=self.url.get_backend_name())
+        return plain.render_as_string(hide_password=False)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -271,6 +276,15 @@ class Database:
                         f"have its owner run: GRANT SELECT, INSERT, UPDATE, DELETE ON "
                         f"{SCHEMA.name}, {RUNS.name}, {EVENTS.name}, {LIVES.name} TO the role",
                     )
+        asked = sa.func.has_database_privilege(sa.func.current_database(), "CREATE")
+        if (
+            not sa.inspect(connection).has_schema("dbos")
+            and not connection.execute(sa.select(asked)).scalar_one()
+        ):
+            raise StorageError(
+                f"the role {self._role(connection)} may not make the schema dbos in {self.name}",
+                "have the database's owner run: GRANT CREATE ON DATABASE of that name TO the role",
+            )
 
     def _role(self, connection: sa.Connection) -> str:
         return str(connection.execute(sa.select(sa.func.current_user())).scalar_one())

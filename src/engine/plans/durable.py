@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from dbos import DBOS, DBOSClient, DBOSConfig
 
-from ..errors import FailedError, NotFoundError
+from ..errors import Error, FailedError, LockedError, NotFoundError, StorageError
 from . import asking, supervising, task
 from .events import EventKind
+from .lives import Life
 from .shape import Spec
 from .store import Store
 
@@ -40,7 +42,7 @@ class Host:
     """This process, which serves queues until it is closed. DBOS allows one in a process.
 
     Args:
-        name: Of the executor; the lock of that name is held by whoever calls this.
+        life: Of the executor's name, held by whoever calls this.
         queues: To take tasks from.
         hypervisors: See task.Around.
     """
@@ -48,22 +50,25 @@ class Host:
     def __init__(
         self,
         store: Store,
-        name: str,
+        life: Life,
         queues: Sequence[str],
         hypervisors: task.OpenHypervisors | None = None,
     ) -> None:
         global _host
         if _host is not None:
             raise FailedError("this process serves the queues of plans already")
-        self.store, self.hypervisors = store, hypervisors
+        self.store, self.life, self.hypervisors = store, life, hypervisors
+        self._leaving = threading.Event()
+        self._idle = threading.Condition()
+        self._under_way = 0
         self.steps = task.Steps()
         self._specs: dict[str, Spec] = {}
         logging.getLogger("dbos").setLevel(logging.CRITICAL)
         config: DBOSConfig = {
             "name": _NAME,
-            "system_database_url": store.database.name,
+            "system_database_url": store.database.whole_url,
             "application_version": APPLICATION,
-            "executor_id": name,
+            "executor_id": life.name,
             "log_level": "CRITICAL",
             "enable_otlp": False,
             "notification_listener_polling_interval_sec": POLL_SECONDS,
@@ -76,9 +81,17 @@ class Host:
             for queue in queues:
                 DBOS.register_queue(queue, polling_interval_sec=POLL_SECONDS)
             self.client = Client(store)
-        except BaseException:
+        except Error:
             self.close()
             raise
+        except Exception as error:  # of whatever kind DBOS, or its driver, has for it
+            self.close()
+            says = " ".join(str(error).split())[:300]
+            raise StorageError(
+                f"DBOS cannot use the database {store.database.name}: {says}",
+                "see that its role may make the schema dbos; or that this Rollpoint is as new as "
+                "the others that use the database",
+            ) from None
 
     def spec(self, run: str) -> Spec:
         """What a run is to do."""
@@ -89,13 +102,58 @@ class Host:
             self._specs[run] = msgspec.convert(first[0].data, Spec)
         return self._specs[run]
 
-    def close(self, wait_seconds: int = 0) -> None:
-        """Stop serving. What is being done goes on for at most so long."""
+    def step(self, name: str, do: Callable[[], Row]) -> Row:
+        """What a step of the workflow came to, now or before a crash.
+
+        Raises:
+            Leaving: This process is to begin nothing more.
+        """
+        self.require_staying()
+        with self._idle:
+            self._under_way += 1
+        try:
+            self.require_life()
+            made: Row = DBOS.run_step({"name": name}, do)
+            return made
+        finally:
+            with self._idle:
+                self._under_way -= 1
+                self._idle.notify_all()
+
+    def require_staying(self) -> None:
+        if self._leaving.is_set():
+            raise Leaving
+
+    def require_life(self) -> None:
+        """Begin nothing in a name that another process has taken."""
+        try:
+            self.life.check()
+        except LockedError:
+            self._leaving.set()
+            raise Leaving from None
+
+    def leave(self) -> None:
+        """Begin no step any more; those that are under way end. Does not wait for them."""
+        self._leaving.set()
+
+    def close(self) -> None:
+        """Stop serving, once each task has ended the step that it is in."""
         global _host
+        self.leave()
+        with self._idle:
+            while self._under_way:
+                self._idle.wait()
         with contextlib.suppress(Exception):
-            DBOS.destroy(workflow_completion_timeout_sec=wait_seconds)
+            DBOS.destroy()
         self.steps.close()
         _host = None
+
+
+class Leaving(BaseException):
+    """Ends a workflow in this process without a result: the next life goes on with it.
+
+    No Exception, which DBOS would take for what the workflow came to.
+    """
 
 
 _host: Host | None = None  # DBOS finds workflows by their names, and they their process here
@@ -105,7 +163,7 @@ class Client:
     """Hands work to whoever serves a queue."""
 
     def __init__(self, store: Store) -> None:
-        self._dbos = DBOSClient(system_database_url=store.database.name)
+        self._dbos = DBOSClient(system_database_url=store.database.whole_url)
 
     def enqueue(self, workflow: str, queue: str, id: str, *arguments: object) -> None:
         """Once for each id, however often it is asked for."""
@@ -156,8 +214,9 @@ def _here() -> Host:
 def supervise(run: str, opening: int) -> None:
     """Start what may start, until the run has ended."""
     host = _here()
-    DBOS.run_step(
-        {"name": "supervise"}, lambda: supervising.supervise(host.store, run, opening, host.client)
+    host.step(
+        "supervise",
+        lambda: supervising.supervise(host.store, run, opening, host.client, host.require_staying),
     )
 
 
@@ -165,11 +224,12 @@ def supervise(run: str, opening: int) -> None:
 def perform(run: str, key: str, attempt: int, before: Row) -> None:
     """One attempt of a task; before: what earlier attempts left, see supervising.py."""
     host = _here()
-    spec = host.spec(run)
+    spec, watch = host.spec(run), _Watch(host, run)
     around = task.Around(
-        once=lambda name, do: DBOS.run_step({"name": name}, do),
+        once=host.step,
         tell=_Teller(host.store, run, key, attempt),
-        gives_up=_Watch(host.store, run),
+        gives_up=watch,
+        stops_looking=watch.stops_looking,
         hypervisors=host.hypervisors,
         steps=host.steps,
     )
@@ -190,8 +250,8 @@ class _Teller:
 class _Watch:
     """Whether a run was cancelled; looks now and then."""
 
-    def __init__(self, store: Store, run: str) -> None:
-        self._store, self._run = store, run
+    def __init__(self, host: Host, run: str) -> None:
+        self._host, self._store, self._run = host, host.store, run
         self._seq = 0
         self._looked = 0.0
         self._cancelled = False
@@ -205,6 +265,11 @@ class _Watch:
                 if event.kind in ("cancelled", "reopened"):
                     self._cancelled = event.kind == "cancelled"
         return self._cancelled
+
+    def stops_looking(self) -> bool:
+        """The same; raises Leaving when this process is to end."""
+        self._host.require_staying()
+        return self()
 
 
 @DBOS.workflow(name="survey")

@@ -90,6 +90,8 @@ class Life:
         Raises:
             LockedError: Another life has it: begin nothing more.
         """
+        if isinstance(self._lock, _FileLock):
+            return  # which nobody takes from an open file
         if self._lost.is_set() or self._database.read(self._is_taken):
             self._lost.set()
             found = holder(self._database, self.name)

@@ -253,8 +253,8 @@ def drive(
 
     with opened(plan, where) as store:
         name = local_queue(plan)
-        with store.lock(name, {"run": run}, take_over):
-            host = Host(store, name, [name], where.hypervisors)
+        with store.lock(name, {"run": run}, take_over) as life:
+            host = Host(store, life, [name], where.hypervisors)
             try:
                 state = _watch(host, run, on_events, stop)
             finally:

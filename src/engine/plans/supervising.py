@@ -7,14 +7,14 @@ it hands out again under the same ids, which changes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from .events import Event, NodeState, RunState, fold
 from .order import decide
 from .store import New, Store
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 1.0
 
 Row = dict[str, Any]
 
@@ -38,8 +38,18 @@ def all_events(store: Store, run: str) -> list[Event]:
     return found
 
 
-def supervise(store: Store, run: str, opening: int, client: Enqueue) -> Row:
-    """Start tasks until the run ends, or this opening of it has."""
+def supervise(
+    store: Store,
+    run: str,
+    opening: int,
+    client: Enqueue,
+    require_staying: Callable[[], None] = lambda: None,
+) -> Row:
+    """Start tasks until the run ends, or this opening of it has.
+
+    Args:
+        require_staying: Raises when this process is to begin nothing more.
+    """
     state = fold(all_events(store, run))
     _hand_out(client, state, (n for n in state.nodes.values() if n.state in ("queued", "running")))
     while state.state == "running" and state.reopened == opening:
@@ -58,6 +68,7 @@ def supervise(store: Store, run: str, opening: int, client: Enqueue) -> Row:
             store.append_many(run, rows)
         wait = WAIT_SECONDS if decision.wake_seconds is None else decision.wake_seconds
         asked = rows or decision.end is not None
+        require_staying()
         news = store.wait(run, state.seq, 0.0 if asked else min(wait, WAIT_SECONDS))
         state = fold(news, state)
         _hand_out(client, state, (state.nodes[key] for key in decision.start))

@@ -48,7 +48,9 @@ class Around(NamedTuple):
     Attributes:
         once: Name of a step, and what does it -> what it returned, now or before a crash.
         tell: Appends an event.
-        gives_up: Whether the run was cancelled: gates and scripts end.
+        gives_up: Whether the run was cancelled: scripts end.
+        stops_looking: The same for gates; raises when this process is to end, and the next
+            one looks.
         hypervisors: Directory of a replica -> where to run it, and where its source runs;
             None: as its replica.toml says.
         steps: Shows at which step an operation is.
@@ -57,6 +59,7 @@ class Around(NamedTuple):
     once: Callable[[str, Callable[[], Row]], Row]
     tell: Tell
     gives_up: Callable[[], bool]
+    stops_looking: Callable[[], bool]
     hypervisors: OpenHypervisors | None
     steps: Steps
 
@@ -136,7 +139,7 @@ class _Task:
                     gate,
                     self._place(),
                     hypervisor=hypervisor,
-                    gives_up=self._around.gives_up,
+                    gives_up=self._around.stops_looking,
                     tell=lambda row: None,
                 )
 
