@@ -403,6 +403,9 @@ def test_a_missing_role_or_database_or_right_is_said_so(postgres: Postgres) -> N
     postgres.run(
         f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO poor_{name}", name
     )
+    error = refused(poor, StorageError)
+    assert "may not make the schema dbos" in error.message
+    postgres.run(f"GRANT CREATE ON DATABASE {name} TO poor_{name}")
     Store.open(poor).close()
 
 

@@ -90,8 +90,8 @@ class Life:
         Raises:
             LockedError: Another life has it: begin nothing more.
         """
-        if isinstance(self._lock, _FileLock):
-            return  # which nobody takes from an open file
+        if isinstance(self._lock, _FileLock) and not self._closed.is_set():
+            return  # nobody takes it from a file that is open
         if self._lost.is_set() or self._database.read(self._is_taken):
             self._lost.set()
             found = holder(self._database, self.name)
