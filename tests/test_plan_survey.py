@@ -14,9 +14,10 @@ from rollpoint.errors import GapError, NotFoundError, UsageError
 from rollpoint.manifest import Gap
 from rollpoint.plans import choosing, file, survey
 from rollpoint.plans.found import Found, Request, Resolved
-from rollpoint.plans.tables import Group
+from rollpoint.plans.tables import Group, RunKind
 from rollpoint.points import Point
 from rollpoint.replica import Replica
+from rollpoint.units import format_time
 
 SIZES = {"a": 64 << 10}
 
@@ -40,6 +41,12 @@ def group(*replicas: str, point: str = "latest", same_cut: bool = False) -> Grou
 
 def names(found: list[Found]) -> list[str]:
     return [one.name for one in found]
+
+
+def asked_of(request: Request) -> Resolved:
+    """As through a queue: JSON both ways."""
+    text = survey.answer(msgspec.json.encode(request).decode())
+    return msgspec.json.decode(text, type=Resolved)
 
 
 # ---- which replicas ----
@@ -105,12 +112,9 @@ def test_an_unknown_replica_is_told_with_the_line_of_the_plan(site: Path) -> Non
     plan = file.load(str(path))
     asked = survey.request(plan, str(path), plan.group[1], "test")
     with pytest.raises(UsageError, match=r"site\.toml, line 13: group web: \"web1\"") as caught:
-        survey.answer(msgspec.json.encode(asked).decode())
+        asked_of(asked)
     assert "did you mean web01" in caught.value.hint
-    asked = survey.request(plan, str(path), plan.group[0], "test")
-    answer = msgspec.json.decode(
-        survey.answer(msgspec.json.encode(asked).decode()), type=Resolved
-    )
+    answer = asked_of(survey.request(plan, str(path), plan.group[0], "test"))
     assert names(answer.found) == ["db01"]
     assert answer.points == {"db01": "latest"}
 
@@ -170,11 +174,9 @@ def grouped(site: Path, *who: str, kind: str = "crash", label: str = "") -> dict
 
 def chosen(site: Path, said: Group, kind: str = "unplanned") -> dict[str, str]:
     asked = Request(
-        what="resolve", group=said, root=str(site), kind=msgspec.convert(kind, survey.RunKind),
-        run="R1",
-    )  # fmt: skip
-    answer = survey.answer(msgspec.json.encode(asked).decode())
-    return msgspec.json.decode(answer, type=Resolved).points
+        what="resolve", group=said, root=str(site), kind=msgspec.convert(kind, RunKind), run="R1"
+    )
+    return asked_of(asked).points
 
 
 def test_latest_is_left_to_the_failover_which_holds_first(site: Path) -> None:
@@ -264,12 +266,8 @@ def test_one_cut_is_a_point_of_the_group_whatever_came_later(site: Path) -> None
     assert chosen(site, group(*both, same_cut=True, point="app")) == app
     assert chosen(site, group(*both, same_cut=True, point="common:*-1")) == app
     assert chosen(site, group(*both, same_cut=True, point="common")) == crash
-    moment = config_time(time_ns)
+    moment = format_time(time_ns)
     assert chosen(site, group(*both, same_cut=True, point=moment)) == app
-
-
-def config_time(time_ns: int) -> str:
-    return survey.format_time(time_ns)
 
 
 def test_one_cut_is_made_now_where_all_ingests_are_at_work(site: Path, tmp_path: Path) -> None:

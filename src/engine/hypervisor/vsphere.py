@@ -274,6 +274,14 @@ class VSphere:
         more = self._session.properties([found.vm], template.PATHS)[0]
         return template.describe(found, more, self._networks.name_of)
 
+    def require_network(self, name: str) -> None:
+        """See that a network is there.
+
+        Raises:
+            NotFoundError: It is not; the hint names those that are.
+        """
+        self._networks.backing(name)
+
     def close(self) -> None:
         """Log out."""
         self._session.close()

@@ -27,7 +27,9 @@ ASK_SECONDS = 5.0
 _Accepts = Callable[[CommonPoint], bool]
 
 
-def choose(group: Group, found: Sequence[Found], kind: RunKind, run: str) -> dict[str, str]:
+def choose(
+    group: Group, found: Sequence[Found], kind: RunKind, run: str, *, dry: bool = False
+) -> dict[str, str]:
     """Name of each replica -> its point: an id as text, or "latest".
 
     A planned run takes the last write of each source, whatever the group says. Where all are
@@ -36,6 +38,7 @@ def choose(group: Group, found: Sequence[Found], kind: RunKind, run: str) -> dic
 
     Args:
         run: Labels a point that is made; asked again for the same run, that one is taken.
+        dry: None is made: what would be one is "latest".
 
     Raises:
         NotFoundError, GapError: There is no such point, of which replicas is said.
@@ -48,7 +51,9 @@ def choose(group: Group, found: Sequence[Found], kind: RunKind, run: str) -> dic
         return dict.fromkeys((one.name for one in found), LATEST)
     with _opened(found) as replicas:
         if one_cut:
-            points = _one_cut(group, found, replicas, run)
+            if dry and group.point == LATEST and all(map(is_ingesting, replicas)):
+                return dict.fromkeys((one.name for one in found), LATEST)
+            points = _one_cut(group, found, replicas, "" if dry else run)
         elif group.point == COMMON or group.point.startswith(COMMON + ":"):
             points = _common(group, found, replicas)
         else:
@@ -147,12 +152,12 @@ def _one_cut(
     group: Group, found: Sequence[Found], replicas: Sequence[Replica], run: str
 ) -> list[Point]:
     accepts = _accepted(group, replicas)
-    label = f"plan {run}"
+    label = f"plan {run}"  # "": nothing is to be made
     if group.point == LATEST:
         made = [one for one in groups.common(replicas) if one.points[0].label == label]
         if made:
             return made[-1].points
-        if all(is_ingesting(replica) for replica in replicas):
+        if run and all(is_ingesting(replica) for replica in replicas):
             with contextlib.suppress(Error):  # a gap since: then the newest that there is
                 done = groups.mark(replicas, label=label)
                 return [member.point for member in done.members]

@@ -1,8 +1,8 @@
 """What a plan's groups mean on a mount host: which replicas, where they lie, how they are.
 
 Run where the replicas are: by the process that runs the plan, or by the worker of another
-mount host, which is asked with a Request and answers in JSON. A name is the one of a
-replica's directory. Nothing is changed by looking.
+mount host (asking.py). A name is the one of a replica's directory. Nothing is changed by
+looking.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from .. import manifest as manifests
 from .._native import Dir, Io
 from ..errors import Error, NotFoundError, UsageError
 from ..units import format_time, parse_time
+from . import choosing
 from .found import Found as Found
 from .found import Problem as Problem
+from .found import Readiness as Readiness
 from .found import Request as Request
 from .found import Resolved as Resolved
 from .found import What
+from .readiness import history as history
+from .readiness import look as look
+from .readiness import look_all as look_all
 from .tables import Group, Plan, RunKind
 
 LABEL = "label:"
@@ -41,38 +46,54 @@ def request(
     """
     from . import file
 
-    places = []
-    for number in range(len(group.replicas)):
-        try:
-            places.append(file.place(path, ("group", plan.group.index(group), "replicas", number)))
-        except Error:  # the file has changed under our eyes
-            places.append(path)
-    # A moment without an offset is meant in the time of whoever wrote the plan.
-    said = msgspec.structs.replace(group, point=_fixed(group.point))
-    root = file.root_of(plan, path, group)
+    said = msgspec.structs.replace(
+        group,
+        # Without an offset it is meant in the time zone of whoever wrote the plan.
+        point=_with_offset(group.point),
+        rpo_target=group.rpo_target or plan.rpo_target,
+    )
     return Request(
-        what=what, group=said, root=root, kind=kind, run=run, plan=plan.name, places=places
+        what=what,
+        group=said,
+        root=file.root_of(plan, path, group),
+        kind=kind,
+        run=run,
+        plan=plan.name,
+        places=_places(plan, path, group),
     )
 
 
-def _fixed(point: str) -> str:
+def _with_offset(point: str) -> str:
     try:
         return format_time(parse_time(point))
     except UsageError:
         return point
 
 
+def _places(plan: Plan, path: str, group: Group) -> list[str]:
+    from . import file
+
+    number = next(place for place, one in enumerate(plan.group) if one.name == group.name)
+    try:
+        return [
+            file.place(path, ("group", number, "replicas", place))
+            for place in range(len(group.replicas))
+        ]
+    except Error:  # the file has changed under our eyes
+        return [path] * len(group.replicas)
+
+
 def answer(text: str) -> str:
-    """The answer to a Request, both as JSON: a Resolved.
+    """The answer to a Request, both as JSON: a Resolved, or for "look" a list of Readiness.
 
     Raises:
         UsageError: A text of the group means no replica here.
         Error: There is no such point, or the replicas cannot be looked at.
     """
-    from . import choosing
-
     asked = msgspec.json.decode(text, type=Request)
     found = resolve(asked.group, asked.root, asked.places)
+    if asked.what == "look":
+        return msgspec.json.encode(look_all(asked.group, found, asked.kind)).decode()
     points = choosing.choose(asked.group, found, asked.kind, asked.run)
     return msgspec.json.encode(Resolved(found=found, points=points)).decode()
 
