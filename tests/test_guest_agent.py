@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from guests import tiny
@@ -68,6 +71,11 @@ def deep(peer: socket.socket, number: int) -> None:
     said('{"return": N}\n')(peer, number)
 
 
+def slow(peer: socket.socket, number: int) -> None:
+    threading.Event().wait(0.2)
+    said('{"return": N}\n')(peer, number)
+
+
 BEATING: dict[str, Agent] = {
     "as the agent does": said('\xff{"return": N}\n'),
     "late words before it": said('{"return": 1}\n{"error": {}}\n', '\xff{"return": N}\r\n'),
@@ -75,6 +83,7 @@ BEATING: dict[str, Agent] = {
     "in pieces": said("\xff", '{"retu', 'rn": N', "}", "\n"),
     "after what is no object": said('[1]\nnull\n{\n\xfe\xfe\n"N"\n{"return": N}\n'),
     "after what is too deep": deep,
+    "after a moment": slow,
 }
 SILENT: dict[str, Agent] = {
     "nothing": said(),
@@ -97,6 +106,26 @@ def test_anything_else_is_none(tmp_path: Path, how: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(qemu_agent, "ANSWER_SECONDS_MAX", 0.2)
     with agent(tmp_path, SILENT[how]):
         assert not qemu_agent.answers(str(tmp_path))
+
+
+def test_an_answer_without_an_end_takes_no_memory() -> None:
+    class Endless:
+        left = 500
+
+        def settimeout(self, seconds: float) -> None:
+            pass
+
+        def recv(self, size: int) -> bytes:
+            self.left -= 1
+            return b"[" * size if self.left else b""
+
+    tracemalloc.start()
+    try:
+        channel: Any = Endless()
+        assert not qemu_agent._is_answered(channel, 1, math.inf)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_socket_is_no_beat(tmp_path: Path) -> None:

@@ -351,12 +351,15 @@ def test_a_text_across_two_pieces_is_found(webs: Callable[..., Web]) -> None:
     assert look(gate("http", url=f"{web.url}/up", text="is ready"))["state"] == "passed"
 
 
+@pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("where", ["status", "headers", "body"])
 def test_a_server_that_drips_does_not_make_a_look_longer(
-    webs: Callable[..., Web], where: str
+    webs: Callable[..., Web], where: str, secure: bool, certificates: Certificates
 ) -> None:
     """Each byte comes well within the time; the answer never does."""
     stop = threading.Event()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.certificate, certificates.key)
 
     def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
         begin = {"status": b"", "headers": b"HTTP/1.0 200 OK\r\nX: ", "body": b""}[where]
@@ -367,8 +370,9 @@ def test_a_server_that_drips_does_not_make_a_look_longer(
             handler.wfile.write(b"H")
             handler.wfile.flush()
 
-    web = webs(up=drip)
-    row = look(gate("http", url=f"{web.url}/up", text="zzz", timeout="150ms"))
+    web = webs(context if secure else None, up=drip)
+    ca_file = str(certificates.ca) if secure else ""
+    row = look(gate("http", url=f"{web.url}/up", text="zzz", timeout="300ms", ca_file=ca_file))
     assert brief(row)[:2] == ("failed", 1)
     assert "no answer in" in row["says"]
     for each in threading.enumerate():
@@ -384,6 +388,20 @@ def test_no_proxy_is_asked(webs: Callable[..., Web], monkeypatch: pytest.MonkeyP
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{port_of(nobody)}")
         assert look(gate("http", url=f"{web.url}/up"))["state"] == "passed"
+
+
+def test_a_usual_port_is_not_named_to_the_server(
+    webs: Callable[..., Web], certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers know their name without it only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.certificate, certificates.key)
+    plain, secure = webs(up=page()), webs(context, up=page())
+    monkeypatch.setattr(reaching, "_PORTS", {"http": plain.port, "https": secure.port})
+    ca_file = str(certificates.ca)
+    for url in ("http://127.0.0.1/up", "https://127.0.0.1/up"):
+        assert look(gate("http", url=url, ca_file=ca_file))["state"] == "passed"
+    assert plain.hosts == secure.hosts == ["127.0.0.1"]
 
 
 def test_what_is_no_http_is_not_up() -> None:

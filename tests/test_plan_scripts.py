@@ -164,10 +164,11 @@ def test_what_it_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
     os.kill(child, 9)
 
 
-# A child, one in a session of its own, and one whose parent has gone.
+# A child, one without an environment, one in a session of its own, and one whose parent has gone.
 FAMILY = """
 trap '' TERM
 sleep 600 & echo $! > {0}/child
+env -i sleep 600 & echo $! > {0}/bare
 setsid sh -c 'echo $$ > {0}/session; exec sleep 600' &
 (setsid sh -c 'trap "" TERM; echo $$ > {0}/orphan; sleep 600; sleep 600' &)
 echo begun
@@ -188,7 +189,7 @@ def test_it_is_killed_with_all_that_it_started(
         target=lambda: rows.append(scripts.run(script, PLACE, gives_up=give_up.is_set))
     )
     thread.start()
-    family = pids(tmp_path, 3)
+    family = pids(tmp_path, 4)
     if how == "cancelled":
         give_up.set()
     thread.join(30)
