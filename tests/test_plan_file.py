@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from conftest import ROOT
+from replicas import rollpoint
 from rollpoint import toml_lines
 from rollpoint.errors import UsageError
 from rollpoint.plans import file, tables
@@ -289,6 +290,10 @@ MISTAKES = {
         HEAD + '[[group.before]]\neach = "group"\ncommand = ["x", "{replica}"]\n',
         7, "{replica} means nothing", "{run}",
     ),
+    "address before there is one": (
+        HEAD + '[[group.before]]\ncommand = ["x",\n "{address}"]\n',
+        7, "{address} means nothing before", "after_up",
+    ),
     "in a shell too": (
         HEAD + '[[group.before]]\neach = "group"\nshell = true\ncommand = "x {address}"\n',
         8, "{address} means nothing", "{run}",
@@ -391,3 +396,24 @@ def test_lines_are_right_in_every_way_to_write_toml() -> None:
 
 def test_a_plan_is_what_the_tables_say() -> None:
     assert isinstance(file.parse(HEAD.encode(), "site.toml"), Plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (HEAD + 'after = ["b"]\n' + HEAD[12:].replace('"a"', '"b"').replace("x", "y")
+         + 'after = ["a"]\n', 5, "a -> b -> a"),
+        (HEAD + '[[group.gate]]\nkind = "tcp"\nhost = "h"\n', 5, "port"),
+        ("version = 7\n", 1, "this Rollpoint reads 1"),
+    ],
+    ids=["circle", "gate without a port", "newer"],
+)  # fmt: skip
+def test_of_a_wrong_plan_nothing_begins(tmp_path: Path, text: str, line: int, says: str) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    state = tmp_path / "state"
+    error = rollpoint("plan", "run", path, "--test", "--state", state, code=2)
+    assert error["message"].startswith(f"{path}, line {line}: ")
+    assert says in error["message"]
+    assert error["hint"]
+    assert not state.exists()

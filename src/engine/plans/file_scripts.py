@@ -45,6 +45,8 @@ def check(document: Document, keys: Keys, group: Group) -> None:
             at = (*keys, family, number)
             _check_name(document, (*at, "name"), script.name, names)
             _check_command(document, at, script)
+            if family == "before":
+                _check_known_before(document, (*at, "command"), script.command)
             require_duration(document, (*at, "timeout"), script.timeout, positive=True)
             _check_on(document, at, script)
     names = {}
@@ -221,6 +223,20 @@ def _check_placeholders(
                 f"{{{name}}} means nothing once for the group",
                 f"take {', '.join(f'{{{p}}}' for p in PLACEHOLDERS if p not in OF_A_REPLICA)},"
                 ' or each = "replica"',
+            )
+
+
+def _check_known_before(document: Document, keys: Keys, command: list[str] | str) -> None:
+    """What only the operation tells means nothing before it."""
+    words = [(keys, command)] if isinstance(command, str) else []
+    if isinstance(command, list):
+        words = [((*keys, number), word) for number, word in enumerate(command)]
+    for at, word in words:
+        if "address" in _IN_BRACES.findall(word):
+            raise document.error(
+                at,
+                "{address} means nothing before the replica's operation",
+                "take {replica}, or make it a script of after_up",
             )
 
 
