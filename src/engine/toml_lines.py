@@ -8,7 +8,6 @@ Source: TOML v1.0.0, https://toml.io/en/v1.0.0
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -281,6 +280,8 @@ class _Scan:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a name that nobody knows: the one that is like it, or those that there are."""
+    import difflib  # like tomllib: only who makes a mistake pays for it
+
     names = list(known)
     like = difflib.get_close_matches(name[:200], names, 1)
     if like:
