@@ -318,7 +318,7 @@ class Life:
         """Note it. True: the run is opened again, and somebody says what to do."""
         assert self.state is not None
         self.met[f"end {word}"] += 1
-        self.both("ended", data={"state": word})
+        self.both("ended", data={"state": word, "seen": self.state.seq})
         assert decide(self.shape, self.state, self.now_ns) == Decision([], [], None, None)
         self.endings += 1
         if word == "done" or self.endings > 2 or not self.dice.pick(True, True, False):

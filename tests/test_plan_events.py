@@ -223,6 +223,16 @@ def test_an_end_and_an_opening_again(run: Run) -> None:
     assert not state.nodes[KEY].seen
 
 
+def test_an_end_that_did_not_see_a_word_about_a_task_is_none(run: Run) -> None:
+    run.say("queued")
+    run.say("failed", error="no")
+    run.say("retry")
+    assert run.tell("ended", state="failed", seen=3).ended == ""
+    run.say("queued", attempt=2)
+    run.say("failed", attempt=2, error="no")
+    assert run.tell("ended", state="failed", seen=7).state == "failed"
+
+
 def test_a_failure_after_the_opening_is_a_new_one(run: Run) -> None:
     run.say("queued")
     run.say("failed", error="no")

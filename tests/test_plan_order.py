@@ -75,13 +75,19 @@ def test_a_group_begins_when_all_groups_before_it_are_up() -> None:
     assert told(PAIR, a_x="running", a_y="queued") == NOTHING
     assert told(PAIR, a_x="done", a_y="running") == NOTHING
     assert told(PAIR, a_x="done", a_y="skipped").start == ["b/z"]
+    two = shape(group("a", "x"), group("b", "y"), group("c", "z", after=["a", "b"]))
+    assert told(two, a_x="done", b_y="running") == NOTHING
+    assert told(two, a_x="running", b_y="done") == NOTHING
 
 
 def test_a_group_is_not_up_while_one_before_it_is_not() -> None:
     """All of b was skipped before it began: c waits for a nevertheless."""
-    chain = shape(group("a", "x"), group("b", "y", after=["a"]), group("c", "z", after=["b"]))
-    assert told(chain, a_x="running", b_y="skipped") == NOTHING
-    assert told(chain, a_x="done", b_y="skipped").start == ["c/z"]
+    chain = shape(
+        group("a", "x"), group("b", "y", after=["a"]), group("c", "z", after=["b"], delay_seconds=2)
+    )
+    assert told(chain, a_x="running", b_y="skipped@1") == NOTHING
+    assert told(chain, 10, a_x="done@9", b_y="skipped@1") == Decision([], [], 1.0, None)
+    assert told(chain, 11, a_x="done@9", b_y="skipped@1").start == ["c/z"]
 
 
 def test_the_order_of_the_file_need_not_be_that_of_dependency() -> None:
@@ -159,6 +165,13 @@ def test_a_replica_on_many_datastores_needs_room_on_each() -> None:
     assert told(made, a_2="running") == NOTHING
 
 
+def test_a_replica_with_two_disks_on_a_datastore_counts_there_once() -> None:
+    made = shape(group("a", "1", "2", "3"), datastores={"*": 2})
+    for node in made.nodes.values():
+        node.datastores = ["s", "s"]
+    assert told(made).start == ["a/1", "a/2"]
+
+
 def test_the_parallelism_of_a_group_is_its_own() -> None:
     made = shape(group("a", "1", "2", "3", parallelism=2), group("b", "4", "5", parallelism=1))
     assert told(made).start == ["a/1", "a/2", "b/4"]
@@ -180,11 +193,11 @@ def test_tasks_of_groups_count_against_no_limit() -> None:
 
 def test_the_smaller_priority_is_first_then_the_order_of_the_file() -> None:
     made = shape(
-        group("a", "1"), group("b", "2", priority=7), group("c", "3"), group("d", "4", priority=7)
+        group("d", "1"), group("c", "2", priority=7), group("b", "3"), group("a", "4", priority=7)
     )
-    assert told(made).start == ["b/2", "d/4", "a/1", "c/3"]
+    assert told(made).start == ["c/2", "a/4", "d/1", "b/3"]
     made.parallelism = 3
-    assert told(made).start == ["b/2", "d/4", "a/1"]
+    assert told(made).start == ["c/2", "a/4", "d/1"]
 
 
 def test_what_finds_no_room_does_not_hold_up_what_does() -> None:
@@ -197,6 +210,9 @@ def test_stop_starts_nothing_new_anywhere_and_ends_when_all_is_quiet() -> None:
     assert told(made, a_1="failed") == Decision([], [], None, "failed")
     assert told(made, a_1="failed", b_3="running") == NOTHING
     assert told(made, a_1="failed", a_2="done", b_3="done").end == "failed"
+    own = shape(group("a", "1", scripts="before after"), group("b", "3"))
+    assert told(own, a__before="failed").end == "failed"
+    assert told(own, a__before="done", a_1="done", a__after="failed").end == "failed"
 
 
 def test_stop_asks_nobody() -> None:
@@ -331,6 +347,12 @@ def test_simulate_tells_when_each_task_begins_and_ends() -> None:
         "b/4": (9.5, 9.75),
     }
     assert set(simulate(made, {}).values()) == {(0.0, 0.0), (2.5, 2.5)}
+
+
+def test_a_simulated_delay_ends_while_others_run() -> None:
+    made = shape(group("a", "1"), group("b", "2", delay_seconds=3), group("c", "3", after=["b"]))
+    times = simulate(made, {"a/1": 60.0, "b/2": 1.0, "c/3": 1.0})
+    assert times == {"a/1": (0.0, 60.0), "b/2": (3.0, 4.0), "c/3": (4.0, 5.0)}
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

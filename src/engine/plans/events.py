@@ -85,7 +85,7 @@ class RunState(msgspec.Struct, kw_only=True):
     Attributes:
         asked_to_cancel: Nothing new begins; gates are looked at no more.
         ended: "" while it goes on, or waits to be gone on with.
-        errors: Of the run as a whole.
+        asked: seq of the newest word about a task: "retry" or "skip".
     """
 
     spec: Spec
@@ -98,6 +98,7 @@ class RunState(msgspec.Struct, kw_only=True):
     nodes: dict[str, NodeState] = {}
     workers: dict[str, dict[str, Any]] = {}
     seq: int = 0
+    asked: int = 0
 
 
 def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
@@ -113,6 +114,8 @@ def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
             state = RunState(spec=spec, begun=event.time, nodes=nodes)
         assert state is not None, "a run begins with its first event"
         state.seq = max(state.seq, event.seq)
+        if event.kind in ("retry", "skip"):
+            state.asked = event.seq
         if event.key:
             _fold_node(state, state.nodes[event.key], event)
         else:
@@ -134,7 +137,8 @@ def _fold_run(state: RunState, event: Event) -> None:
         state.reopened += 1
         for node in state.nodes.values():
             node.seen = node.state == "failed"
-    elif event.kind == "ended":
+    elif event.kind == "ended" and event.data.get("seen", event.seq) >= state.asked:
+        # else somebody said to go on before the end, decided upon without that, was written
         state.state, state.ended = event.data["state"], event.time
     elif event.kind == "worker":
         state.workers[event.data["queue"]] = event.data

@@ -185,15 +185,12 @@ def _over(node: NodeState, group: GroupShape) -> bool:
 def _ended(group: GroupShape, nodes: Mapping[str, NodeState]) -> str | None:
     """When the last of its tasks ended; "" where it has none; None: there is more to come."""
     mine = [nodes[key] for key in _keys(group)]
-    if _given_up(group, nodes) and group.on_failure == "continue":
+    given_up = bool(group.before) and nodes[group.before].state == "failed"
+    if given_up and group.on_failure == "continue":
         mine = [node for node in mine if node.state != "waiting"]
     if not all(_over(node, group) for node in mine):
         return None
     return max((node.ended for node in mine), default="")
-
-
-def _given_up(group: GroupShape, nodes: Mapping[str, NodeState]) -> bool:
-    return bool(group.before) and nodes[group.before].state == "failed"
 
 
 def _begun(shape: Shape, state: RunState, now_ns: int) -> tuple[list[GroupShape], int | None]:
@@ -213,8 +210,6 @@ def _begun(shape: Shape, state: RunState, now_ns: int) -> tuple[list[GroupShape]
         if ended is not None:
             up[name] = max(since, ended)
             continue
-        if _given_up(group, nodes):
-            continue
         if group.delay_seconds > 0 and not any(nodes[key].attempt for key in _keys(group)):
             ready_ns = parse_time(since) + round(group.delay_seconds * _SECOND_NS)
             if ready_ns > now_ns:
@@ -231,7 +226,7 @@ def _start(shape: Shape, nodes: Mapping[str, NodeState], begun: list[GroupShape]
     for group in begun:
         if any(nodes[key].state in _STUCK and not _over(nodes[key], group) for key in _keys(group)):
             continue
-        if group.before and not _over(nodes[group.before], group):
+        if group.before and nodes[group.before].state not in _OVER:
             if nodes[group.before].state == "waiting":
                 start.append(group.before)
             continue
