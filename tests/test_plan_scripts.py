@@ -80,7 +80,7 @@ def test_an_exit_code_a_signal_and_a_missing_program_fail_it() -> None:
         "failed",
         3,
         "no\n",
-        "exit code 3",
+        "exit code 3: no",
     )
     row = run(sh("kill -9 $$"))
     assert (row["state"], row["exit"], row["why"]) == ("failed", -9, "a signal ended it: 9")
@@ -201,7 +201,7 @@ def test_it_is_killed_with_all_that_it_started(
     else:
         assert (row["state"], row["why"]) == (
             "failed",
-            "it did not end in 1.5 s, and was killed",
+            "it did not end in 1.5 s, and was killed: begun",
         )
 
 

@@ -230,10 +230,9 @@ def _script(gate: Gate, place: Place, leash: Leash, *, again: bool) -> Seen:
         of=f"gate {gate.name}",
         again=again,
     )
-    last = scripts.shown(done.output, gate.env).strip().rpartition("\n")[2]
     if done.code == 0:
-        return Seen(True, last or "exit code 0")
-    return Seen(False, scripts.why(done) + (f": {last}" if last else ""))
+        return Seen(True, scripts.last_line(done, gate.env) or "exit code 0")
+    return Seen(False, scripts.why(done, gate.env))
 
 
 _LOOKS: dict[GateKind, Callable[[Gate, Place, Hypervisor | None, Leash], Seen]] = {

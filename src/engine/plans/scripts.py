@@ -29,6 +29,7 @@ KEPT = ("PATH", "HOME", "LANG", "TZ")  # of our environment, with LC_*
 _HIDDEN = ("PASS", "SECRET", "TOKEN", "KEY", "CREDENTIAL")
 _HIDDEN_LENGTH_MIN = 4
 _NAME_LENGTH_MAX = 40
+_LINE_LENGTH_MAX = 200
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 Row = dict[str, Any]
@@ -43,7 +44,7 @@ def run(script: Script, place: Place, *, gives_up: Callable[[], bool]) -> Row:
     Returns:
         Of an event "script": name, state ("done", "failed", "cancelled"), exit (None: it did
         not end by itself; negative: by a signal), seconds, says (the last 4 KiB that it
-        printed) and, when it failed, why in one line.
+        printed) and, when it did not end well, why in one line.
     """
     begun = time.monotonic()
     row: Row = {"name": name_of(script), "state": "failed", "exit": None, "says": ""}
@@ -61,7 +62,7 @@ def run(script: Script, place: Place, *, gives_up: Callable[[], bool]) -> Row:
         elif done.given_up:
             row["state"] = "cancelled"
         if row["state"] != "done":
-            row["why"] = why(done)
+            row["why"] = why(done, script.env)
     return row | {"seconds": round(time.monotonic() - begun, 3)}
 
 
@@ -117,11 +118,18 @@ def name_of(script: Script) -> str:
     return os.path.basename(script.command[0]) if script.command else ""
 
 
-def why(done: commands.Outcome) -> str:
-    """In one line, how it ended when that was not well."""
-    if done.code is None:
-        return done.why
-    return f"a signal ended it: {-done.code}" if done.code < 0 else f"exit code {done.code}"
+def why(done: commands.Outcome, given: Mapping[str, str]) -> str:
+    """In one line, how it ended when that was not well, and what it said last."""
+    code = done.code or 0
+    how = f"a signal ended it: {-code}" if code < 0 else f"exit code {code}"
+    said = last_line(done, given)
+    return (done.why or how) + (f": {said}" if said else "")
+
+
+def last_line(done: commands.Outcome, given: Mapping[str, str]) -> str:
+    """Of what it printed."""
+    lines = shown(done.output, given).strip().splitlines()
+    return lines[-1][:_LINE_LENGTH_MAX] if lines else ""
 
 
 def shown(output: bytes, given: Mapping[str, str]) -> str:
