@@ -195,7 +195,8 @@ class _Task:
             self._fail(name, row)
         self._around.tell(kind, row, f"{kind} {name}")
         if row["state"] not in ("passed", "done"):
-            self._fail(name, {"error": f"{name}: {row.get('says') or row['state']}"})
+            why = row.get("why") or row.get("says") or row["state"]
+            self._fail(name, {"error": f"{name}: {why}", "hint": row.get("hint", "")})
 
     def _fail(self, at: str, row: Row, *, operation_failed: bool = False) -> None:
         data = {"at": at, "error": row["error"], "hint": row.get("hint", "")}
