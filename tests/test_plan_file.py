@@ -385,13 +385,14 @@ def test_lines_are_right_in_every_way_to_write_toml() -> None:
     lines = toml_lines.parse(text.encode(), "x.toml", "").lines
     expected = {
         ("a", "b"): 1, ("c d",): 2, ("e.f",): 5, ("g",): 7, ("g", 0): 8, ("g", 1): 9,
-        ("g", 1, 1): 10, ("g", 2, "h"): 10, ("g", 2, "i", "j"): 10, ("g", 2, "i", "j", 0): 11,
+        ("g", 1, 0): 9, ("g", 1, 1): 10, ("g", 2, "h"): 10, ("g", 2, "i", "j"): 10, ("g", 2, "i", "j", 0): 11,
         ("k",): 13, ("l", "m"): 14, ("l", "m", "n"): 15, ("o", 0): 16, ("o", 0, "p", 0): 17,
         ("o", 0, "p", 0, "q"): 18, ("o", 0, "p", 0, "q", "r"): 19, ("o", 0, "p", 1): 20,
         ("o", 1): 21, ("o", 1, "p", 0): 22, ("o", 1, "p", 0, "s"): 23,
         ("t", "u"): 24, ("t",): 25, ("t", "v"): 26, ("t", "w"): 28,
     }  # fmt: skip
     assert {keys: lines.get(keys) for keys in expected} == expected
+    assert set(lines) == {keys[:length] for keys in expected for length in range(len(keys) + 1)}
 
 
 def test_a_plan_is_what_the_tables_say() -> None:
