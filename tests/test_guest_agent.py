@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from guests import tiny
 from guests.shelf import Shelf
 from hypervisor_makers import QemuMaker
 from rollpoint import config, machines
 from rollpoint.errors import HypervisorError, UnsupportedError
-from rollpoint.hypervisor import qemu_agent
+from rollpoint.hypervisor import qemu_agent, qemu_records
 from rollpoint.hypervisor.base import Drive, Machine
 from rollpoint.hypervisor.qemu import Qemu
 from rollpoint.hypervisor.qemu_process import AGENT_SOCKET
@@ -186,3 +187,18 @@ def test_a_guest_whose_agent_answers_passes_its_gate(tmp_path: Path, guests: She
         qemu.kill("vm")
     with pytest.raises(HypervisorError, match="does not run"):
         qemu.beats("vm")
+
+
+def test_what_was_recorded_before_there_were_channels_is_read(tmp_path: Path) -> None:
+    machine = Machine("vm", "vm", (Drive("/a", "raw"),))
+    qemu_records.store(str(tmp_path), qemu_records.Record(machine=machine))
+    file = tmp_path / qemu_records.FILE_NAME
+    record = json.loads(file.read_text())
+    assert record["machine"].pop("agent") is False
+    file.write_text(json.dumps(record))
+    known = qemu_records.load(str(tmp_path))
+    assert known is not None
+    assert known.machine == machine
+    settings = msgspec.to_builtins(MachineSettings())
+    settings.pop("guest_agent")
+    assert msgspec.convert(settings, MachineSettings) == MachineSettings()
