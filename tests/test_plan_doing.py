@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pickle
 import random
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from rollpoint import operation
-from rollpoint.errors import StateError
+from rollpoint import audit, audit_check, operation, trials
+from rollpoint.errors import Error, StateError
 from rollpoint.plans.doing import Deed, Done, act
 from rollpoint.plans.tables import RunKind
+from rollpoint.replica import Replica
 from stage import SOURCE, Stage, read
+from worlds import World
 
 
 def staged(folder: Path, points: int = 2) -> Stage:
@@ -130,3 +141,264 @@ def test_what_another_operation_has_failed_over_is_left_alone(tmp_path: Path) ->
         with pytest.raises(StateError, match="by operation by-hand, which is none of"):
             do(stage, kind, "end-web-1", former=former("run-web-1"))  # type: ignore[arg-type]
     assert stage.manifest == before
+
+
+# ---- many at once ----
+
+
+def test_many_replicas_at_once_in_one_process(tmp_path: Path) -> None:
+    stages = [staged(tmp_path / str(number)) for number in range(16)]
+    start, ending = threading.Barrier(len(stages)), threading.Event()
+    problems: list[BaseException] = []
+
+    def life(stage: Stage) -> None:
+        start.wait()
+        try:
+            do(stage, "test", "test-web-1", point="1")
+            do(stage, "undo", "undo-web-1", former=former("test-web-1", "test"))
+            do(stage, "planned", "run-web-1")
+            assert stage.overlays() == stage.now()
+            do(stage, "undo", "undo2-web-1", former=former("run-web-1"))
+            assert stage.world.violations == []
+        except BaseException as error:
+            problems.append(error)
+
+    def others() -> None:  # as hypervisors do it: a child has all locks until it is a program
+        while not ending.is_set():
+            subprocess.run(["true"], check=True)
+
+    forking = threading.Thread(target=others)
+    threads = [threading.Thread(target=life, args=(stage,)) for stage in stages]
+    for thread in (forking, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ending.set()
+    forking.join()
+    assert problems == []
+
+
+# ---- kill -9 ----
+
+
+@dataclass
+class Life:
+    """One deed, and how things have to be when it has been done, whatever ended it before.
+
+    Args:
+        on: Machines that run then; "replica" and "test" stand for those.
+    """
+
+    kind: RunKind
+    state: str
+    on: set[str]
+    former: str = ""  # kind of run
+    before: tuple[RunKind, ...] = ()
+    needs_files: bool = False
+
+
+LIVES = {
+    "unplanned": Life("unplanned", "Failover", {"replica"}),
+    "planned": Life("planned", "Failover", {"replica"}),
+    "undo": Life("undo", "Ready", set(), "unplanned", ("unplanned",)),
+    "permanent": Life("permanent", "Permanent", set(), "unplanned", ("unplanned",)),
+    "failback": Life("failback", "Failback", {SOURCE}, "unplanned", ("unplanned",)),
+    "undo failback": Life(
+        "undo", "Failover", {"replica"}, "failback", ("unplanned", "failback")
+    ),
+    "commit": Life("commit", "Ready", {SOURCE}, "failback", ("unplanned", "failback")),
+    "test": Life("test", "Ready", {SOURCE, "test"}),
+    "test of files": Life("test", "Ready", {SOURCE, "test"}, needs_files=True),
+    "undo test": Life("undo", "Ready", {SOURCE}, "test", ("test",)),
+    "undo test of files": Life("undo", "Ready", {SOURCE}, "test", ("test",), needs_files=True),
+}
+KEPT_OF_WORLD = [one.name for one in fields(World) if one.name not in ("trouble", "moment")]
+
+
+def prepared(folder: Path, life: Life) -> Stage:
+    """Where the life begins."""
+    folder.mkdir()
+    stage, rng = Stage(folder, World(needs_files=life.needs_files)), random.Random(7)
+    for _ in range(2):
+        stage.write(rng)
+        stage.mark()
+    if life.kind != "planned" and "test" not in (life.kind, life.former):
+        stage.world.cut_power(SOURCE)
+    id = ""
+    for kind in life.before:
+        done = do(stage, kind, f"{kind}-web-1", former=former(id))
+        id = done.operation
+        if kind == "unplanned":
+            model = {name: bytearray(data) for name, data in stage.overlays().items()}
+            stage.write_in_guest(rng, model)
+    return stage
+
+
+def of_life(stage: Stage, life: Life) -> Deed:
+    said = {"former": former(f"{life.before[-1]}-web-1", life.former)} if life.before else {}
+    return deed(stage, life.kind, "run-web-1", **said)
+
+
+def do_again(stage: Stage, life: Life) -> Done:
+    """As another process does it."""
+    return act(
+        of_life(stage, life),
+        tell=lambda step, state: None,
+        hypervisor=stage.hypervisor,
+        source=stage.hypervisor,
+    )
+
+
+class Moments:
+    """Before and after all that leaves a trace; at one of them the process is killed."""
+
+    def __init__(self, stage: Stage, wanted: int, kept: Path) -> None:
+        self._stage, self._wanted, self._kept = stage, wanted, kept
+        self.passed = 0
+
+    def pass_one(self, *_: object) -> None:
+        if self.passed == self._wanted:
+            self._keep()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed += 1
+
+    def _keep(self) -> None:
+        """The world outlives the process."""
+        world = self._stage.world
+        self._kept.write_bytes(
+            pickle.dumps({name: getattr(world, name) for name in KEPT_OF_WORLD})
+        )
+
+    def watched(self, call: Callable[..., object]) -> Callable[..., object]:
+        def watching(*arguments: object, **named: object) -> object:
+            self.pass_one()
+            result = call(*arguments, **named)
+            self.pass_one()
+            return result
+
+        return watching
+
+    def live(self, deed: Deed) -> None:
+        """Does the deed, and tells at its end how many moments it had."""
+        self._stage.world.moment = self.pass_one
+        Replica.save = self.watched(Replica.save)  # type: ignore[method-assign]
+        act(
+            deed,
+            tell=self.pass_one,
+            hypervisor=self._stage.hypervisor,
+            source=self._stage.hypervisor,
+        )
+        self._keep()
+        self._kept.with_name("moments").write_text(str(self.passed))
+
+
+def killed_at(stage: Stage, deed: Deed, moment: int) -> bool:
+    """Whether it came to that moment, and was killed there; the world is as it left it."""
+    kept = stage.folder / "world"
+    child = os.fork()
+    if child == 0:
+        try:
+            Moments(stage, moment, kept).live(deed)
+        finally:
+            os._exit(0 if kept.with_name("moments").exists() else 1)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -signal.SIGKILL), f"the deed failed at moment {moment}"
+    for name, value in pickle.loads(kept.read_bytes()).items():
+        setattr(stage.world, name, value)
+    return code != 0
+
+
+def content(stage: Stage, life: Life) -> object:
+    """What there is for people to lose: of all disks, wherever they are used now."""
+    manifest = stage.manifest
+    targets = {name: Path(place).read_bytes() for name, place in stage.files.items()}
+    if manifest.state == "Permanent":
+        return targets, {disk.name: read(stage.path / disk.base) for disk in manifest.disks}
+    if manifest.recovered is not None:
+        return targets, stage.overlays()
+    with stage.replica() as replica:
+        ids = [point.id for point in replica.points]
+    shown = [stage.at(id) for id in ids]
+    return targets, [now for before, now in pairwise([None, *shown]) if now != before]
+
+
+def switched(stage: Stage) -> list[tuple[str, bool]]:
+    """What was switched on and off in this world: the effects that people feel."""
+    log = stage.world.log
+    return [(what, name == SOURCE) for what, name, _ in log if what in ("on", "off")]
+
+
+def check_life(
+    stage: Stage, life: Life, first: Done, wanted: object, powers: list[tuple[str, bool]]
+) -> None:
+    """It was done once, whole, and its record says so."""
+    done = do_again(stage, life)
+    assert (done.operation, done.kind, done.state) == (first.operation, first.kind, life.state)
+    assert (done.evidence == []) == (first.evidence == [])
+    if life.kind not in ("planned", "commit"):  # what they mark, they may mark twice
+        assert done.point == first.point
+    assert [step["name"] for step in done.steps] == [step["name"] for step in first.steps]
+    trial = f"test-run-web-1-{stage.machine[:8]}"
+    assert stage.world.on() == {
+        {"replica": stage.machine, "test": trial}.get(name, name) for name in life.on
+    }
+    assert stage.world.violations == []
+    if life.kind != "test":  # whose start, cut short, is cleared away and begun again
+        assert switched(stage) == powers
+    assert content(stage, life) == wanted
+    manifest = stage.manifest
+    assert manifest.operation is None
+    assert [one.id for one in manifest.history].count(done.operation) == 1
+    with stage.replica() as replica:
+        lines = [audit_check.parse(line) for line in audit.lines(replica.directory)]
+    said = [one.entry.event for one in lines if one and one.entry.operation == done.operation]
+    assert said.count("intent") == said.count("outcome")
+    assert said.count("intent") <= (2 if life.kind == "test" else 1)
+    again = act(
+        of_life(stage, life),
+        tell=lambda step, state: pytest.fail(f"{step} was done again"),
+        hypervisor=stage.hypervisor,
+        source=stage.hypervisor,
+    )
+    assert again == done
+
+
+@contextlib.contextmanager
+def begun(folder: Path, life: Life) -> Iterator[Stage]:
+    """A stage of which no process stays."""
+    stage = prepared(folder, life)
+    try:
+        yield stage
+    finally:
+        stage.world.moment = lambda when, call: None
+        with stage.replica() as replica:
+            trials.undo(replica, hypervisor=stage.hypervisor)
+
+
+def killed_everywhere(folder: Path, life: Life, moments_of: Callable[[int], list[int]]) -> None:
+    with begun(folder / "whole", life) as stage:
+        assert not killed_at(stage, of_life(stage, life), -1)
+        moments = int((stage.folder / "moments").read_text())
+        first, wanted = do_again(stage, life), content(stage, life)
+        powers = switched(stage)
+        check_life(stage, life, first, wanted, powers)
+    for moment in moments_of(moments):
+        with begun(folder / str(moment), life) as stage:
+            assert killed_at(stage, of_life(stage, life), moment)
+            try:
+                check_life(stage, life, first, wanted, powers)
+            except (AssertionError, Error) as error:
+                raise AssertionError(f"killed at moment {moment} of {moments}") from error
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_a_kill_at_some_moments_changes_nothing(tmp_path: Path, name: str) -> None:
+    rng = random.Random(name)
+    killed_everywhere(tmp_path, LIVES[name], lambda count: rng.sample(range(count), 2))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LIVES)
+def test_a_kill_at_any_moment_changes_nothing(tmp_path: Path, name: str) -> None:
+    killed_everywhere(tmp_path, LIVES[name], lambda count: list(range(count)))

@@ -373,8 +373,10 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.operation = None
 
     def remembered(self, operation_id: str) -> Operation | None:
-        """The ended operation of that id, if it is still known."""
-        for operation in self.history:
+        """The ended operation of that id, if it is still known; the newest one of an end of
+        a test, which a crash of its start may have had before.
+        """
+        for operation in reversed(self.history):
             if operation.id == operation_id:
                 return operation
         return None

@@ -204,6 +204,12 @@ class _Test:
             if known is not None:
                 return known
             there = _find(manifest, self._id)
+            if there is not None and there.state == "starting":
+                # We use its place, so nobody starts it: it is a leftover, and the sweep saw a
+                # lock that a child of this process had for the moment before it was a program.
+                raise LockedError(
+                    f"what was left of test failover {self._id} was not cleared away", "try again"
+                )
             if there is not None:  # so long that the history has forgotten it
                 self._operation.point, self._operation.started = there.point, there.started
                 return outcome_of(replica, self._operation, None)._replace(steps=())
