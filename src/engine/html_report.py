@@ -12,7 +12,7 @@ from typing import Any
 
 from .units import format_duration, format_size, printable
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --soft: #5b6470; --line: #d6dae0;
   --page: #ffffff; --card: #f5f6f8; --bar: #3366b8; --good: #1d7a46; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2aab5;
@@ -77,37 +77,48 @@ def render(facts: Mapping[str, Any]) -> str:
         f'<span class="{look}">{text(word)}</span></h1>',
         f'<p class="soft">Begun {text(operation["started"])} by {text(operation["who"])}, '
         f"ended {text(facts['ended'] or 'before its first step')}, on {text(facts['host'])}</p>",
-        _line("Because", operation["reason"]),
-        _line("What went wrong", operation["error"], "bad"),
+        line("Because", operation["reason"]),
+        line("What went wrong", operation["error"], "bad"),
         _figures(facts, operation),
-        _section("Timeline", _timeline(operation["steps"])),
-        _section("Steps", _steps(operation["steps"])),
-        _section("Checks", _checks(operation)),
-        _section("Evidence that the source is fenced", _evidence(operation["evidence"])),
-        _section("Comparison of source and replica", _cut(operation["cut"])),
-        _section("What was sent", _failback(facts["failback"])),
-        _section("Record", _record(facts, operation)),
+        section("Timeline", _timeline(operation["steps"])),
+        section("Steps", _steps(operation["steps"])),
+        section("Checks", _checks(operation)),
+        section("Evidence that the source is fenced", _evidence(operation["evidence"])),
+        section("Comparison of source and replica", _cut(operation["cut"])),
+        section("What was sent", _failback(facts["failback"])),
+        section("Record", _record(facts, operation)),
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A whole page of parts that are markup already. Nothing is loaded, no script runs.
+
+    Args:
+        style: Rules beside those that all pages have.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{text(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n"
+        f"<title>{text(title)}</title>\n<style>\n{STYLE}{style}\n</style>\n</head>\n<body>\n"
         + "\n".join(filter(None, parts))
         + "\n</body>\n</html>\n"
     )
 
 
-def _line(name: str, value: str | None, look: str = "") -> str:
+def line(name: str, value: str | None, look: str = "") -> str:
+    """A line of text under a name, where there is any."""
     return f'<p class="{look}"><b>{text(name)}:</b> {text(value)}</p>' if value else ""
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A part of the page under its title, where there is anything in it."""
     return f"<section>\n<h2>{text(title)}</h2>\n{body}\n</section>" if body else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are markup already."""
     lines = ["<tr>" + "".join(row) + "</tr>" for row in rows]
     if not lines:
@@ -117,38 +128,45 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(("<table>", head_row, "<tbody>", *lines, "</tbody>", "</table>"))
 
 
-def _cell(value: object) -> str:
-    return f"<td>{text(value)}</td>"
+def cell(value: object, look: str = "") -> str:
+    """A cell of a table: good, bad, soft, or as all others."""
+    return f'<td class="{look}">{text(value)}</td>' if look else f"<td>{text(value)}</td>"
 
 
-def _number(value: object) -> str:
-    return f'<td class="number">{text(value)}</td>'
+def number(value: object, look: str = "") -> str:
+    return f'<td class="{f"number {look}".strip()}">{text(value)}</td>'
+
+
+def card(name: str, value: object, told: str, look: str = "") -> str:
+    """A figure that is to be seen first."""
+    return (
+        f'<div>{text(name)}<b class="{look}">{text(value)}</b><small>{text(told)}</small></div>'
+    )
+
+
+def cards(all_of_them: Iterable[str]) -> str:
+    return '<div class="figures">\n' + "\n".join(all_of_them) + "\n</div>"
 
 
 def _figures(facts: Mapping[str, Any], operation: Mapping[str, Any]) -> str:
-    cards = []
-
-    def card(name: str, value: object, told: str) -> None:
-        cards.append(
-            f"<div>{text(name)}<b>{text(value)}</b><small>{text(told)}</small></div>"
-        )
-
+    rows = []
     if operation["rpo_seconds"] is not None:
         told = operation["rpo_says"]
         most = "at most " if told.startswith("at most: ") else ""
         lost = format_duration(operation["rpo_seconds"])
-        card("Data lost (RPO)", f"{most}{lost}", told.removeprefix("at most: "))
+        rows.append(card("Data lost (RPO)", f"{most}{lost}", told.removeprefix("at most: ")))
     if operation["rto_seconds"] is not None:
-        card("Time to recover (RTO)", format_duration(operation["rto_seconds"]),
-             "from the command until the machine was on")  # fmt: skip
+        took = format_duration(operation["rto_seconds"])
+        since = "from the command until the machine was on"
+        rows.append(card("Time to recover (RTO)", took, since))
     if operation["point"] is not None:
         age = facts["point_age_seconds"]
         old = "" if age is None else f", {format_duration(age)} old when it began"
-        card("Restore point", operation["point"], f"{operation['point_time']}{old}")
+        rows.append(card("Restore point", operation["point"], f"{operation['point_time']}{old}"))
     if operation["seconds"] is not None:
-        card("Steps took", format_duration(operation["seconds"]), "all together")
-    card("State", facts["state"]["after"], f"was {facts['state']['before']}")
-    return '<div class="figures">\n' + "\n".join(cards) + "\n</div>"
+        rows.append(card("Steps took", format_duration(operation["seconds"]), "all together"))
+    rows.append(card("State", facts["state"]["after"], f"was {facts['state']['before']}"))
+    return cards(rows)
 
 
 def _timeline(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -201,14 +219,14 @@ def _grid(whole: float, height: int) -> str:
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
-    return _table(
+    return table(
         ("Step", "", "Time", "What came of it"),
         (
             (
-                _cell(step["name"]),
-                _cell(step["state"]),
-                _number("" if step["seconds"] is None else format_duration(step["seconds"])),
-                _cell(step["note"]),
+                cell(step["name"]),
+                cell(step["state"]),
+                number("" if step["seconds"] is None else format_duration(step["seconds"])),
+                cell(step["note"]),
             )
             for step in steps
         ),
@@ -217,14 +235,14 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
 
 def _checks(operation: Mapping[str, Any]) -> str:
     looks = {"passed": "good", "failed": "bad", "skipped": "bad"}
-    return _table(
+    return table(
         ("Check", "", "What was found", "Skipped because"),
         (
             (
-                _cell(check["name"]),
+                cell(check["name"]),
                 f'<td class="{looks.get(check["state"], "")}">{text(check["state"])}</td>',
-                _cell(check["says"]),
-                _cell(check["reason"]),
+                cell(check["says"]),
+                cell(check["reason"]),
             )
             for check in operation["checks"]
         ),
@@ -232,10 +250,10 @@ def _checks(operation: Mapping[str, Any]) -> str:
 
 
 def _evidence(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _table(
+    return table(
         ("Kind", "Seen at", "By", "What was seen"),
         (
-            (_cell(row["kind"]), _cell(row["time"]), _cell(row["source"]), _cell(row["says"]))
+            (cell(row["kind"]), cell(row["time"]), cell(row["source"]), cell(row["says"]))
             for row in rows
         ),
     )
@@ -244,29 +262,29 @@ def _evidence(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cut(cut: Mapping[str, Any] | None) -> str:
     if cut is None or not cut["digests"]:
         return ""
-    table = _table(
+    shown = table(
         ("Disk", "XXH3-128 of both sides", "Where the source's was read"),
         (
-            (_cell(disk), f"<td><code>{text(digest)}</code></td>", _cell(cut["sources"].get(disk)))
+            (cell(disk), f"<td><code>{text(digest)}</code></td>", cell(cut["sources"].get(disk)))
             for disk, digest in cut["digests"].items()
         ),
     )
-    return f"<p>At restore point {text(cut['point'])} they were the same.</p>\n{table}"
+    return f"<p>At restore point {text(cut['point'])} they were the same.</p>\n{shown}"
 
 
 def _failback(going_on: Mapping[str, Any] | None) -> str:
     """Where each disk was sent, and how much of it."""
     if going_on is None:
         return ""
-    return _table(
+    return table(
         ("Disk", "To", "Sent", "Read", "Compared, because"),
         (
             (
-                _cell(disk),
-                _cell(f"{target['place']} ({target['kind']})"),
-                _number(format_size(target["sent_bytes"])),
-                _number(format_size(target["read_bytes"])),
-                _cell(target["lineage"] or "not needed: it was known what it has"),
+                cell(disk),
+                cell(f"{target['place']} ({target['kind']})"),
+                number(format_size(target["sent_bytes"])),
+                number(format_size(target["read_bytes"])),
+                cell(target["lineage"] or "not needed: it was known what it has"),
             )
             for disk, target in going_on["targets"].items()
         ),
@@ -284,10 +302,10 @@ def _record(facts: Mapping[str, Any], operation: Mapping[str, Any]) -> str:
         ("Audit log", "" if log is None else f"{log['lines']}:{log['hash']}"),
         ("Written", facts["written"]),
     ]  # fmt: skip
-    table = _table(
+    shown = table(
         ("", ""),
-        ((_cell(name), f"<td><code>{text(value)}</code></td>") for name, value in rows if value),
+        ((cell(name), f"<td><code>{text(value)}</code></td>") for name, value in rows if value),
     )
     told = "rollpoint audit verify DIR --expect says whether the log still has that line."
-    return table + (f'\n<p class="soft">{text(told)}</p>' if log is not None else "")
+    return shown + (f'\n<p class="soft">{text(told)}</p>' if log is not None else "")
 
