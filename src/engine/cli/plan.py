@@ -36,6 +36,7 @@ from .plan_options import (
 
 if TYPE_CHECKING:
     from ..plans.running import Only, Settings
+    from ..plans.stream import Stream
 
 _ENDINGS: dict[RunKind, str] = {
     "undo": "End what the newest run brought up, in reverse order: back to replication.",
@@ -130,25 +131,33 @@ def _begin(
 ) -> None:
     from ..plans import file as files
     from ..plans import running
+    from .plan_drive import streaming
 
     plan = files.load(file).name
-    begun = running.start(file, kind, where, only=meant, reason=reason, skip=skip)
-    _carry_out(plan, begun, where, as_json, events)
+    with streaming(events) as stream:  # before anything is begun: it may be no place for them
+        begun = running.start(file, kind, where, only=meant, reason=reason, skip=skip)
+        _carry_out(plan, begun, where, as_json, stream)
 
 
 def _carry_out(
-    plan: str, run: str, where: Settings, as_json: bool, events: str, take_over: bool = False
+    plan: str,
+    run: str,
+    where: Settings,
+    as_json: bool,
+    stream: Stream | None,
+    take_over: bool = False,
 ) -> None:
     from ..plans import running
     from . import plan_drive, plan_tell
 
     state, code = plan_drive.drive(
-        plan, run, where, as_json=as_json, events=events, take_over=take_over
+        plan, run, where, as_json=as_json, stream=stream, take_over=take_over
     )
     page = ""
     if state.ended:
         with running.opened(plan, where) as store:
-            page = running.write_report(store, state, where)[1]
+            data, page = running.write_report(store, state, where)
+            page = page or data
     plan_tell.tell(state, as_json, report=page, driven=None if state.ended else False)
     raise typer.Exit(code)
 
@@ -238,6 +247,7 @@ def _ask(
     """Ask, and where no process carries the run out do that here."""
     from ..plans import running
     from . import plan_tell
+    from .plan_drive import streaming
 
     with stored(file, where) as (plan, store):
         known = run_of(store, plan)
@@ -248,4 +258,5 @@ def _ask(
     if is_driven or kind == "paused":
         plan_tell.tell(known, as_json, driven=is_driven)
     else:
-        _carry_out(plan, known.spec.run, where, as_json, events, take_over)
+        with streaming(events) as stream:
+            _carry_out(plan, known.spec.run, where, as_json, stream, take_over)

@@ -102,22 +102,22 @@ class Cockpit:
         self.interrupts += 1
 
     def _heed(self, state: RunState) -> None:
+        """Once: what has begun is finished. Twice: the step that each task is in."""
         if not self.interrupts or state.ended:
             return
         at = [n for n in state.nodes.values() if n.state in ("queued", "running")]
-        if self.interrupts > self._heeded:
-            self._heeded = self.interrupts
-            if self.interrupts == 1 and not (state.paused or state.asked_to_cancel):
+        if self._heeded == 0:
+            if not (state.paused or state.asked_to_cancel):
                 self._request("paused")
-            if self.interrupts > 1 and all(is_looking(node) for node in at):
-                self.stop.set()
-                return
             self._say(
                 f"pausing: {len(at)} task(s) that have begun are finished, then this ends; "
-                f"{go_on(state)} goes on"
+                f"{go_on(state)} goes on. Ctrl-C again: only the step that each is in"
             )
-        paused = state.paused or state.asked_to_cancel
-        if paused and not at:
+        if self._heeded < 2 <= self.interrupts:
+            self._say(f"ending as soon as each task's step is done; {go_on(state)} goes on")
+            self.stop.set()
+        self._heeded = self.interrupts
+        if (state.paused or state.asked_to_cancel) and not at:
             self.stop.set()
 
     def _say(self, text: str) -> None:
@@ -180,11 +180,6 @@ class Cockpit:
             self._say(error.message)
 
 
-def is_looking(node: NodeState) -> bool:
-    """Whether a task has nothing under way but looks of a gate, which may be begun anew."""
-    return node.state == "running" and node.stage in {gate["name"] for gate in node.gates}
-
-
 @contextlib.contextmanager
 def _single_keys() -> Iterator[None]:
     """Keys come without a return, and are not shown."""
@@ -202,7 +197,7 @@ def drive(
     where: Settings,
     *,
     as_json: bool,
-    events: str = "",
+    stream: Stream | None = None,
     take_over: bool = False,
 ) -> tuple[RunState, int]:
     """Carry a run out. The run, and the exit code that it stands for.
@@ -214,7 +209,7 @@ def drive(
 
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(running.opened(plan, where))
-        cockpit = Cockpit(store, live=not as_json and _is_live(), stream=_stream(stack, events))
+        cockpit = Cockpit(store, live=not as_json and _is_live(), stream=stream)
         with cockpit.shown():
             state = running.drive(
                 plan, run, where, on_events=cockpit.see, stop=cockpit.stop, take_over=take_over
@@ -234,7 +229,8 @@ def watch(
 
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(running.opened(plan, where))
-        cockpit = _Onlooker(store, live=live and _is_live(), stream=_stream(stack, events))
+        stream = stack.enter_context(streaming(events))
+        cockpit = _Onlooker(store, live=live and _is_live(), stream=stream)
         stack.enter_context(cockpit.shown())
         cockpit.see(all_events(store, state.spec.run), state)
         while not state.ended and not cockpit.stop.is_set():
@@ -255,9 +251,17 @@ def _is_live() -> bool:
     return sys.stderr.isatty()
 
 
-def _stream(stack: contextlib.ExitStack, events: str) -> Stream | None:
+@contextlib.contextmanager
+def streaming(events: str) -> Iterator[Stream | None]:
+    """Where events go to; None: nowhere.
+
+    Raises:
+        UsageError: They cannot.
+    """
     if not events:
-        return None
+        yield None
+        return
     from ..plans.stream import Stream
 
-    return stack.enter_context(Stream(events))
+    with Stream(events) as stream:
+        yield stream
