@@ -19,6 +19,7 @@ import pytest
 from plan_command import run as plan_command
 from plan_world import make_replica
 from replicas import WAIT_SECONDS, wait_until
+from rollpoint import operation
 from rollpoint.plans import running
 from rollpoint.plans.events import Event, fold
 from rollpoint.replica import Replica
@@ -209,6 +210,22 @@ def test_misuse_is_2_and_begins_nothing(tmp_path: Path) -> None:
     site.plan = tmp_path / "other.toml"
     site.json("status", code=2)
     assert not (tmp_path / "state" / "plans" / "other.sqlite").exists()
+
+
+def test_check_tells_what_would_stop_a_run_and_how_long_it_takes(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    fine = site.json("check", "--test")
+    assert (fine["stops"], fine["kind"], len(fine["rows"])) == (False, "test", 3)
+    text = site.call("check", "--test")
+    assert "plan site (test): nothing would stop it" in text
+    with Replica.open(tmp_path / "replicas" / "db-1") as replica:
+        operation.failover(replica, power_on=False, convert=False)
+    text = site.call("check", "--unplanned", code=1)
+    assert "STOPS   db/db-1: " in text
+    assert "plan site (unplanned): would be stopped" in text
+    assert not site.json("check", "--group", "web")["stops"]
+    lines = site.call("check", "--group", "web").splitlines()
+    assert lines[0].split("\t")[:3] == ["web", "web-1", "Ready"]
 
 
 def test_a_run_can_be_paused_also_when_its_plan_file_is_spoilt(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     group = typer.Typer(help="Fail many replicas over, in order.", no_args_is_help=True)
     commands: dict[str, Callable[..., None]] = {
+        "check": plan_look.check,
         "run": run,
         "status": plan_look.status,
         "pause": pause,

@@ -1,4 +1,4 @@
-"""rollpoint plan status, report, events, runs: commands that only look."""
+"""rollpoint plan check, status, report, events, runs: commands that only look."""
 
 from __future__ import annotations
 
@@ -14,12 +14,41 @@ from .plan_options import (
     Database,
     EventsTo,
     File,
+    Groups,
+    Planned,
+    Replicas,
     Run,
     State,
+    Test,
+    Unplanned,
+    kind_of,
+    only,
     run_of,
     settings,
     stored,
 )
+
+
+def check(
+    file: File,
+    test: Test = False,
+    planned: Planned = False,
+    unplanned: Unplanned = False,
+    group: Groups = None,
+    replica: Replicas = None,
+    database: Database = "",
+    state: State = "",
+    as_json: AsJson = False,
+) -> None:
+    """Look whether a run would come through, and how long it is likely to take.
+
+    Ends with 1 when something would stop it. Without a kind it is checked as --unplanned.
+    """
+    from .plan_check import show
+
+    kind = kind_of(test, planned, unplanned) or "unplanned"
+    meant = only(group, replica) if group or replica else None
+    raise typer.Exit(show(file, kind, settings(state, database), meant, as_json))
 
 
 def status(
