@@ -20,6 +20,7 @@ from . import file, order, shaping
 from . import survey as survey_of
 from .events import RunState
 from .found import Problem, Readiness
+from .servers import Opens
 from .shape import Shape
 from .tables import FORWARD, Gate, Group, Plan, RunKind, Script
 
@@ -92,14 +93,23 @@ class _Guess(NamedTuple):
 
 
 def hosts(
-    plan: Plan, plan_path: str, kind: RunKind, store: Store | None
+    plan: Plan, plan_path: str, kind: RunKind, store: Store | None, opens: Opens | None = None
 ) -> Callable[[Group], list[Readiness]]:
-    """What asks the mount host of a group, for check; store: to reach other ones than this."""
+    """What asks the mount host of a group, for check.
+
+    Args:
+        store: To reach other mount hosts than this one.
+        opens: Where replicas of this one run, instead of what replica.toml says.
+    """
     from . import asking
 
     def look(group: Group) -> list[Readiness]:
         request = survey_of.request(plan, plan_path, group, kind, what="look")
-        return msgspec.json.decode(asking.ask(store, request), type=list[Readiness])
+        if group.queue:
+            said = asking.ask(store, request)
+        else:
+            said = survey_of.answer(msgspec.json.encode(request).decode(), opens)
+        return msgspec.json.decode(said, type=list[Readiness])
 
     return look
 
@@ -295,7 +305,8 @@ def _told(
     alone = [key for key in replicas if key in known and key not in whole]
     parts = []
     if whole:
-        parts.append(f"{_replicas(len(whole))} from {_count(len(runs), 'earlier run')}")
+        earlier = "1 earlier run" if len(runs) == 1 else f"{len(runs)} earlier runs"
+        parts.append(f"{_replicas(len(whole))} from {earlier}")
     if alone:
         parts.append(f"{_replicas(len(alone))} from operations of {_its(len(alone))} own")
         groups = {key.partition("/")[0] for key in alone}

@@ -7,8 +7,11 @@ point is marked. Hypervisors are asked, each one once for all replicas, and not 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from .. import config, conversion, rationing, rehearsal, view
+import msgspec
+
+from .. import config, control, conversion, rationing, rehearsal, rpo, view
 from ..config import Config
 from ..errors import Error, UsageError
 from ..manifest import Manifest, Operation
@@ -170,27 +173,31 @@ class _Look:
         points = self._replica.points
         row.points = len(points)
         row.newest = points.latest.time if len(points) else ""
-        late = self._replica.rpo(points)
+        status = self._ask_ingest()
+        row.ingest = status is not None
+        newest = points.latest if len(points) else None
+        late = rpo.report(manifest.rpo, manifest.gaps, newest, status)
         now = late["group"]
         row.rpo_seconds = now.get("now_seconds") if isinstance(now, dict) else None
-        row.ingest = choosing.is_ingesting(self._replica)
         if row.rpo_target is None and manifest.rpo is not None:
             row.rpo_target = manifest.rpo.target_seconds or None
-        row.gap = next((gap.cause for gap in manifest.gaps if gap.end is None), "")
+        lasting = next((gap for gap in manifest.gaps if gap.end is None), None)
+        gap = (msgspec.to_builtins(lasting) if status is None else status.get("gap")) or {}
+        row.gap = gap.get("cause", "")
         if self._kind not in FORWARD or manifest.state == "Failover":
             return
         if not len(points):
             _add(row, "point", "it has no restore point yet", "mark one with: rollpoint mark")
             return
-        newest = f"the newest point is of {row.newest}"
+        told = f"the newest point is of {row.newest}"
         if row.gap:
-            says = f"a gap lasts since {self._gap_start()}: {row.gap}; {newest}"
+            says = f"a gap lasts since {gap['start']}: {row.gap}; {told}"
             _add(row, "gap", says, "see the source, and that it catches up", stops=False)
         elif manifest.held:
-            says = f"replication is on hold; {newest}"
+            says = f"replication is on hold; {told}"
             _add(row, "held", says, "rollpoint release lets it go on", stops=False)
         elif not row.ingest and manifest.state == "Ready":
-            says = f"no ingest runs, so nothing comes in from the source; {newest}"
+            says = f"no ingest runs, so nothing comes in from the source; {told}"
             _add(row, "ingest", says, f"rollpoint ingest {row.directory}", stops=False)
         if row.rpo_seconds is not None and row.rpo_target and row.rpo_seconds > row.rpo_target:
             _add(
@@ -202,8 +209,12 @@ class _Look:
                 stops=False,
             )
 
-    def _gap_start(self) -> str:
-        return next(gap.start for gap in self._manifest.gaps if gap.end is None)
+    def _ask_ingest(self) -> dict[str, Any] | None:
+        """What it says of itself, which the manifest learns later; None: none answers."""
+        try:
+            return control.ask(self._replica.control_path, "status", choosing.ASK_SECONDS)
+        except Error:
+            return None
 
     def _rehearsal(self) -> None:
         row = self._row

@@ -29,6 +29,7 @@ from .found import What
 from .readiness import history as history
 from .readiness import look as look
 from .readiness import look_all as look_all
+from .servers import Opens
 from .tables import Group, Plan, RunKind
 
 LABEL = "label:"
@@ -83,8 +84,12 @@ def _places(plan: Plan, path: str, group: Group) -> list[str]:
         return [path] * len(group.replicas)
 
 
-def answer(text: str) -> str:
+def answer(text: str, opens: Opens | None = None) -> str:
     """The answer to a Request, both as JSON: a Resolved, or for "look" a list of Readiness.
+
+    Args:
+        opens: Directory of a replica -> where it runs and where its source runs, instead of
+            what replica.toml says.
 
     Raises:
         UsageError: A text of the group means no replica here.
@@ -93,7 +98,7 @@ def answer(text: str) -> str:
     asked = msgspec.json.decode(text, type=Request)
     found = resolve(asked.group, asked.root, asked.places)
     if asked.what == "look":
-        return msgspec.json.encode(look_all(asked.group, found, asked.kind)).decode()
+        return msgspec.json.encode(look_all(asked.group, found, asked.kind, opens)).decode()
     points = choosing.choose(asked.group, found, asked.kind, asked.run)
     return msgspec.json.encode(Resolved(found=found, points=points)).decode()
 
