@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from replicas import Source, empty_model, ingesting, make
 from rollpoint import audit, control, monitoring, operation, replication
@@ -212,6 +214,16 @@ def test_names_of_any_bytes_are_labels(tmp_path: Path) -> None:
     make(Path(os.fsdecode(folder)) / "r")
     text = Exporter([os.fsdecode(folder)]).text().decode()
     assert samples(text)["rollpoint_replica_readable", ("r",)] == 1
+
+
+def test_the_page_tells_every_metric_and_no_other(tmp_path: Path) -> None:
+    make(tmp_path / "r")
+    families = text_string_to_metric_families(Exporter([str(tmp_path)]).text().decode())
+    made = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    page = (ROOT / "docs" / "plans.md").read_text()
+    table = page[page.index("## Metrics") : page.index("Worth an alarm")]
+    rows = re.findall(r"^\| (`rollpoint_.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == made
 
 
 # ---- over HTTP, and from the command line ----
