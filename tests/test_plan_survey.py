@@ -17,7 +17,7 @@ from rollpoint.plans.found import Found, Request, Resolved
 from rollpoint.plans.tables import Group, RunKind
 from rollpoint.points import Point
 from rollpoint.replica import Replica
-from rollpoint.units import format_time
+from rollpoint.units import format_time, parse_time
 
 SIZES = {"a": 64 << 10}
 
@@ -117,6 +117,32 @@ def test_an_unknown_replica_is_told_with_the_line_of_the_plan(site: Path) -> Non
     answer = asked_of(survey.request(plan, str(path), plan.group[0], "test"))
     assert names(answer.found) == ["db01"]
     assert answer.points == {"db01": "latest"}
+
+
+def test_the_place_of_replicas_on_another_host_has_to_be_said(site: Path) -> None:
+    path = site / "site.toml"
+    path.write_text(
+        'version = 1\n[[group]]\nname = "db"\nreplicas = ["db01"]\nqueue = "elsewhere"\n'
+    )
+    plan = file.load(str(path))
+    with pytest.raises(UsageError, match=r"site\.toml, line 5: group db is on another") as caught:
+        survey.request(plan, str(path), plan.group[0], "test")
+    assert 'root = "/..."' in caught.value.hint
+    said = msgspec.structs.replace(plan.group[0], root="/there")
+    assert survey.request(plan, str(path), said, "test").root == "/there"
+
+
+def test_a_moment_without_an_offset_is_meant_where_the_plan_lies(site: Path) -> None:
+    path = site / "site.toml"
+    path.write_text(
+        'version = 1\nrpo_target = "5m"\n'
+        '[[group]]\nname = "db"\nreplicas = ["db01"]\npoint = "2026-01-02T03:04:05"\n'
+    )
+    plan = file.load(str(path))
+    asked = survey.request(plan, str(path), plan.group[0], "test")
+    assert asked.group.point.endswith("Z")
+    assert parse_time(asked.group.point) == parse_time("2026-01-02T03:04:05")
+    assert asked.group.rpo_target == "5m"
 
 
 def test_who_is_left_out_of_everything_is_told(site: Path) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import Error, UsageError
 from ..units import format_duration, parse_duration, parse_time
-from . import file, order, shaping
+from . import order, shaping
 from . import survey as survey_of
 from .events import RunState
 from .found import Problem, Readiness
@@ -177,7 +177,7 @@ def _shape(
     try:
         whole = shaping.build(plan, kind, found, {})
     except UsageError as error:
-        says = f"{_place(path, ('group',))}: {error.message}"
+        says = f"{survey_of.place(path, ('group',))}: {error.message}"
         problems.append(Problem(what="plan", says=says, hint=error.hint))
         return None
     if only is None:
@@ -188,13 +188,6 @@ def _shape(
         if not problems:
             raise
         return None  # it may be in a group that could not be looked at
-
-
-def _place(path: str, keys: Iterable[str | int]) -> str:
-    try:
-        return file.place(path, keys)
-    except Error:  # the file has changed under our eyes
-        return path
 
 
 # ---- how long it takes ----

@@ -14,7 +14,7 @@ from .servers import Servers
 from .tables import RunKind
 
 FENCED = "source-fenced"
-_SKIP = f"skip the check {FENCED} in the group, with a reason"
+_SKIP = f"skip the check {FENCED} in the group, or with --skip, and say why"
 
 
 def look(row: Readiness, said: Config, kind: RunKind, skipped: bool, servers: Servers) -> None:

@@ -158,12 +158,6 @@ def _forward(
     found: dict[str, list[Found]] = {}
     points: dict[str, str] = {}
     for group in plan.group:
-        if group.queue and not os.path.isabs(group.root or plan.replicas):
-            raise UsageError(
-                f"{path}: group {group.name} is on queue {group.queue!r}, and its root is no "
-                "absolute directory there",
-                'say root = "/..." in the group',
-            )
         request = survey.request(plan, path, group, kind, run=run)
         answer = msgspec.json.decode(ask(store, request), type=Resolved)
         found[group.name] = answer.found

@@ -44,15 +44,26 @@ def request(
 
     Args:
         path: Of the plan file.
+
+    Raises:
+        UsageError: It is another mount host, and where the replicas lie there is not said.
     """
     from . import file
 
+    number = next(at for at, one in enumerate(plan.group) if one.name == group.name)
+    if group.queue and not os.path.isabs(group.root or plan.replicas):
+        raise UsageError(
+            f"{place(path, ('group', number, 'queue'))}: group {group.name} is on another mount "
+            f"host, {group.queue}, and its root is no absolute directory there",
+            'write root = "/..." in the group',
+        )
     said = msgspec.structs.replace(
         group,
         # Without an offset it is meant in the time zone of whoever wrote the plan.
         point=_with_offset(group.point),
         rpo_target=group.rpo_target or plan.rpo_target,
     )
+    texts = range(len(group.replicas))
     return Request(
         what=what,
         group=said,
@@ -60,8 +71,18 @@ def request(
         kind=kind,
         run=run,
         plan=plan.name,
-        places=_places(plan, path, group),
+        places=[place(path, ("group", number, "replicas", text)) for text in texts],
     )
+
+
+def place(path: str, keys: Sequence[str | int]) -> str:
+    """Where a plan says something, for messages: "site.toml, line 12"."""
+    from . import file
+
+    try:
+        return file.place(path, keys)
+    except Error:  # the file has changed under our eyes
+        return path
 
 
 def _with_offset(point: str) -> str:
@@ -69,19 +90,6 @@ def _with_offset(point: str) -> str:
         return format_time(parse_time(point))
     except UsageError:
         return point
-
-
-def _places(plan: Plan, path: str, group: Group) -> list[str]:
-    from . import file
-
-    number = next(place for place, one in enumerate(plan.group) if one.name == group.name)
-    try:
-        return [
-            file.place(path, ("group", number, "replicas", place))
-            for place in range(len(group.replicas))
-        ]
-    except Error:  # the file has changed under our eyes
-        return [path] * len(group.replicas)
 
 
 def answer(text: str, opens: Opens | None = None) -> str:
