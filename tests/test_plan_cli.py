@@ -352,9 +352,10 @@ def terminal(site: Site, command: str, *more: object) -> Iterator[tuple[Terminal
     with site.process(command, *more, env=environment, **how) as process:
         os.close(slave)
         try:
-            yield Terminal(master), process
+            screen = Terminal(master)
+            yield screen, process
         finally:
-            os.close(master)
+            os.close(screen.master)
 
 
 @pytest.mark.long
@@ -388,6 +389,20 @@ def test_a_prompt_is_answered_in_another_terminal_and_goes_away(tmp_path: Path) 
             assert process.wait(WAIT_SECONDS) == 0
             assert onlooker.wait(WAIT_SECONDS) == 0
     assert "r: retry" not in screen.text[screen.text.rindex("1 skipped") :]
+
+
+@pytest.mark.long
+def test_a_connection_that_breaks_does_not_stop_a_run(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.broken("db-2")
+    with terminal(site, "run", "--unplanned") as (screen, process):
+        screen.until(lambda text: "db/db-2 failed.  r: retry" in text)
+        process.send_signal(signal.SIGHUP)
+        os.close(screen.master)
+        screen.master = os.open(os.devnull, os.O_RDONLY)
+        site.json("skip", "db-2")
+        assert process.wait(WAIT_SECONDS) == 0
+    assert site.replica("web-1") == "Failover"
 
 
 # ---- programs ----

@@ -54,7 +54,7 @@ class Cockpit:
         self._answered: set[tuple[str, int]] = set()
         self._confirms = False  # the next key says whether the run is really cancelled
         self._note = ""
-        self._keys = live and sys.stdin is not None and sys.stdin.isatty()
+        self._keys = live and os.isatty(0) and _in_front()
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -63,6 +63,9 @@ class Cockpit:
             for number in (signal.SIGINT, signal.SIGTERM):
                 former = signal.signal(number, self._interrupt)
                 stack.callback(signal.signal, number, former)
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+                stack.callback(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+                signal.signal(signal.SIGHUP, self._lose_terminal)
             if self._keys:
                 stack.enter_context(_single_keys())
             if self._is_live:
@@ -87,6 +90,10 @@ class Cockpit:
         self._answer(state)
         self._heed(state)
 
+    def tell(self, says: str) -> None:
+        """Of the database: it is away, or with "" back. Called by any thread."""
+        self._say(f"{says}; all waits for it" if says else "the database is back")
+
     def _drawn(self) -> Any:
         from rich.text import Text
 
@@ -100,6 +107,15 @@ class Cockpit:
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self.interrupts += 1
+
+    def _lose_terminal(self, _number: int, _frame: FrameType | None) -> None:
+        """A connection that breaks does not stop a failover: it goes on without a terminal."""
+        self._keys = False
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            if os.isatty(number):
+                os.dup2(nowhere, number)
+        os.close(nowhere)
 
     def _heed(self, state: RunState) -> None:
         """Once: what has begun is finished. Twice: the step that each task is in."""
@@ -162,7 +178,7 @@ class Cockpit:
 
     def _pressed(self) -> str:
         pressed = ""
-        while self._keys and select.select([0], [], [], 0)[0]:
+        while self._keys and _in_front() and select.select([0], [], [], 0)[0]:
             data = os.read(0, 64)
             if not data:
                 self._keys = False  # the terminal is gone
@@ -180,6 +196,14 @@ class Cockpit:
             self._say(error.message)
 
 
+def _in_front() -> bool:
+    """Whether the terminal is ours: one that is in the background would be stopped by it."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return os.isatty(0)  # it controls nobody here
+
+
 @contextlib.contextmanager
 def _single_keys() -> Iterator[None]:
     """Keys come without a return, and are not shown."""
@@ -188,7 +212,9 @@ def _single_keys() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        if _in_front():
+            with contextlib.suppress(termios.error, OSError):  # the terminal is gone
+                termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def drive(
@@ -212,7 +238,13 @@ def drive(
         cockpit = Cockpit(store, live=not as_json and _is_live(), stream=stream)
         with cockpit.shown():
             state = running.drive(
-                plan, run, where, on_events=cockpit.see, stop=cockpit.stop, take_over=take_over
+                plan,
+                run,
+                where,
+                on_events=cockpit.see,
+                stop=cockpit.stop,
+                take_over=take_over,
+                tell=cockpit.tell,
             )
     if not state.ended:
         return state, INTERRUPTED

@@ -69,8 +69,10 @@ def settings(state: str = "", database: str = "") -> Settings:
 
 
 @contextlib.contextmanager
-def opened(plan: str, where: Settings) -> Iterator[Store]:
-    """The database of a plan's runs."""
+def opened(
+    plan: str, where: Settings, tell: Callable[[str], None] | None = None
+) -> Iterator[Store]:
+    """The database of a plan's runs. tell: see Store.open."""
     url = where.database
     if not url:
         folder = os.path.join(where.state, "plans")
@@ -82,7 +84,7 @@ def opened(plan: str, where: Settings) -> Iterator[Store]:
                 f"name another directory with --state, or in {STATE_ENV}",
             ) from None
         url = f"sqlite:///{folder}/{plan}.sqlite"
-    store = Store.open(url)
+    store = Store.open(url, tell=tell)
     try:
         yield store
     finally:
@@ -236,8 +238,12 @@ def drive(
     on_events: OnEvents | None = None,
     stop: threading.Event | None = None,
     take_over: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> RunState:
     """Carry a run out to its end, or until `stop` is set; a report is written at its end.
+
+    Args:
+        tell: Called when the database goes away, and with "" when it is back.
 
     Raises:
         LockedError: Another process drives it.
@@ -245,7 +251,7 @@ def drive(
     """
     from .durable import Host
 
-    with opened(plan, where) as store:
+    with opened(plan, where, tell) as store:
         name = local_queue(plan)
         with store.lock(name, {"run": run}, take_over) as life:
             host = Host(store, life, [name], where.hypervisors)
