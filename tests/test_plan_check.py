@@ -343,7 +343,7 @@ def test_a_source_alone_that_can_be_lost_with_its_host_is_told(place: Path) -> N
     ("text", "deaf", "told"),
     [
         ("", False, "replica.toml does not say what that is"),
-        (f"[source]\n{MACHINE}", True, "does not answer"),
+        (f"[source]\n{MACHINE}", True, "no answer from the source's hypervisor"),
         ('[source]\nmachine = "db"\n', False, "knows no machine db"),
     ],
 )
@@ -353,6 +353,18 @@ def test_a_planned_run_needs_the_source(place: Path, text: str, deaf: bool, told
     assert found is not None
     assert found.stops
     assert told in found.says
+
+
+@pytest.mark.parametrize(
+    ("more", "stopped"), [("", True), (FENCE, False), ("[fencing]\naccept = ['none']\n", False)]
+)
+def test_a_source_that_nobody_knows_proves_nothing(place: Path, more: str, stopped: bool) -> None:
+    toml(place, f'[source]\nmachine = "db"\n{more}')
+    row = look(place)
+    assert row.proof.answers
+    assert row.proof.says == "qemu knows no machine db"
+    assert ("source" in stops(row)) is stopped
+    assert "source" not in stops(look(place, "test"))
 
 
 def test_a_planned_run_with_its_source_needs_no_evidence(place: Path) -> None:
@@ -633,7 +645,8 @@ def test_a_host_that_is_away_and_a_plan_that_is_wrong_stop_it() -> None:
     (one,) = report.problems
     assert (one.what, one.group, one.hint) == ("host", "web", "start one")
     assert len(report.rows) == 1
-    assert "some groups could not be looked at" in report.predicted_says
+    assert report.unknown == ["web"]
+    assert "not counted, because nothing is known of it: web" in report.predicted_says
     errors = [UsageError('p.toml, line 3: group web: "x" means nothing')]
     report = checking.check(plan_of(db, web), "p.toml", "unplanned", survey=asked)
     assert [one.what for one in report.problems] == ["plan"]
@@ -721,7 +734,7 @@ def test_mistakes_of_the_plan_are_told_with_their_place(site: Path, tmp_path: Pa
     report = checked(site, "test", power)
     (wrong,) = (one for one in report.problems if one.stops)
     assert wrong.what == "plan"
-    assert "site.toml, line" in wrong.says
+    assert wrong.says.startswith(f"{site}, line 11: "), "where the second one is"
     assert "the groups db and web both name the replica db-1" in wrong.says
     site.write_text(text.replace('"web-*"', '"web-*",\n  "web-3"'))
     report = checked(site, "test", power)

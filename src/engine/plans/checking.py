@@ -69,7 +69,8 @@ class Report(msgspec.Struct, kw_only=True):
         predicted_seconds: For the whole run; None: unknown. Where something in it is
             unknown it takes longer, and predicted_says says so.
         predicted_says: What the number is based on, and what it leaves out.
-        unknown: Keys of tasks of which it is not known how long they take.
+        unknown: Keys of tasks of which it is not known how long they take, and groups that
+            could not be looked at.
         rto_target: Of the plan, in seconds.
         stops: Something would stop the run.
     """
@@ -148,7 +149,7 @@ def check(
             )
     report = Report(plan=plan.name, kind=kind, rows=[], problems=problems)
     report.rto_target = parse_duration(plan.rto_target) if plan.rto_target else None
-    complete = not problems
+    missing = [problem.group for problem in problems]
     shape = _shape(plan, plan_path, kind, found, problems, only)
     rows = [
         Row(readiness=one)
@@ -159,7 +160,7 @@ def check(
     report.rows = rows
     problems += [problem for row in rows for problem in row.readiness.problems]
     if shape is not None:
-        _predict(plan, report, shape, history, complete)
+        _predict(plan, report, shape, history, missing)
     problems.sort(key=lambda problem: not problem.stops)
     report.stops = any(problem.stops for problem in problems)
     return report
@@ -177,7 +178,8 @@ def _shape(
     try:
         whole = shaping.build(plan, kind, found, {})
     except UsageError as error:
-        says = f"{survey_of.place(path, ('group',))}: {error.message}"
+        where = survey_of.place(path, ("group", _second(plan, found), "replicas"))
+        says = f"{where}: {error.message}"
         problems.append(Problem(what="plan", says=says, hint=error.hint))
         return None
     if only is None:
@@ -190,11 +192,22 @@ def _shape(
         return None  # it may be in a group that could not be looked at
 
 
+def _second(plan: Plan, found: Mapping[str, Sequence[Readiness]]) -> int:
+    """The group that names what is named already."""
+    seen: set[tuple[str, str]] = set()
+    for number, group in enumerate(plan.group):
+        mine = [(group.queue, one.directory) for one in found.get(group.name, ())]
+        if seen & set(mine):
+            return number
+        seen |= set(mine)
+    return 0
+
+
 # ---- how long it takes ----
 
 
 def _predict(
-    plan: Plan, report: Report, shape: Shape, history: Iterable[RunState], complete: bool
+    plan: Plan, report: Report, shape: Shape, history: Iterable[RunState], missing: Sequence[str]
 ) -> None:
     runs = list(itertools.islice((s for s in history if s.spec.kind == report.kind), RUNS_MAX))
     known: dict[str, _Guess] = {}
@@ -205,9 +218,10 @@ def _predict(
             guess = _of_replica(rows[key].readiness, report.kind)
         if guess is not None:
             known[key] = guess
-    report.unknown = [key for key in shape.nodes if key not in known]
+    # Of a group that could not be looked at not even the replicas are known.
+    report.unknown = [*missing, *(key for key in shape.nodes if key not in known)]
     times = order.simulate(shape, {key: guess.seconds for key, guess in known.items()})
-    certain = complete and not report.unknown
+    certain = not report.unknown
     for key, row in rows.items():
         if key in known:
             row.seconds, row.based_on = known[key]
@@ -216,7 +230,7 @@ def _predict(
         _against_target(plan, row, report)
     if any(key in known for key in rows):
         report.predicted_seconds = max(end for _, end in times.values())
-    report.predicted_says = _told(plan, report, known, runs, complete)
+    report.predicted_says = _told(plan, report, known, runs)
     seconds, target = report.predicted_seconds, report.rto_target
     if seconds is not None and target is not None and seconds > target and report.kind in FORWARD:
         report.problems.append(
@@ -290,7 +304,6 @@ def _told(
     report: Report,
     known: Mapping[str, _Guess],
     runs: Sequence[RunState],
-    complete: bool,
 ) -> str:
     """What the prediction is based on, and what it leaves out."""
     replicas = [f"{row.readiness.group}/{row.readiness.name}" for row in report.rows]
@@ -308,8 +321,6 @@ def _told(
     if report.unknown:
         shown = ", ".join(report.unknown[:5]) + (", ..." if len(report.unknown) > 5 else "")
         parts.append(f"not counted, because nothing is known of it: {shown}")
-    if not complete:
-        parts.append("some groups could not be looked at, and are not counted")
     return "; ".join(parts)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .. import planned
 from ..config import Config
-from ..errors import Error
+from ..errors import Error, NotFoundError
 from ..hypervisor.base import Hypervisor
 from .found import Problem, Proof, Readiness
 from .servers import Servers
@@ -34,7 +34,7 @@ def look(row: Readiness, said: Config, kind: RunKind, skipped: bool, servers: Se
     if kind == "planned":
         planned.source_table(said)
         if error is not None:
-            _add(row, f"the source's hypervisor does not answer: {error.message}", error.hint)
+            _add(row, f"the source cannot be shut down: {error.message}", error.hint)
     if kind != "unplanned" or "none" in said.fencing.accept:
         return
     can: list[str] = []
@@ -54,15 +54,16 @@ def look(row: Readiness, said: Config, kind: RunKind, skipped: bool, servers: Se
     elif proof.kinds == ["powered_off_confirmed"]:
         alone = "only the source's hypervisor can prove that the source is off"
         if error is not None:
-            says = f"{alone}, and it does not answer: {error.message}"
-            _add(row, says, f"set [source].fence; or {_SKIP}")
+            says = f"{alone}, and now it could not: {error.message}"
+            hint = f"{error.hint}; " if error.hint else ""
+            _add(row, says, f"{hint}set [source].fence; or {_SKIP}")
         else:
             says = f"{alone}: where that is lost too, nothing does"
             _add(row, says, "set [source].fence", stops=False)
 
 
 def _ask(row: Readiness, said: Config, servers: Servers) -> Error | None:
-    """How the source is; returns why that cannot be told."""
+    """How the source is; returns why that cannot be told. It is in row.proof."""
     table, proof = said.source, row.proof
     assert table is not None
     hypervisor: Hypervisor | None = None
@@ -76,11 +77,11 @@ def _ask(row: Readiness, said: Config, servers: Servers) -> Error | None:
         proof.answers, proof.says = False, error.message
         return error
     proof.answers = True
-    proof.says = f"machine {table.machine} is {state}"
-    if not known:
-        proof.says = f"{hypervisor.kind} knows no machine {table.machine}"
-        _add(row, proof.says, "correct [source].machine")
-    return None
+    if known:
+        proof.says = f"machine {table.machine} is {state}"
+        return None
+    proof.says = f"{hypervisor.kind} knows no machine {table.machine}"
+    return NotFoundError(proof.says, "correct [source].machine")
 
 
 def _add(row: Readiness, says: str, hint: str, *, stops: bool = True) -> None:
