@@ -154,11 +154,7 @@ def _carry_out(
     state, code = plan_drive.drive(
         plan, run, where, as_json=as_json, stream=stream, take_over=take_over
     )
-    page = ""
-    if state.ended:
-        with running.opened(plan, where) as store:
-            data, page = running.write_report(store, state, where)
-            page = page or data
+    page = running.report_page(state, where) if state.ended else ""
     plan_tell.tell(state, as_json, report=page, driven=None if state.ended else False)
     raise typer.Exit(code)
 

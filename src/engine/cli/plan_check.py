@@ -35,7 +35,7 @@ def show(file: str, kind: RunKind, where: Settings, only: Only | None, as_json: 
             plan,
             file,
             kind,
-            survey=checking.hosts(plan, file, kind, store),
+            survey=checking.hosts(plan, file, kind, store, where.hypervisors),
             history=running.states(store, plan.name),
             only=only,
         )

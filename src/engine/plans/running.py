@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
+from .. import operation_report
 from ..errors import StateError, UsageError
 from . import file, report, shaping, survey
 from .asking import ask
@@ -289,9 +290,18 @@ def _watch(
 
 def write_report(store: Store, state: RunState, where: Settings) -> tuple[str, str]:
     """Paths of the report's two files, JSON and HTML."""
-    folder = os.path.join(where.state, "reports", state.spec.plan.name)
+    folder = _reports(state, where)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return report.write(state, all_events(store, state.spec.run), folder)
+
+
+def report_page(state: RunState, where: Settings) -> str:
+    """Path of the page that `drive` wrote."""
+    return os.path.join(_reports(state, where), operation_report.file_name(state.spec.run, "html"))
+
+
+def _reports(state: RunState, where: Settings) -> str:
+    return os.path.join(where.state, "reports", state.spec.plan.name)
 
 
 # ---- asking for changes, and looking ----
