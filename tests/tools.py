@@ -44,6 +44,7 @@ PACKAGES = {
     "unshare": "util-linux",
     "netplan": "netplan.io",
     "busybox": "busybox-static",
+    "chromium": "chromium",
     "chroot": "coreutils",
     "cpio": "cpio",
     "debootstrap": "debootstrap",

@@ -24,6 +24,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 2rem auto; max-width: 60rem; padding: 0 1.25rem; background: var(--page);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1, p, .figures div { overflow-wrap: anywhere; min-width: 0; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p { margin: .3rem 0; } .soft { color: var(--soft); }
 .good { color: var(--good); } .bad { color: var(--bad); }

@@ -17,14 +17,19 @@ from .tables import FORWARD
 Row = Mapping[str, Any]
 
 _STYLE = """
+section { overflow-x: auto; }
+td.kept { white-space: nowrap; }
+td.long { overflow-wrap: anywhere; min-width: 16ch; }
 details summary { cursor: pointer; color: var(--soft); }
-@media print { details::details-content { content-visibility: visible; height: auto; } }
+@media print { section { overflow-x: visible; } td { overflow-wrap: anywhere; }
+  details::details-content { content-visibility: visible; height: auto; } }
 """
 _TITLES = {"test": "Test run", "planned": "Planned failover", "unplanned": "Failover",
            "undo": "Undo", "permanent": "Making permanent", "failback": "Failback",
            "commit": "Commit of the failback"}  # fmt: skip
 _LOOKS = {"done": "good", "passed": "good", "failed": "bad", "asking": "bad", "cancelled": "bad"}
 _SHOWN_MAX = 40  # rows of a table that is not folded
+_KEPT_MAX = 36  # letters
 _UP = {"undo": "undone", "permanent": "made permanent", "failback": "failed back",
        "commit": "committed"}  # fmt: skip
 
@@ -34,14 +39,15 @@ def render(facts: Mapping[str, Any]) -> str:
     run, plan = facts["run"], facts["plan"]
     title = f"{_TITLES.get(run['kind'], run['kind'])} of plan {plan['name']}"
     word = run["state"] if run["ended"] or not run["paused"] else "paused"
-    ended = f"ended {run['ended']}" if run["ended"] else f"going on at {run['until']}"
+    until = _short(run["ended"] or run["until"])
     tasks = facts["tasks"]
     replicas = [task for task in tasks if task["kind"] == "replica"]
     parts = [
         f"<h1>{text(title)}: "
         f'<span class="{_LOOKS.get(word, "soft")}">{text(word)}</span></h1>',
-        f'<p class="soft">Run {text(run["id"])}. Begun {text(run["begun"])} by '
-        f"{text(run['who'])} on {text(run['host'])}, {text(ended)}</p>",
+        f'<p class="soft">Run {text(run["id"])}. Begun {_short(run["begun"])} by '
+        f"{text(run['who'])} on {text(run['host'])}, "
+        f"{'ended' if run['ended'] else 'going on at'} {until} (all times are UTC)</p>",
         line("Because", run["reason"]),
         line("It ends what was begun by run", run["of"]),
         cards(_figures(facts)),
@@ -78,7 +84,7 @@ def _figures(facts: Row) -> Iterable[str]:
         "bad" if totals["failed"] else "",
     )
     if forward:
-        missing = f"{rto['missing']} are not up; " if rto["missing"] else ""
+        missing = f"{rto['missing_replicas']} are not up; " if rto["missing_replicas"] else ""
         yield card(
             "Time to recover (RTO)",
             _duration(rto["seconds"], "none is up"),
@@ -140,7 +146,17 @@ def _folded(shown: str, rows: int, told: str) -> str:
 
 
 def _named(task: Row) -> str:
-    return cell(task["key"])
+    """Whose row it is: on one line, unless it would take half of the page."""
+    return _name(task["key"])
+
+
+def _name(name: str) -> str:
+    return cell(name, "kept" if len(name) <= _KEPT_MAX else "long")
+
+
+def _short(time: str | None) -> str:
+    """A moment to the second, UTC; the JSON report has all of it."""
+    return f"{time[:10]} {time[11:19]}" if time else ""
 
 
 def _failures(tasks: Sequence[Row]) -> str:
@@ -148,7 +164,7 @@ def _failures(tasks: Sequence[Row]) -> str:
         (
             _named(task),
             number(attempt["attempt"]),
-            cell(attempt["ended"]),
+            cell(_short(attempt["ended"]), "kept"),
             cell(attempt["at"]),
             cell(attempt["error"], "bad"),
             cell(attempt["hint"]),
@@ -174,12 +190,12 @@ def _groups(groups: Sequence[Row]) -> str:
         ("Group", "After", "Up", "Failed", "Skipped", "Begun", "Time", "Targets missed"),
         (
             (
-                cell(group["name"]),
+                _name(group["name"]),
                 cell(", ".join(group["after"])),
                 number(f"{group['up']} of {group['replicas']}"),
                 number(group["failed"] or "", "bad"),
                 number(group["skipped"] or ""),
-                cell(group["begun"] or "not begun"),
+                cell(_short(group["begun"]) or "not begun", "kept"),
                 number(_duration(group["seconds"])),
                 number(group["missed_targets"] or "", "bad"),
             )
@@ -210,7 +226,7 @@ def _point(task: Row) -> str:
     outcome = task["outcome"] or {}
     if outcome.get("point") is None:
         return ""
-    return f"{outcome['point']}, {outcome.get('point_time') or ''}".removesuffix(", ")
+    return f"{outcome['point']}, {_short(outcome.get('point_time'))}".removesuffix(", ")
 
 
 def _parts(tasks: Sequence[Row], kind: str) -> str:
@@ -290,7 +306,7 @@ def _words(words: Sequence[Row]) -> str:
         ("When", "What", "Of", "Who", "Because"),
         (
             (
-                cell(row["time"]),
+                cell(_short(row["time"]), "kept"),
                 cell(row["kind"]),
                 cell(row["key"] or "the run"),
                 cell(f"{row.get('who') or ''} on {row.get('host') or ''}".removesuffix(" on ")),

@@ -296,9 +296,9 @@ def _whole_rto(state: RunState, tasks: Sequence[Row]) -> Row:
     """
     target = _target(state.spec, state.spec.plan.rto_target)
     wanted = [task for task in tasks if task["kind"] != "before"]
-    up = [task for task in wanted if task["state"] == "done" and task["ended"]]
+    up = [task for task in wanted if task["state"] == "done"]
     seconds = max((between(state.begun, task["ended"]) for task in up), default=None)
-    missing = len(wanted) - len(up)
+    missing = [task["kind"] for task in wanted if task["state"] != "done"]
     met: bool | None = None
     if target is not None:
         late = seconds is not None and seconds > target
@@ -310,7 +310,8 @@ def _whole_rto(state: RunState, tasks: Sequence[Row]) -> Row:
     return {
         "seconds": seconds,
         "last": None if last is None else last["key"],
-        "missing": missing,
+        "missing_replicas": missing.count("replica"),
+        "missing_groups": missing.count("after"),
         "target_seconds": target,
         "met": met,
     }
