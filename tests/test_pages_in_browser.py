@@ -106,7 +106,7 @@ def plan_width(box: Box) -> float:
 def test_bars_of_a_run_stand_where_its_events_say(
     browser: Browser, tmp_path: Path, dark: bool, colours: dict[str, str]
 ) -> None:
-    """Of 13 s: script from 1 to 3, operation to 8, gate to 11; the group's own around it."""
+    """Of 12 s: script from 1 to 3, operation to 8, gate to 11; the group's own around it."""
     path = written(plan_runs.all_up(3, name="tiny"), tmp_path)
     with browser.page(path, dark=dark) as page:
         quiet(browser, page, path)
