@@ -740,6 +740,9 @@ def test_mistakes_of_the_plan_are_told_with_their_place(site: Path, tmp_path: Pa
     report = checked(site, "test", power)
     (wrong,) = (one for one in report.problems if one.stops)
     assert 'site.toml, line 12: group web: "web-3" means nothing' in wrong.says
+    with pytest.raises(UsageError, match=r"site\.toml, line 12: group web: .web-3") as caught:
+        running.start(str(site), "test", running.Settings(str(tmp_path / "state")))
+    assert caught.value.hint == wrong.hint, "a run does not begin, for the same reason"
     assert "did you mean web-1" in wrong.hint or "did you mean web-2" in wrong.hint
     site.write_text(text.replace('after = ["db"]', 'after = ["db"]\nsame_cut = true'))
     (wrong,) = (one for one in checked(site, "test", power).problems if one.stops)

@@ -168,6 +168,10 @@ def test_a_broken_replica_is_found_by_name_and_labels_are_never_guessed(site: Pa
         survey.resolve(group("label:db"), str(site))
     assert '"!web02"' in caught.value.hint
     assert names(survey.resolve(group("label:db", "!web02"), str(site))) == ["db01"]
+    (site / "db01" / config.FILE_NAME).write_text('labels = ["db"]\n')
+    (site / "web01" / config.FILE_NAME).write_text('labels = ["old"]\n')
+    found = survey.resolve(group("*", "!label:old", "!web02"), str(site))
+    assert names(found) == ["db01"], "who is left out by name need not tell its labels"
 
 
 def test_datastores_are_vspheres_names_or_the_mount_point(site: Path) -> None:
