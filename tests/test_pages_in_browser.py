@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from browser import Browser, Page, Picture, decode
 from rollpoint import _native, operation, operation_report, replication
 from rollpoint.plans import picture, report
 from rollpoint.replica import Replica
+from test_plan_run import NAMES, Site
 
 LIGHT = {"page": "#ffffff", "operation": "#3366b8", "script": "#b07a1e", "gate": "#178a83",
          "failed": "#b3261e"}  # fmt: skip
@@ -202,6 +204,36 @@ def test_long_and_strange_names_stay_in_their_column(browser: Browser, tmp_path:
         bars = boxes(page, "svg.plan rect")
         names = boxes(page, "svg.plan text.name")
         assert max(box.right for box in names) < min(box.left for box in bars)
+
+
+def test_the_report_of_a_run_that_was_carried_out(browser: Browser, tmp_path: Path) -> None:
+    """One replica fails at first: its two tries, and the gates of the others, are drawn."""
+    gate = '[[group.gate]]\nkind = "script"\nname = "up"\ncommand = ["echo", "one\\ntwo"]'
+    site = Site(tmp_path, db=gate)
+    full = {"web-2"}
+    site.power.trouble = lambda name: "no room" if name in full else ""
+    run = site.run("unplanned").spec.run
+    full.clear()
+    site.ask("retry")
+    assert site.drive(run).state == "done"
+    path = tmp_path / "state" / "reports" / "site" / f"{run}.html"
+    told = json.loads(path.with_suffix(".json").read_text())
+    tries = {task["key"]: len(task["attempts"]) for task in told["tasks"]}
+    assert tries == {f"{name[:-2]}/{name}": 1 + (name == "web-2") for name in NAMES}
+    with browser.page(path) as page:
+        quiet(browser, page, path)
+        apart(boxes(page, "svg.plan text"))
+        drawn = [box.text for box in boxes(page, "svg.plan rect") if box.text]
+        for name in NAMES:
+            key = f"{name[:-2]}/{name}"
+            assert any(box.startswith(f"{key}: operation, done") for box in drawn)
+            gates = [box for box in drawn if box.startswith(f"{key}: gate up, passed")]
+            assert len(gates) == name.startswith("db")
+        failed = [box for box in drawn if "failed" in box]
+        assert [box.partition(",")[0] for box in failed] == ["web/web-2", "web/web-2: operation"]
+        heads = [str(task["outcome"]["audit"]["hash"]) for task in told["tasks"]]
+        shown = page.measure("document.body.textContent")
+        assert all(head in shown for head in heads)
 
 
 # ---- the report of an operation ----

@@ -40,7 +40,8 @@ def render(facts: Mapping[str, Any]) -> str:
     title = f"{_TITLES.get(run['kind'], run['kind'])} of plan {plan['name']}"
     word = run["state"] if run["ended"] or not run["paused"] else "paused"
     until = _short(run["ended"] or run["until"])
-    tasks = facts["tasks"]
+    places = {group["name"]: place for place, group in enumerate(facts["groups"])}
+    tasks = sorted(facts["tasks"], key=lambda task: places[task["group"]])
     replicas = [task for task in tasks if task["kind"] == "replica"]
     parts = [
         f"<h1>{text(title)}: "
@@ -53,8 +54,8 @@ def render(facts: Mapping[str, Any]) -> str:
         cards(_figures(facts)),
         section("What failed", _failures(tasks)),
         section("Timeline", picture.draw(facts)),
-        section("Groups", _groups(facts["groups"])),
-        section("Replicas", _replicas(replicas)),
+        section("Groups", _groups(facts["groups"], _UP.get(run["kind"], "up"))),
+        section("Replicas", _replicas(replicas, run["kind"] in FORWARD)),
         section("Gates", _parts(tasks, "gate")),
         section("Scripts", _parts(tasks, "script")),
         section("Evidence that the sources are fenced", _evidence(replicas)),
@@ -102,10 +103,16 @@ def _figures(facts: Row) -> Iterable[str]:
     yield card(
         "The run took",
         format_duration(run["seconds"]),
-        f"opened again {run['reopened']} times" if run["reopened"] else "from begin to end",
+        f"from begin to end{_again(run['reopened'])}",
     )
     if totals["gates"]:
         yield card("Gates passed", f"{totals['gates_passed']} of {totals['gates']}", "in all tries")
+
+
+def _again(reopened: int) -> str:
+    if not reopened:
+        return ""
+    return f", opened again {'once' if reopened == 1 else f'{reopened} times'}"
 
 
 def _duration(seconds: float | None, without: str = "") -> str:
@@ -185,9 +192,9 @@ def _since(task: Row, attempt: Row) -> str:
     return "waits for a word" if task["state"] == "asking" else str(task["state"])
 
 
-def _groups(groups: Sequence[Row]) -> str:
+def _groups(groups: Sequence[Row], up: str) -> str:
     return table(
-        ("Group", "After", "Up", "Failed", "Skipped", "Begun", "Time", "Targets missed"),
+        ("Group", "After", up.capitalize(), "Failed", "Skipped", "Begun", "Time", "Targets missed"),
         (
             (
                 _name(group["name"]),
@@ -204,16 +211,16 @@ def _groups(groups: Sequence[Row]) -> str:
     )
 
 
-def _replicas(replicas: Sequence[Row]) -> str:
+def _replicas(replicas: Sequence[Row], forward: bool) -> str:
+    head = ("Restore point", "RPO", "RTO") if forward else ("Time",)
     return table(
-        ("Replica", "", "Host", "Restore point", "RPO", "RTO", "Tries"),
+        ("Replica", "", "Host", *head, "Tries"),
         (
             (
                 _named(task),
                 cell(task["state"], _LOOKS.get(task["state"], "soft")),
                 cell(task["host"]),
-                cell(_point(task)),
-                _measured(task["rpo"]),
+                *((cell(_point(task)), _measured(task["rpo"])) if forward else ()),
                 _measured(task["rto"]),
                 number(len(task["attempts"])),
             )
@@ -249,12 +256,17 @@ def _parts(tasks: Sequence[Row], kind: str) -> str:
                 cell(part["state"], _LOOKS.get(part["state"], "soft")),
                 number(_known(part.get("tries") if kind == "gate" else part.get("exit"))),
                 number(_duration(part.get("seconds"))),
-                cell(part.get("says") or ""),
+                _said(part.get("says") or ""),
             )
             for task, attempt, part in found
         ),
     )  # fmt: skip
     return _folded(shown, len(found), f"{len(found)} {kind}s, {good} of them passed")
+
+
+def _said(says: str) -> str:
+    """What a script wrote, line by line."""
+    return f"<td>{'<br>'.join(text(row) for row in says.strip().splitlines())}</td>"
 
 
 def _known(value: object) -> object:
