@@ -267,6 +267,17 @@ def test_a_common_point_is_the_newest_name_that_all_have(site: Path) -> None:
         chosen(site, group(*both, point="common:nightly-3"))
 
 
+def test_what_operations_mark_on_their_way_is_no_common_name(site: Path) -> None:
+    both = ("db01", "web01")
+    wanted = {name: str(marked(site / name, label="release").id) for name in both}
+    for label in ("planned failover", "failback", "resynchronised", "plan run R0", ""):
+        for name in both:
+            marked(site / name, label=label)
+    assert chosen(site, group(*both, point="common")) == wanted
+    back = chosen(site, group(*both, point="common:failback"))
+    assert all(int(back[name]) > int(wanted[name]) for name in both)
+
+
 def test_app_is_the_newest_application_consistent_point_of_each(site: Path) -> None:
     marked(site / "db01", "app")
     wanted = marked(site / "db01", "app")
@@ -313,8 +324,11 @@ def test_one_cut_is_made_now_where_all_ingests_are_at_work(site: Path, tmp_path:
     with Replica.open(site / "db01") as db, Replica.open(site / "web01") as web:
         common = groups.common([db, web])[-1]
         assert [str(point.id) for point in common.points] == [made[name] for name in both]
-        assert {point.label for point in common.points} == {"plan R1"}
-        assert chosen(site, group(*both, same_cut=True, point="common"))["db01"] == made["db01"]
+        assert {point.label for point in common.points} == {"plan run R1"}
+    with pytest.raises(NotFoundError):  # nobody gave it a name
+        chosen(site, group(*both, same_cut=True, point="common"))
+    run = chosen(site, group(*both, same_cut=True, point="common:plan run *"))
+    assert run == made
 
 
 def test_a_replica_that_cannot_be_opened_is_named(site: Path) -> None:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from .. import control, groups
+from .. import control, ending_failback, groups, planned, resync
 from ..errors import Error, NotFoundError
 from ..groups import CommonPoint
 from ..points import Point, Points
@@ -22,6 +22,8 @@ from .tables import FORWARD, Group, RunKind
 COMMON = "common"
 APP = "app"
 LATEST = "latest"
+RUN_LABEL = "plan run "  # of points that are made here; the run's id follows
+OWN_LABELS = (planned.LABEL, ending_failback.LABEL, resync.LABEL)
 ASK_SECONDS = 5.0
 
 _Accepts = Callable[[CommonPoint], bool]
@@ -67,9 +69,16 @@ def _opened(found: Sequence[Found]) -> Iterator[list[Replica]]:
         yield [stack.enter_context(Replica.open(one.directory)) for one in found]
 
 
-def pattern(group: Group) -> str:
-    """Of the labels that "common" accepts."""
-    return group.point.partition(":")[2] or "*"
+def is_meant(group: Group, name: str) -> bool:
+    """Whether "common" takes a point of that name.
+
+    Without a pattern it is one that somebody gave: what an operation marks on its way has
+    the same label in every replica, and nothing else in common.
+    """
+    pattern = group.point.partition(":")[2]
+    if pattern:
+        return fnmatchcase(name, pattern)
+    return bool(name) and name not in OWN_LABELS and not name.startswith(RUN_LABEL)
 
 
 # ---- each by itself ----
@@ -126,12 +135,12 @@ def _common(group: Group, found: Sequence[Found], replicas: Sequence[Replica]) -
     """The newest named point that all have. Where a name was given again, its newest."""
     known = [named(replica.points) for replica in replicas]
     shared = set.intersection(*(set(names) for names in known))
-    wanted = [name for name in shared if fnmatchcase(name, pattern(group))]
+    wanted = [name for name in shared if is_meant(group, name)]
     if not wanted:
         lacking = [
             one.name
             for one, names in zip(found, known, strict=True)
-            if not any(fnmatchcase(name, pattern(group)) for name in names)
+            if not any(is_meant(group, name) for name in names)
         ]
         says = f"; none at all: {', '.join(lacking)}" if lacking else ""
         raise NotFoundError(
@@ -152,7 +161,7 @@ def _one_cut(
     group: Group, found: Sequence[Found], replicas: Sequence[Replica], run: str
 ) -> list[Point]:
     accepts = _accepted(group, replicas)
-    label = f"plan {run}"  # "": nothing is to be made
+    label = RUN_LABEL + run  # "": nothing is to be made
     if group.point == LATEST:
         made = [one for one in groups.common(replicas) if one.points[0].label == label]
         if made:
@@ -177,9 +186,7 @@ def _accepted(group: Group, replicas: Sequence[Replica]) -> _Accepts:
     if group.point == APP:
         return lambda one: all(point.kind == APP for point in one.points)
     if group.point == COMMON or group.point.startswith(COMMON + ":"):
-        return lambda one: any(
-            name and fnmatchcase(name, pattern(group)) for name in _names(one, replicas)
-        )
+        return lambda one: any(is_meant(group, name) for name in _names(one, replicas))
     for replica in replicas:
         replica.points.nearest(group.point)  # a moment in a gap of one of them is refused
     limit = parse_time(group.point) // 1000
