@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -174,6 +175,7 @@ def test_a_group_of_it_alone_is_run_and_prints_nothing_but_the_result(tmp_path: 
     assert err == ""
     assert out.splitlines()[0].startswith("run ")
     assert "(unplanned): done after " in out
+    assert re.search(r"^RPO .* at worst: web/web-1$", out, re.MULTILINE)
     assert out.splitlines()[-1].startswith("report: ")
     assert [site.replica(name) for name in NAMES] == ["Ready", "Ready", "Failover"]
 
@@ -392,12 +394,14 @@ def test_a_prompt_is_answered_in_another_terminal_and_goes_away(tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_a_connection_that_breaks_does_not_stop_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_told", [True, False], ids=["hangup", "gone"])
+def test_a_connection_that_breaks_does_not_stop_a_run(tmp_path: Path, is_told: bool) -> None:
     site = Site(tmp_path)
     site.broken("db-2")
     with terminal(site, "run", "--unplanned") as (screen, process):
         screen.until(lambda text: "db/db-2 failed.  r: retry" in text)
-        process.send_signal(signal.SIGHUP)
+        if is_told:
+            process.send_signal(signal.SIGHUP)
         os.close(screen.master)
         screen.master = os.open(os.devnull, os.O_RDONLY)
         site.json("skip", "db-2")

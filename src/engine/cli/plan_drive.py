@@ -16,7 +16,7 @@ import threading
 import tty
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import Error
 from ..plans.events import Event, NodeState, RunState
@@ -55,6 +55,7 @@ class Cockpit:
         self._confirms = False  # the next key says whether the run is really cancelled
         self._note = ""
         self._keys = live and os.isatty(0) and _in_front()
+        self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -75,7 +76,7 @@ class Cockpit:
                 stack.enter_context(
                     Live(
                         get_renderable=self._drawn,
-                        console=Console(stderr=True),
+                        console=Console(file=cast(IO[str], _Screen())),
                         refresh_per_second=REFRESHES_A_SECOND,
                         vertical_overflow="crop",
                     )
@@ -85,6 +86,8 @@ class Cockpit:
     def see(self, events: list[Event], state: RunState) -> None:
         """What is new of the run."""
         self._state = state
+        if any(not os.isatty(number) for number in self._terminals):
+            self._lose_terminal()
         if self._stream is not None and events:
             self._stream.send(events)
         self._answer(state)
@@ -108,13 +111,12 @@ class Cockpit:
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self.interrupts += 1
 
-    def _lose_terminal(self, _number: int, _frame: FrameType | None) -> None:
+    def _lose_terminal(self, _number: int = 0, _frame: FrameType | None = None) -> None:
         """A connection that breaks does not stop a failover: it goes on without a terminal."""
         self._keys = False
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            if os.isatty(number):
-                os.dup2(nowhere, number)
+        while self._terminals:
+            os.dup2(nowhere, self._terminals.pop())
         os.close(nowhere)
 
     def _heed(self, state: RunState) -> None:
@@ -179,9 +181,12 @@ class Cockpit:
     def _pressed(self) -> str:
         pressed = ""
         while self._keys and _in_front() and select.select([0], [], [], 0)[0]:
-            data = os.read(0, 64)
+            try:
+                data = os.read(0, 64)
+            except OSError:
+                data = b""
             if not data:
-                self._keys = False  # the terminal is gone
+                self._lose_terminal()
             pressed += data.decode("ascii", "replace").lower()
         return pressed
 
@@ -194,6 +199,29 @@ class Cockpit:
             running.request(self._store, self._state, kind, names)
         except Error as error:
             self._say(error.message)
+
+
+class _Screen:
+    """Standard error; a terminal that is gone takes everything, and says nothing."""
+
+    def __init__(self) -> None:
+        self._file = sys.stderr  # rich puts another one in its place
+        self.encoding = sys.stderr.encoding
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
 
 
 def _in_front() -> bool:

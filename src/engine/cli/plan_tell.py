@@ -45,6 +45,7 @@ def facts(state: RunState, *, report: str = "", driven: bool | None = None) -> d
         "begun": state.begun,
         "ended": state.ended or None,
         "seconds": seconds_of(state),
+        "rpo_seconds": worst[0] if (worst := worst_rpo(state)) else None,
         "who": spec.who,
         "host": spec.host,
         "reason": spec.reason,
@@ -75,6 +76,16 @@ def seconds_of(state: RunState) -> float:
     return max(0, last_ns - parse_time(state.begun)) / 1e9
 
 
+def worst_rpo(state: RunState) -> tuple[float, str, str] | None:
+    """The most that a replica lost, in time, which one that was, and what says so."""
+    found = [
+        (float(outcome["rpo_seconds"]), key, str(outcome.get("rpo_says", "")))
+        for key, node in state.nodes.items()
+        if (outcome := node.outcome) is not None and outcome.get("rpo_seconds") is not None
+    ]
+    return max(found, default=None)
+
+
 def _text(state: RunState, report: str, driven: bool | None) -> None:
     spec = state.spec
     told = ", ".join(f"{number} {word}" for word, number in counts(state).items())
@@ -87,6 +98,10 @@ def _text(state: RunState, report: str, driven: bool | None) -> None:
     )
     if state.state == "running" and driven is False:
         typer.echo(f"no process carries it out now: {go_on(state)}")
+    if worst := worst_rpo(state):
+        seconds, key, says = worst
+        most = "at most " if says.startswith("at most") else ""
+        typer.echo(f"RPO {most}{format_duration(seconds)} at worst: {printable(key)}")
     failed = [node for node in state.nodes.values() if node.state in ("failed", "asking")]
     for node in failed[:FAILED_MAX]:
         _failed(node)
