@@ -214,6 +214,23 @@ def test_misuse_is_2_and_begins_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "state" / "plans" / "other.sqlite").exists()
 
 
+@pytest.mark.parametrize("command", ["run", "check", "status", "pause", "runs"])
+def test_a_database_that_cannot_be_used_is_told_without_a_trace(
+    tmp_path: Path, command: str
+) -> None:
+    site = Site(tmp_path)
+    kind = ["--test"] if command in ("run", "check") else []
+    closed = "postgresql://nobody@127.0.0.1:1/none"
+    error = site.json(command, *kind, "--database", closed, code=1)["error"]
+    assert "127.0.0.1" in error["message"]
+    assert error["hint"]
+    secret = "postgresql://nobody:geheim@127.0.0.1:1/none"
+    error = site.json(command, *kind, "--database", secret, code=2)["error"]
+    assert "geheim" not in json.dumps(error)
+    (tmp_path / "state").write_text("a file")
+    assert site.json(command, *kind, code=2)["error"]["message"]
+
+
 def test_check_tells_what_would_stop_a_run_and_how_long_it_takes(tmp_path: Path) -> None:
     site = Site(tmp_path)
     fine = site.json("check", "--test")
