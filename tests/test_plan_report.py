@@ -166,6 +166,39 @@ def test_an_attempt_that_was_given_up_is_told() -> None:
     assert second["state"] == "done"
 
 
+def test_attempts_are_what_the_fold_says_of_them_whatever_is_told_late() -> None:
+    """Random events, of workers that were replaced too: the newest attempt is the task's."""
+    for seed in range(400):
+        rng = random.Random(seed)
+        story = plan_runs.Story({"g": ["a"]})
+        newest = 0
+        for at in range(1, rng.randrange(2, 25)):
+            newest += rng.random() < 0.2
+            kind: Any = rng.choice(["queued", "started", "done", "failed", "gate", "operation",
+                                    "retry", "skip", "asking"])  # fmt: skip
+            attempt = rng.choice([newest, newest, max(newest - 1, 0)])
+            data = {
+                "failed": {"error": "x", "at": "operation", "operation_failed": True},
+                "gate": {"name": "gate", "state": rng.choice(["looking", "passed"])},
+                "operation": {"operation": "x", "seconds": 0.5},
+            }.get(kind, {})
+            story.tell(at, kind, "g/a", attempt, data)
+        state, events = story.told()
+        node, task = state.nodes["g/a"], tasks(report.facts(state, events))["g/a"]
+        rows = task["attempts"]
+        assert (rows[-1]["attempt"] if rows else 0) == node.attempt, seed
+        if rows:
+            last = rows[-1]
+            assert (last["started"] or "") == node.started, seed
+            if node.state in ("done", "failed", "asking"):
+                wanted = "done" if node.state == "done" else "failed"
+                assert (last["state"], last["ended"]) == (wanted, node.ended), seed
+            if node.state in ("queued", "running"):
+                assert last["state"] == node.state, seed
+            assert all(row["state"] in ("failed", "done", "given up") for row in rows[:-1]), seed
+        page.render(report.facts(state, events))
+
+
 # ---- files ----
 
 

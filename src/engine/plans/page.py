@@ -350,14 +350,17 @@ def _record(replicas: Sequence[Row]) -> str:
 
 def _run(facts: Row) -> str:
     run, plan = facts["run"], facts["plan"]
-    workers = dict.fromkeys(
-        f"{row.get('queue', '')} ({row.get('host', '')})" for row in facts["workers"]
+    hosts = dict.fromkeys(
+        f"{attempt['host']} (queue {task['queue']})" if task["queue"] else str(attempt["host"])
+        for task in facts["tasks"]
+        for attempt in task["attempts"]
+        if attempt["host"]
     )
     skipped = ", ".join(f"{name} ({why})" for name, why in run["skip"].items())
     rows = [
         ("Plan", plan["path"]),
         ("Run", run["id"]),
-        ("Mount hosts", ", ".join(workers)),
+        ("Done on", ", ".join(hosts)),
         ("Checks left out", skipped),
         ("Written", f"{facts['written']} on {facts['host']}"),
     ]

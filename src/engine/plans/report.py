@@ -117,13 +117,22 @@ def _target(spec: Spec, text: str) -> float | None:
 
 
 def _attempts(events: Sequence[Event]) -> dict[str, dict[int, Row]]:
-    """Of each task: attempt -> what happened in it. State keeps but the newest."""
+    """Of each task: attempt -> what happened in it. State keeps but the newest.
+
+    As events.fold has it, what is told late, of an attempt that has ended or was given up, is
+    not part of the run.
+    """
     found: dict[str, dict[int, Row]] = {}
     for event in events:
-        if not event.key or event.attempt < 1 or event.kind in WORDS:
+        if not event.key or event.kind in WORDS:
             continue
-        row = found.setdefault(event.key, {}).setdefault(event.attempt, _attempt(event.attempt))
-        _follow(row, event)
+        rows = found.setdefault(event.key, {})
+        newest = max(rows, default=0)
+        if event.kind == "queued" and event.attempt > newest:
+            rows[event.attempt] = _attempt(event.attempt)
+            newest = event.attempt
+        if event.attempt == newest and newest and rows[newest]["state"] in ("queued", "running"):
+            _follow(rows[newest], event)
     return found
 
 
