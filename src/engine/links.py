@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from . import locks
 from ._native import OPEN_BENEATH, OPEN_READ, OPEN_WRITE, Dir, File, Io
 from .descriptor import require_base_name, short
 from .descriptor_write import noted_commit
@@ -133,7 +134,7 @@ def _open_top(dir: Dir, name: str, writable: bool, raw: bool, allow_root: str | 
             if not writable:
                 return link
             for file in link.files():
-                file.lock(exclusive=True)
+                locks.patiently(file.lock)
             # who had the lock before us may have changed the descriptor
             if raw or text_now(link) == link.text:
                 return link

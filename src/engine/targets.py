@@ -12,11 +12,12 @@ import fcntl
 import os
 import stat as modes
 import struct
+from functools import partial
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from . import nbd_client
+from . import locks, nbd_client
 from ._native import RUN_DATA, Disk
 from .closing import Closing
 from .disk import OpenDisk, create_disk, open_disk
@@ -146,7 +147,7 @@ def open_target(
         _require_no_device(place)
         if writable:
             for path in _files(place):
-                _require_unused_by_qemu(path)
+                locks.patiently(partial(_require_unused_by_qemu, path))
         opened = open_disk(place, writable=writable, format=image_format(place))
     try:
         if writable and opened.read_only:

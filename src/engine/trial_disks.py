@@ -231,7 +231,11 @@ def end(directory: Dir, id: str, timeout_seconds: float = END_SECONDS) -> bool:
     found = False
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + timeout_seconds / 2
-        while trial_places.is_served(directory, id):
+        while True:
+            # Asked once a round: to ask is to have the lock for a moment, and a child of this
+            # process, begun by another thread just then, has it until it is a program.
+            if not trial_places.is_served(directory, id):
+                return found
             found = True
             facts = trial_places.load_facts(directory, id)  # it may just have begun, and have none
             if facts is not None:
@@ -244,12 +248,10 @@ def end(directory: Dir, id: str, timeout_seconds: float = END_SECONDS) -> bool:
             if time.monotonic() >= deadline:
                 break
             time.sleep(_POLL_SECONDS)
-    if trial_places.is_served(directory, id):
-        raise HypervisorError(
-            f"the process that serves the disks of test failover {id} is still there",
-            "its storage may hang: look at the host's kernel log",
-        )
-    return found
+    raise HypervisorError(
+        f"the process that serves the disks of test failover {id} is still there",
+        "its storage may hang: look at the host's kernel log",
+    )
 
 
 def _signal(pid: int, number: int, path: str, id: str, deadline: float) -> None:

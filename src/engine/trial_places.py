@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from . import locks
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, File
 from .errors import (
     DamagedError,
@@ -97,7 +98,7 @@ def used(directory: Dir, id: str) -> Iterator[Dir]:
         lock = place.open(USE_LOCK, OPEN_WRITE | OPEN_CREATE, 0o600)
         try:
             try:
-                lock.lock()
+                locks.patiently(lock.lock)
                 if not place.exists(USE_LOCK):  # whoever had it has cleared all away
                     raise LockedError("")
             except (LockedError, NotFoundError):
@@ -130,7 +131,7 @@ def serve(place: Dir) -> File:
     """
     file = place.open(DISKS_LOCK, OPEN_WRITE | OPEN_CREATE, 0o600)
     try:
-        file.lock()
+        locks.patiently(file.lock)
     except BaseException:
         file.close()
         raise
