@@ -26,6 +26,7 @@ from ..errors import Error, FailedError, LockedError, NotFoundError, StorageErro
 from . import asking, supervising, task
 from .events import EventKind
 from .lives import Life
+from .ready import ready
 from .shape import Spec
 from .store import Store
 
@@ -76,6 +77,7 @@ class Host:
         DBOS(config=config)
         DBOS.listen_queues(list(queues))
         _host = self
+        ready()
         try:
             DBOS.launch()
             for queue in queues:
