@@ -15,15 +15,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .. import config, failback, hypervisors, operation, trials
-from ..errors import LockedError, NotFoundError, StateError
-from ..manifest import MachineSettings, Manifest, Operation, Step
+from .. import config, failback, hypervisors, operation, trials, undoing
+from ..errors import LockedError, StateError
+from ..manifest import MachineSettings, Operation, Step
 from ..replica import Replica
-from .outcomes import Done, Former, copy_id, done_of, known, nothing_done, same_task, trial_id
+from .outcomes import (
+    KINDS,
+    Done,
+    Former,
+    copy_id,
+    done_of,
+    ended_badly,
+    known,
+    nothing_done,
+    same_task,
+    trial_id,
+)
+from .ready import ready
 from .tables import RunKind
 
 if TYPE_CHECKING:
@@ -33,9 +45,9 @@ __all__ = ["Deed", "Done", "act", "hypervisor_of"]
 
 WAIT_SECONDS = 30.0  # for a lock: an ingest that notes something, a scrub, a hand at the console
 _POLL_SECONDS = 0.1
+_sleep = time.sleep
 Tell = Callable[[str, str], None]
 Progress = Callable[[str, int, int], bool]
-Result = TypeVar("Result")
 
 
 class Deed(msgspec.Struct, kw_only=True):
@@ -113,7 +125,7 @@ def _patiently(replica: Replica, deed: Deed, action: Callable[[], Done]) -> Done
         except LockedError as error:
             waited = time.monotonic() - begun
             replica.refresh()
-            if _was_begun(replica.manifest, deed):  # it is the lock of something inside a step
+            if ended_badly(replica.manifest, deed.operation):  # a lock inside one of its steps
                 raise
             if waited >= WAIT_SECONDS:
                 raise LockedError(
@@ -121,15 +133,7 @@ def _patiently(replica: Replica, deed: Deed, action: Callable[[], Done]) -> Done
                     f"{deed.operation} has not begun",
                     error.hint or "see what works on it, and try again when that has ended",
                 ) from None
-        time.sleep(_POLL_SECONDS)
-
-
-def _was_begun(manifest: Manifest, deed: Deed) -> bool:
-    ids = (deed.operation, copy_id(deed.operation), trial_id(deed.operation))
-    there = manifest.operation
-    if there is not None and there.id in ids and there.outcome != "running":
-        return True
-    return any(ended.id in ids and ended.outcome != "done" for ended in manifest.history)
+        _sleep(_POLL_SECONDS)
 
 
 class _Doing:
@@ -197,14 +201,12 @@ class _Doing:
             return None
         if there.kind == "undo" and replica.manifest.state == "Failed":
             return None  # operation.undo gives it up, and begins again
-        if there.kind == "failback" or (there.kind == "switch" and deed.kind == "undo"):
-            return None
         self._open_hypervisor()
         operation.resume(
             replica, hypervisor=self._hypervisor, source=self._source, on_step=self._step
         )
         ended = replica.manifest.remembered(there.id)
-        wanted = _KINDS.get(deed.kind, ())
+        wanted = KINDS.get(deed.kind, ())
         if ended is None or ended.outcome != "done" or ended.kind not in wanted:
             return None
         return ended
@@ -231,32 +233,24 @@ class _Doing:
         replica, id = self._replica, trial_id(self._deed.former["operation"])
         if any(trial.id == id for trial in replica.manifest.tests):
             trials.undo(replica, id, hypervisor=self._hypervisor, on_step=self._step)
-        try:
-            return self._ended_test(f"undo-{id}")
-        except NotFoundError:
-            return nothing_done(replica, "undo test", f"test failover {id} had ended already")
-
-    def _ended_test(self, id: str) -> Done:
-        ended = known(self._replica, id)
+        ended = known(replica, f"undo-{id}")
         if ended is None:
-            raise NotFoundError(f"operation {id} is not remembered")
-        return done_of(self._replica, ended)
+            return self._nothing(f"test failover {id} had ended already")
+        return done_of(replica, ended)
 
     # ---- failovers ----
 
     def _fail_over(self) -> Done:
         replica, deed = self._replica, self._deed
-        manifest = replica.manifest
         if not self._is_open():
-            self._refuse_other_failover(manifest)
-        planned = deed.kind == "planned"
+            self._refuse_other_failover()
         self._open_hypervisor()
         operation.failover(
             replica,
             None if deed.point == "latest" else deed.point,
             hypervisor=self._hypervisor,
             source=self._source,
-            planned=planned,
+            planned=deed.kind == "planned",
             skip=deed.skip,
             reason=deed.reason,
             settings=self._settings(),
@@ -265,12 +259,13 @@ class _Doing:
         )
         return self._ended(deed.operation)
 
-    def _refuse_other_failover(self, manifest: Manifest) -> None:
+    def _refuse_other_failover(self) -> None:
         """Asked with a point, a failover of what is failed over would change its point.
 
         Raises:
             StateError: It is failed over, by another operation.
         """
+        manifest = self._replica.manifest
         recovered = manifest.recovered
         if manifest.state == "Failover" and recovered is not None:
             raise StateError(
@@ -302,17 +297,21 @@ class _Doing:
 
     def _undo(self) -> Done:
         replica, deed = self._replica, self._deed
-        manifest = replica.manifest
-        if manifest.operation is None and manifest.state == "Ready":
-            return nothing_done(
-                replica, "undo", f"replica {replica.name} was not failed over any more"
-            )
+        manifest, former = replica.manifest, Former.of(deed.former)
         there = manifest.operation
         failing_back = manifest.state in ("ReadyToSwitch", "Failback") or (
             there is not None and there.kind in operation.FAILBACKS
         )
         if not self._is_open():
-            Former.of(deed.former).require(manifest)
+            former.require_undoable(manifest)
+            if there is None and manifest.state == "Ready":
+                return self._nothing("it was not failed over any more")
+            if former.kind == "failback" and not failing_back:
+                return self._nothing("its failback had been given up already")
+            former.require(manifest)
+            if there is not None and there.kind == "failover":
+                undoing.roll_back(replica, self._hypervisor, "it was given up", self._source)
+                return self._nothing(f"failover {there.id} had not ended, and was taken back")
         if failing_back:
             self._open_hypervisor()
             failback.undo(
@@ -332,6 +331,9 @@ class _Doing:
                 on_step=self._step,
             )
         return self._ended(deed.operation)
+
+    def _nothing(self, why: str) -> Done:
+        return nothing_done(self._replica, self._deed.kind, f"replica {self._replica.name}: {why}")
 
     def _permanent(self) -> Done:
         replica, deed = self._replica, self._deed
@@ -353,9 +355,10 @@ class _Doing:
         copying = copy_id(deed.operation)
         there = replica.manifest.operation
         copies = there is not None and there.id == copying
-        if copies or replica.manifest.state == "Failover":
-            if not copies:
-                Former.of(deed.former).require(replica.manifest)
+        if not copies and replica.manifest.state == "Failover":
+            Former.of(deed.former).require(replica.manifest)
+            copies = True
+        if copies:
             known(replica, copying)  # raises where it ended badly
             failback.start(
                 replica,
@@ -379,6 +382,8 @@ class _Doing:
 
     def _commit(self) -> Done:
         replica, deed = self._replica, self._deed
+        if not self._is_open():
+            Former.of(deed.former).require(replica.manifest)
         failback.commit(
             replica,
             hypervisor=self._hypervisor,
@@ -390,12 +395,5 @@ class _Doing:
         return self._ended(deed.operation)
 
 
-# What an operation of a kind of run is, in the replica's record.
-_KINDS: dict[RunKind, tuple[str, ...]] = {
-    "planned": ("failover",),
-    "unplanned": ("failover",),
-    "undo": ("undo", "undo failback"),
-    "permanent": ("permanent",),
-    "failback": ("switch",),
-    "commit": ("commit failback",),
-}
+# Here, where nobody else is yet: the modules that are imported for one operation only, too.
+ready()

@@ -14,10 +14,20 @@ from .. import config, operation_report, trial_places
 from ..errors import Error, StateError, UsageError
 from ..manifest import RUN_DIRECTORY, Manifest, Operation, Running
 from ..replica import Replica
+from .tables import RunKind
 
 COPY = ".copy"
 _TRY = re.compile(r"(.+)-\d+")
 _CONSOLE = "console.log"
+# What an operation of a kind of run is, in the replica's record.
+KINDS: dict[RunKind, tuple[str, ...]] = {
+    "planned": ("failover",),
+    "unplanned": ("failover",),
+    "undo": ("undo", "undo failback"),
+    "permanent": ("permanent",),
+    "failback": ("switch",),
+    "commit": ("commit failback",),
+}
 
 
 class Done(msgspec.Struct, kw_only=True):
@@ -96,6 +106,15 @@ def known(replica: Replica, operation_id: str) -> Operation | None:
     return ended
 
 
+def ended_badly(manifest: Manifest, operation_id: str) -> bool:
+    """Whether an operation of a deed with that id was begun, and failed."""
+    ids = (operation_id, copy_id(operation_id), trial_id(operation_id))
+    there = manifest.operation
+    if there is not None and there.id in ids and there.outcome != "running":
+        return True
+    return any(ended.id in ids and ended.outcome != "done" for ended in manifest.history)
+
+
 def _reported(replica: Replica, operation_id: str) -> Operation | None:
     """From its report: the manifest remembers the newest operations only."""
     directory = replica.directory
@@ -133,28 +152,54 @@ class Former(NamedTuple):
                 f"operation {self.operation} of replica {manifest.name} was a test failover",
                 "a test can be undone, and nothing else",
             )
-        if not self.operation or self.kind == "failback":
+        if not self.operation:
             return
-        there = failed_over_by(manifest)
-        if there and not same_task(there, self.operation):
+        if self.kind == "failback":
+            there, what = failed_back_by(manifest), "failed back"
+        else:
+            there, what = failed_over_by(manifest), "failed over"
+        if there and not any(same_task(one, self.operation) for one in there):
             raise StateError(
-                f"replica {manifest.name} is failed over by operation {there}, which is none of "
+                f"replica {manifest.name} is {what} by operation {there[-1]}, which is none of "
                 f"this plan's run: that was {self.operation}",
                 "end it by itself: rollpoint undo, permanent or failback",
             )
 
+    def require_undoable(self, manifest: Manifest) -> None:
+        """See that there is a way back.
 
-def failed_over_by(manifest: Manifest) -> str:
+        Raises:
+            UsageError: There is none.
+        """
+        if self.kind in ("undo", "permanent", "commit"):
+            raise UsageError(
+                f"replica {manifest.name}: what {self.kind} {self.operation} did cannot be undone",
+                "an undo is of a test, a failover or a failback",
+            )
+
+
+def failed_over_by(manifest: Manifest) -> list[str]:
     """Id of the operation that failed the replica over; the change of a point is not one."""
+    there = manifest.operation
+    if there is not None and there.kind == "failover":
+        return [there.id]
     if manifest.recovered is None:
-        return ""
-    found = manifest.recovered.operation
-    ended = [one for one in manifest.history if one.kind in ("failover", "repoint")]
-    for one in reversed(ended):
-        if one.outcome != "done":
-            continue
-        if one.kind == "failover":
-            return one.id
+        return []
+    ended = [
+        one.id for one in manifest.history if one.kind == "failover" and one.outcome == "done"
+    ]
+    return ended[-1:] or [manifest.recovered.operation]
+
+
+def failed_back_by(manifest: Manifest) -> list[str]:
+    """Ids of what copied and what switched over, as far as it has come."""
+    if manifest.failback is None:
+        return []
+    found = [manifest.failback.operation]
+    if manifest.state == "Failback":
+        found += [
+            one.id for one in manifest.history if one.kind == "switch" and one.outcome == "done"
+        ][-1:]
     return found
 
 
