@@ -16,7 +16,7 @@ NATIVE = ROOT / "src" / "_native"
 # in the same row only where SAME_ROW says so.
 ROWS = [
     {"errors", "keeping", "closing", "ousting", "commands"},
-    {"units", "_native", "lags", "secrets", "stations", "toml_lines"},
+    {"units", "_native", "lags", "locks", "secrets", "stations", "toml_lines"},
     {"records"},
     {"descriptor", "descriptor_write", "layouts", "manifest", "points", "side_by_side",
      "config_tables", "spans"},
