@@ -95,7 +95,8 @@ class Cockpit:
 
     def tell(self, says: str) -> None:
         """Of the database: it is away, or with "" back. Called by any thread."""
-        self._say(f"{says}; all waits for it" if says else "the database is back")
+        waits = f"{says}; all waits for it, twice Ctrl-C ends that"
+        self._say(waits if says else "the database is back")
 
     def _drawn(self) -> Any:
         from rich.text import Text
@@ -264,6 +265,8 @@ def drive(
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(running.opened(plan, where))
         cockpit = Cockpit(store, live=not as_json and _is_live(), stream=stream)
+        # Twice Ctrl-C ends the waiting for a database that is away.
+        where = where._replace(gives_up=lambda: cockpit.interrupts > 1)
         with cockpit.shown():
             state = running.drive(
                 plan,

@@ -76,6 +76,10 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         return parse_size(self.memory) if self.memory else 0
 
 
+# Made here, by the one thread that imports this: see plans/durable.py, _know_types.
+_DECODER = msgspec.json.Decoder(Hardware)
+
+
 def load(path: str) -> Hardware:
     """Read a template.
 
@@ -92,7 +96,7 @@ def load(path: str) -> Hardware:
         raise UsageError(f"{path} is too large for a hardware template", "see docs/vsphere.md")
     try:
         if path.endswith(".json"):
-            hardware = msgspec.json.decode(data, type=Hardware)
+            hardware = _DECODER.decode(data)
         else:
             import tomllib
 

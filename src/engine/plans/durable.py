@@ -16,19 +16,20 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from dbos import DBOS, DBOSClient, DBOSConfig
 
-from ..errors import Error, FailedError, LockedError, NotFoundError, StorageError
+from ..errors import Error, FailedError, NotFoundError, StorageError
 from . import asking, supervising, task
 from .events import EventKind
 from .lives import Life
 from .ready import ready
 from .shape import Spec
 from .store import Store
+from .task import Leaving
 
 APPLICATION = "rollpoint-plans-1"  # goes up when the steps of a task change their meaning
 POLL_SECONDS = 0.05
@@ -59,9 +60,12 @@ class Host:
         if _host is not None:
             raise FailedError("this process serves the queues of plans already")
         self.store, self.life, self.hypervisors = store, life, hypervisors
+        self._trouble: Error | None = None
+        self._ready = threading.Event()
         self._leaving = threading.Event()
         self._idle = threading.Condition()
         self._under_way = 0
+        _know_types()
         self.steps = task.Steps()
         self._specs: dict[str, Spec] = {}
         logging.getLogger("dbos").setLevel(logging.CRITICAL)
@@ -83,6 +87,7 @@ class Host:
             for queue in queues:
                 DBOS.register_queue(queue, polling_interval_sec=POLL_SECONDS)
             self.client = Client(store)
+            self._ready.set()
         except Error:
             self.close()
             raise
@@ -114,7 +119,8 @@ class Host:
         with self._idle:
             self._under_way += 1
         try:
-            self.require_life()
+            with self.recording():
+                self.life.check()  # another process may have taken the name
             made: Row = DBOS.run_step({"name": name}, do)
             return made
         finally:
@@ -126,17 +132,37 @@ class Host:
         if self._leaving.is_set():
             raise Leaving
 
-    def require_life(self) -> None:
-        """Begin nothing in a name that another process has taken."""
+    def require_ready(self) -> None:
+        """DBOS begins with what a former life left before the queues are known."""
+        self._ready.wait()
+        self.require_staying()
+
+    def require_no_trouble(self) -> None:
+        """For whoever waits for the end of a run.
+
+        Raises:
+            Error: Runs cannot be recorded any more, or another life has the name.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Around what needs the run's database: where it fails this process leaves.
+
+        An error would be taken for what the task came to, though that cannot be written.
+        """
         try:
-            self.life.check()
-        except LockedError:
+            yield
+        except Error as error:
+            self._trouble = self._trouble or error
             self._leaving.set()
             raise Leaving from None
 
     def leave(self) -> None:
         """Begin no step any more; those that are under way end. Does not wait for them."""
         self._leaving.set()
+        self._ready.set()
 
     def close(self) -> None:
         """Stop serving, once each task has ended the step that it is in."""
@@ -151,14 +177,23 @@ class Host:
         _host = None
 
 
-class Leaving(BaseException):
-    """Ends a workflow in this process without a result: the next life goes on with it.
-
-    No Exception, which DBOS would take for what the workflow came to.
-    """
-
-
 _host: Host | None = None  # DBOS finds workflows by their names, and they their process here
+
+
+def _know_types() -> None:
+    """Have msgspec look at our types now, in one thread.
+
+    It does so when one is first read, and crashes (0.22) when another thread reads the same
+    type meanwhile: as the tasks of a mount host do that begin at once.
+    """
+    from ..hypervisor import qemu_records, vsphere_note
+
+    del qemu_records, vsphere_note  # whose types are known now
+    kinds = list(msgspec.Struct.__subclasses__())
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if kind.__module__.startswith(__package__.partition(".")[0]):
+            msgspec.json.Decoder(kind)
 
 
 class Client:
@@ -208,7 +243,9 @@ class Client:
 
 
 def _here() -> Host:
-    assert _host is not None, "a workflow runs in a process that serves none"
+    if _host is None:  # it has just been closed
+        raise Leaving
+    _host.require_ready()
     return _host
 
 
@@ -216,20 +253,25 @@ def _here() -> Host:
 def supervise(run: str, opening: int) -> None:
     """Start what may start, until the run has ended."""
     host = _here()
-    host.step(
-        "supervise",
-        lambda: supervising.supervise(host.store, run, opening, host.client, host.require_staying),
-    )
+
+    def do() -> Row:
+        with host.recording():
+            return supervising.supervise(
+                host.store, run, opening, host.client, host.require_staying
+            )
+
+    host.step("supervise", do)
 
 
 @DBOS.workflow(name="perform")
 def perform(run: str, key: str, attempt: int, before: Row) -> None:
     """One attempt of a task; before: what earlier attempts left, see supervising.py."""
     host = _here()
-    spec, watch = host.spec(run), _Watch(host, run)
+    with host.recording():
+        spec, watch = host.spec(run), _Watch(host, run)
     around = task.Around(
         once=host.step,
-        tell=_Teller(host.store, run, key, attempt),
+        tell=_Teller(host, run, key, attempt),
         gives_up=watch,
         stops_looking=watch.stops_looking,
         hypervisors=host.hypervisors,
@@ -241,19 +283,20 @@ def perform(run: str, key: str, attempt: int, before: Row) -> None:
 class _Teller:
     """Appends the events of an attempt; see task.Tell."""
 
-    def __init__(self, store: Store, run: str, key: str, attempt: int) -> None:
-        self._store, self._run, self._key, self._attempt = store, run, key, attempt
+    def __init__(self, host: Host, run: str, key: str, attempt: int) -> None:
+        self._host, self._run, self._key, self._attempt = host, run, key, attempt
 
     def __call__(self, kind: EventKind, data: Row, once: str = "") -> None:
         name = f"{self._key}#{self._attempt} {once}" if once else ""
-        self._store.append(self._run, kind, self._key, self._attempt, data, name)
+        with self._host.recording():
+            self._host.store.append(self._run, kind, self._key, self._attempt, data, name)
 
 
 class _Watch:
     """Whether a run was cancelled; looks now and then."""
 
     def __init__(self, host: Host, run: str) -> None:
-        self._host, self._store, self._run = host, host.store, run
+        self._host, self._run = host, run
         self._seq = 0
         self._looked = 0.0
         self._cancelled = False
@@ -262,7 +305,9 @@ class _Watch:
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            for event in self._store.events(self._run, self._seq):
+            with self._host.recording():
+                events = self._host.store.events(self._run, self._seq)
+            for event in events:
                 self._seq = event.seq
                 if event.kind in ("cancelled", "reopened"):
                     self._cancelled = event.kind == "cancelled"

@@ -48,11 +48,13 @@ class Settings(NamedTuple):
         state: Directory for databases and reports.
         database: URL; "": a SQLite file for each plan in the state directory.
         hypervisors: Where replicas run, instead of what their replica.toml says.
+        gives_up: Asked while the database is away; true ends the waiting with StorageError.
     """
 
     state: str
     database: str = ""
     hypervisors: OpenHypervisors | None = None
+    gives_up: Callable[[], bool] | None = None
 
 
 class Only(NamedTuple):
@@ -85,7 +87,7 @@ def opened(
                 f"name another directory with --state, or in {STATE_ENV}",
             ) from None
         url = f"sqlite:///{folder}/{plan}.sqlite"
-    store = Store.open(url, tell=tell)
+    store = Store.open(url, tell=tell, gives_up=where.gives_up)
     try:
         yield store
     finally:
@@ -282,6 +284,7 @@ def _watch(
         if events:
             state = fold(events, state)
         else:
+            host.require_no_trouble()
             host.client.require_alive(id)
         if on_events is not None:
             on_events(events, state)

@@ -11,6 +11,7 @@ came first: an operation goes on where it stopped, a script is told its operatio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -69,6 +70,13 @@ class Before(NamedTuple):
 
     tries: int
     outcome: Row | None
+
+
+class Leaving(BaseException):
+    """Ends a task in this process without a result: the next life goes on with it.
+
+    No Exception, which DBOS would take for what the task came to.
+    """
 
 
 class _Failed(Exception):
@@ -187,6 +195,12 @@ class _Task:
                 return do()
             except Error as error:
                 return {"error": error.message, "hint": error.hint, "code": error.code}
+            except Exception as error:  # a defect ends this task, and not the run
+                return {
+                    "error": f"{type(error).__name__}: {error}",
+                    "hint": "this is a defect of Rollpoint: please report it",
+                    "code": "defect",
+                }
 
         return caught
 
@@ -257,7 +271,8 @@ class Steps:
             for name, (tell, row) in lasting:
                 if now - row["since"] < FLUSH_SECONDS:
                     continue
-                tell("step", {"name": row["name"], "state": "running", "time": row["time"]})
+                with contextlib.suppress(Leaving):
+                    tell("step", {"name": row["name"], "state": "running", "time": row["time"]})
                 with self._lock:
                     if self._now.get(name) == (tell, row):
                         del self._now[name]

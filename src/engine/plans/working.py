@@ -76,7 +76,7 @@ def serve(
             if on_ready is not None:
                 on_ready(here)
             while not stop.wait(LOOK_SECONDS) and not life.lost():
-                pass
+                host.require_no_trouble()
         finally:
             host.close()
         life.check()
