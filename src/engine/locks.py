@@ -6,9 +6,12 @@ the locks: one that this process let go of is taken for that moment, of some mil
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from .errors import LockedError
@@ -33,3 +36,30 @@ def patiently(take: Callable[[], Result]) -> Result:
             if threading.active_count() == 1 or time.monotonic() >= deadline:
                 raise
         time.sleep(_POLL_SECONDS)
+
+
+def settled(paths: Iterable[str]) -> None:
+    """Return when no child has the locks of files that we have closed, for who opens them next.
+
+    QEMU waits for no lock. Where somebody keeps one, its own message says so.
+    """
+    if threading.active_count() == 1:
+        return
+    deadline = time.monotonic() + CHILD_SECONDS
+    for path in paths:
+        while _is_locked(path) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+
+def _is_locked(path: str) -> bool:
+    """Whether somebody has a lock of the file: asked without taking it."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        found = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, asked)
+        return bool(struct.unpack_from("h", found)[0] != fcntl.F_UNLCK)
+    finally:
+        os.close(handle)

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 from urllib.parse import quote
 
-from . import _native
+from . import _native, locks
 from .control import listen
 from .disk import OpenDisk, open_disk
 from .errors import StateError, UsageError, VerificationError
@@ -209,7 +209,11 @@ class Mount:
                     self._natives[name].flush()
             finally:
                 self._natives.clear()
+                written = [disk.links[0] for disk in own if not disk.read_only]
+                paths = [file.path for link in written for file in link.files()]
+                del written
                 side_by_side(lambda disk: disk.close(clean=clean), own)
+                locks.settled(paths if clean else ())
         finally:
             self._folder.remove()
 

@@ -1,0 +1,67 @@
+"""A child that is no program yet has its parent's locks: that is waited for, and no more."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from rollpoint import _native, locks
+from rollpoint.errors import LockedError
+
+
+@contextmanager
+def beside() -> Iterator[None]:
+    """Another thread of this process lives."""
+    ending = threading.Event()
+    thread = threading.Thread(target=ending.wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+
+
+@contextmanager
+def held_by_a_child(directory: _native.Dir, seconds: float) -> Iterator[_native.File]:
+    """The lock of a file that was closed here, which a child still has for so long."""
+    file = directory.open("file", _native.OPEN_WRITE | _native.OPEN_CREATE, 0o600)
+    file.lock()
+    child = os.fork()
+    if child == 0:
+        threading.Event().wait(seconds)
+        os._exit(0)
+    file.close()
+    again = directory.open("file", _native.OPEN_WRITE)
+    try:
+        yield again
+    finally:
+        again.close()
+        os.waitpid(child, 0)
+
+
+def test_the_lock_of_a_child_that_begins_is_waited_for(tmp_path: Path) -> None:
+    directory = _native.Io.posix().open_dir(str(tmp_path))
+    with held_by_a_child(directory, 0.05) as file:
+        with pytest.raises(LockedError):  # alone, nobody begins a child: it is another's lock
+            locks.patiently(file.lock)
+        with beside():
+            locks.settled([str(tmp_path / "file")])
+            locks.patiently(file.lock)
+            locks.settled([str(tmp_path / "file"), str(tmp_path / "missing")])  # given up
+
+
+def test_a_lock_that_somebody_keeps_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "CHILD_SECONDS", 0.01)
+    directory = _native.Io.posix().open_dir(str(tmp_path))
+    file = directory.open("file", _native.OPEN_WRITE | _native.OPEN_CREATE, 0o600)
+    file.lock()
+    other = directory.open("file", _native.OPEN_WRITE)
+    with beside(), pytest.raises(LockedError):
+        locks.patiently(other.lock)
