@@ -149,7 +149,7 @@ def test_only_one_of_many_begins_a_run_of_a_plan(url: str, store: Store) -> None
 def test_a_reader_that_follows_misses_no_event_of_many_writers(url: str, store: Store) -> None:
     """Each number that a reader passed was committed before: writers race, a reader follows."""
     begin(store)
-    writers, each = 6, 25
+    writers, each = 4, 16
 
     def write(number: int) -> None:
         with Store.open(url) as mine:
@@ -164,7 +164,7 @@ def test_a_reader_that_follows_misses_no_event_of_many_writers(url: str, store: 
     for thread in threads:
         thread.start()
     seen, after = [], 0
-    wanted = 1 + writers * (13 * 3 + 12)
+    wanted = 1 + writers * (8 * 3 + 8)
     while len(seen) < wanted:
         found = store.wait("r1", after, 30)
         assert found, f"{len(seen)} of {wanted}"

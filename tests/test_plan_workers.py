@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plan_hosts import Hosts, hosts, kill, until
+from plan_world import Power, make_replica
 from postgres import Postgres
-from rollpoint.errors import UsageError
-from rollpoint.plans import working
+from rollpoint.errors import LockedError, StateError, StorageError, UsageError
+from rollpoint.plans import running, working
 from rollpoint.plans.running import Settings
 from rollpoint.plans.store import Store
 from rollpoint.replica import Replica
@@ -153,22 +156,24 @@ def test_whatever_is_killed_whenever_all_happens_once(
 
 
 def test_a_dead_hosts_work_is_finished_elsewhere_and_a_living_ones_is_not_taken(
-    tmp_path: Path, postgres: Postgres
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
     with hosts(tmp_path, postgres.database(), each=1, seconds=1.0) as world:
+        where = Settings("/nowhere", world.url)
         site = Site(world, postgres)
         until(lambda: site.in_the_middle("east"), "a step of east", site.starter)
 
-        living = world.worker("east", "--take-over", host="elsewhere")
-        _, refused = living.communicate(timeout=60)
         pid = site.workers["east"].pid
-        assert refused.startswith("LockedError: a worker serves the queue already: 'east' is")
-        assert f"process {pid} on host host-east" in refused
+        says = f"serves the queue already: 'east' is served by process {pid} on host host-east"
+        with pytest.raises(LockedError, match=says):
+            working.serve("east", where, threading.Event(), take_over=True)
 
         kill(site.workers["east"])
-        _, refused = world.worker("east", host="elsewhere").communicate(timeout=60)
-        assert refused.startswith("StateError: queue 'east' was last served on host host-east")
-        assert "--take-over" in refused
+        says = f"queue 'east' was last served on host host-east .process {pid}"
+        with pytest.raises(StateError, match=says) as caught:
+            working.serve("east", where, threading.Event())
+        assert "--take-over" in caught.value.hint
         site.workers["east"] = world.ready_worker("east", "--take-over", host="elsewhere")
         site.finish()
         everything_happened_once(world, site.run)
@@ -192,6 +197,36 @@ def test_a_worker_that_is_told_to_end_ends_its_step_and_the_next_one_goes_on(
         site.workers["east"] = world.ready_worker("east")
         site.finish()
         everything_happened_once(world, site.run)
+
+
+def test_a_task_whose_result_cannot_be_recorded_is_gone_on_with_and_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk below the database ends the process, with its reason, and no task."""
+    append = Store.append
+
+    def refuse(self: Store, run: str, kind: str, *rest: Any) -> Any:
+        if kind == "operation":
+            raise StorageError("there is no room", "make room")
+        return append(self, run, kind, *rest)  # type: ignore[arg-type]
+
+    (tmp_path / "replicas").mkdir()
+    replica = make_replica(tmp_path / "replicas" / "one")
+    plan = tmp_path / "site.toml"
+    plan.write_text('version = 1\nreplicas = "replicas"\n[[group]]\nname = "g"\nreplicas = ["*"]\n')
+    power = Power(tmp_path / "power")
+    where = Settings(str(tmp_path / "state"), hypervisors=power)
+    run = running.start(str(plan), "unplanned", where)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", refuse)
+        with pytest.raises(StorageError, match="no room"):
+            running.drive("site", run, where)
+    with Replica.open(replica) as opened:
+        assert opened.manifest.state == "Failover"
+    state = running.drive("site", run, where)
+    assert state.state == "done"
+    assert state.nodes["g/one"].attempt == 1
+    assert set(power.starts().values()) == {1}
 
 
 # ---- the command ----
