@@ -31,7 +31,9 @@ class Site:
 
     def __init__(self, world: Hosts, server: Postgres) -> None:
         self.world, self.server = world, server
-        self.workers = {queue: world.ready_worker(queue) for queue in ("east", "west")}
+        self.workers = {queue: world.worker(queue) for queue in ("east", "west")}
+        for worker in self.workers.values():
+            assert world.line(worker) == "ready", worker.communicate()
         self.starter = world.starter()
         self.run = world.line(self.starter)
         assert self.run, self.starter.communicate()
@@ -179,6 +181,7 @@ def test_a_dead_hosts_work_is_finished_elsewhere_and_a_living_ones_is_not_taken(
         everything_happened_once(world, site.run)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_told_to_end_ends_its_step_and_the_next_one_goes_on(
     tmp_path: Path, postgres: Postgres
 ) -> None:
