@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -33,6 +34,12 @@ after = ["db"]
 {web}
 """
 NAMES = ("db-1", "db-2", "web-1", "web-2", "web-3")
+
+
+def workflows(site: Site) -> set[str]:
+    """Ids of what DBOS keeps."""
+    with sqlite3.connect(site.folder / "state" / "plans" / "site.sqlite") as connection:
+        return {row[0] for row in connection.execute("SELECT workflow_uuid FROM workflow_status")}
 
 
 class Site:
@@ -85,6 +92,7 @@ def test_a_run_fails_all_over_in_order_and_is_undone_in_reverse(tmp_path: Path) 
     assert all(
         node.started >= last_web for key, node in undone.nodes.items() if key.startswith("db/")
     )
+    assert {id.split("/")[0] for id in workflows(site)} == {undone.spec.run}
     with pytest.raises(StateError, match="nothing to undo"):
         site.run("undo")
 

@@ -26,7 +26,6 @@ from ..errors import Error, FailedError, NotFoundError, StorageError
 from . import asking, supervising, task
 from .events import EventKind
 from .lives import Life
-from .ready import ready
 from .shape import Spec
 from .store import Store
 from .task import Leaving
@@ -60,12 +59,12 @@ class Host:
         if _host is not None:
             raise FailedError("this process serves the queues of plans already")
         self.store, self.life, self.hypervisors = store, life, hypervisors
+        self._client: Client | None = None
         self._trouble: Error | None = None
         self._ready = threading.Event()
         self._leaving = threading.Event()
         self._idle = threading.Condition()
         self._under_way = 0
-        _know_types()
         self.steps = task.Steps()
         self._specs: dict[str, Spec] = {}
         logging.getLogger("dbos").setLevel(logging.CRITICAL)
@@ -81,12 +80,11 @@ class Host:
         DBOS(config=config)
         DBOS.listen_queues(list(queues))
         _host = self
-        ready()
         try:
             DBOS.launch()
             for queue in queues:
                 DBOS.register_queue(queue, polling_interval_sec=POLL_SECONDS)
-            self.client = Client(store)
+            self._client = Client(store)
             self._ready.set()
         except Error:
             self.close()
@@ -99,6 +97,12 @@ class Host:
                 "see that its role may make the schema dbos; or that this Rollpoint is as new as "
                 "the others that use the database",
             ) from None
+
+    @property
+    def client(self) -> Client:
+        """Hands tasks to queues, this process's own among them."""
+        assert self._client is not None
+        return self._client
 
     def spec(self, run: str) -> Spec:
         """What a run is to do."""
@@ -173,27 +177,14 @@ class Host:
                 self._idle.wait()
         with contextlib.suppress(Exception):
             DBOS.destroy()
+        if self._client is not None:
+            self._client.close()
         self.steps.close()
         _host = None
 
 
 _host: Host | None = None  # DBOS finds workflows by their names, and they their process here
 
-
-def _know_types() -> None:
-    """Have msgspec look at our types now, in one thread.
-
-    It does so when one is first read, and crashes (0.22) when another thread reads the same
-    type meanwhile: as the tasks of a mount host do that begin at once.
-    """
-    from ..hypervisor import qemu_records, vsphere_note
-
-    del qemu_records, vsphere_note  # whose types are known now
-    kinds = list(msgspec.Struct.__subclasses__())
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-        if kind.__module__.startswith(__package__.partition(".")[0]):
-            msgspec.json.Decoder(kind)
 
 
 class Client:
@@ -237,6 +228,15 @@ class Client:
         status = self._dbos.retrieve_workflow(id).get_status()
         if status.status in _DEAD:
             raise FailedError(f"{id} ended: {status.status}: {status.error}")
+
+    def forget(self, runs: Sequence[str]) -> None:
+        """Remove what DBOS keeps of runs that have ended: their events tell all of it."""
+        prefixes = [f"{run}/" for run in runs]
+        if prefixes:
+            found = self._dbos.list_workflows(
+                workflow_id_prefix=prefixes, load_input=False, load_output=False
+            )
+            self._dbos.delete_workflows([one.workflow_id for one in found])
 
     def close(self) -> None:
         self._dbos.destroy()

@@ -260,11 +260,19 @@ def drive(
             host = Host(store, life, [name], where.hypervisors)
             try:
                 state = _watch(host, run, on_events, stop)
+                _tidy(host, plan, run)
             finally:
                 host.close()
         if state.ended:
             write_report(store, state, where)
     return state
+
+
+def _tidy(host: Host, plan: str, run: str) -> None:
+    """Of runs that have ended, but for this one: of the oldest ones nothing stays."""
+    ended = [row.run for row in host.store.runs(plan) if row.ended and row.run != run]
+    host.client.forget(ended)
+    host.store.prune(plan)
 
 
 def _watch(
