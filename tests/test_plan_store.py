@@ -84,6 +84,20 @@ def test_what_is_appended_is_read_by_others_in_order(url: str, store: Store) -> 
         assert fold(events[:1]).spec == spec("r1")
 
 
+def test_a_run_does_not_end_while_somebody_asks_for_something(store: Store) -> None:
+    begin(store)
+    seen = store.append("r1", "failed", "a", 1, {"error": "no"})
+    again = store.append("r1", "retry", "a", 1)
+    assert seen is not None
+    assert again is not None
+    assert store.end("r1", "failed", seen.seq) is None
+    assert store.runs("site")[0].state == "running"
+    ended = store.end("r1", "failed", again.seq)
+    assert ended is not None
+    assert (ended.kind, ended.data["state"]) == ("ended", "failed")
+    assert store.runs("site")[0].state == "failed"
+
+
 def test_an_event_that_has_to_be_there_once_is(url: str, store: Store) -> None:
     begin(store)
     first = store.append("r1", "queued", "a", 1, once="a/1")

@@ -31,6 +31,7 @@ from .errors import Error
 from .manifest import Manifest, Operation
 from .points import now_text
 from .records import AuditHead, CheckResult, Evidence
+from .structs import prepared
 from .units import parse_time
 
 FILE_NAME = "audit.jsonl"
@@ -42,6 +43,7 @@ _TAIL = ',"hash":"'
 Event = Literal["intent", "outcome", "note"]
 
 
+@prepared
 class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One line, without its last field. before, after: the replica's state."""
 

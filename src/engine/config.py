@@ -25,6 +25,7 @@ from .config_tables import (
 from .errors import UsageError
 from .guest.base import BootMode, Controller, Network, Nic, Target, Wanted
 from .manifest import MachineSettings
+from .structs import prepared
 from .units import parse_duration, parse_size
 
 FILE_NAME = "replica.toml"
@@ -91,6 +92,7 @@ class GuestTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     first_boot: str = ""
 
 
+@prepared
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The whole file.
 

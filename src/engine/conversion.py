@@ -16,6 +16,7 @@ from .errors import DamagedError, Error, GuestError, NotFoundError, UsageError
 from .guest.base import BootMode, Change, Controller, Guest, Nic, Wanted
 from .manifest import CONVERSION_NAME
 from .points import now_text
+from .structs import prepared
 from .volumes.base import Volume
 from .volumes.probe import HIBERNATED
 
@@ -33,6 +34,7 @@ NOTHING_KNOWN = frozenset({"empty", "unknown"})
 NO_CONVERT_HINT = "to start the machine as it is: rollpoint failover --no-convert"
 
 
+@prepared
 class Conversion(msgspec.Struct, kw_only=True):
     """What a conversion found and did.
 

@@ -33,6 +33,7 @@ from .records import Running as Running
 from .records import Target as Target
 from .records import Timer as Timer
 from .records import Trial as Trial
+from .structs import prepared
 
 if TYPE_CHECKING:
     from ._native import Dir
@@ -281,6 +282,7 @@ class Recovered(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return [self.interims[disk], *frozen]
 
 
+@prepared
 class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All of replica.json."""
 

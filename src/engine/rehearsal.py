@@ -28,6 +28,7 @@ from .errors import DamagedError, Error, HypervisorError, NotFoundError, ToolMis
 from .manifest import REHEARSAL_NAME, MachineSettings
 from .mount import Mount
 from .points import Point, now_text
+from .structs import prepared
 from .throwaway import Throwaway, nameless_file
 from .view import View, view
 
@@ -72,6 +73,7 @@ class Boot(msgspec.Struct, kw_only=True):
     console: list[str] = []
 
 
+@prepared
 class Rehearsal(msgspec.Struct, kw_only=True):
     """What a rehearsal came to.
 

@@ -23,6 +23,7 @@ from .errors import Error
 from .journal import OpenJournal, journal_names, open_journal
 from .manifest import DiskEntry, Manifest
 from .points import now_text
+from .structs import prepared
 
 FILE_NAME = ".verify.json"
 SAVE_SECONDS = 5.0
@@ -77,6 +78,7 @@ class DiskNotes(msgspec.Struct, kw_only=True):
     links: list[str] = []  # frozen ones that are as they were
 
 
+@prepared
 class State(msgspec.Struct, kw_only=True):
     """All of .verify.json."""
 

@@ -32,6 +32,7 @@ from .errors import Error, HypervisorError, NotFoundError, StorageError
 from .manifest import MachineSettings
 from .mount import Mount
 from .replica import Replica
+from .structs import prepared
 from .throwaway import Throwaway
 from .view import view
 
@@ -56,6 +57,7 @@ main(sys.argv[2], sys.argv[3])
 """
 
 
+@prepared
 class Wish(msgspec.Struct, kw_only=True):
     """What the process is to do: one line on its input."""
 
@@ -64,6 +66,7 @@ class Wish(msgspec.Struct, kw_only=True):
     convert: bool
 
 
+@prepared
 class News(msgspec.Struct, kw_only=True):
     """One line of its output: a step that begins, or has been done; at the end the facts."""
 

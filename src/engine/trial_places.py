@@ -25,6 +25,7 @@ from .errors import (
     UsageError,
 )
 from .manifest import Manifest
+from .structs import prepared
 
 ALL_NAME = "tests"
 USE_LOCK = "use.lock"
@@ -33,6 +34,7 @@ FACTS_NAME = "disks.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 
 
+@prepared
 class Facts(msgspec.Struct, kw_only=True):
     """Of the process that serves a test's disks: where they are. In disks.json."""
 

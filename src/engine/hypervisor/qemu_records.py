@@ -13,11 +13,13 @@ import msgspec
 
 from .._native import Io
 from ..errors import HypervisorError, NotFoundError
+from ..structs import prepared
 from .base import Machine
 
 FILE_NAME = "machine.json"
 
 
+@prepared
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A machine and what became of it.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from ..errors import HypervisorError
+from ..structs import prepared
 
 WORDS = "Rollpoint: "
 NOTE = "rollpoint-note: "
@@ -42,6 +43,7 @@ class FormerCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_connected: bool
 
 
+@prepared
 class Note(msgspec.Struct, kw_only=True):
     """What was done to a machine.
 

@@ -14,6 +14,7 @@ import msgspec
 from pyVmomi import vim
 
 from ..errors import UsageError, system_error
+from ..structs import prepared
 from ..units import format_size, parse_size
 from . import vsphere_devices as devices
 from .vsphere_inventory import Found
@@ -48,6 +49,7 @@ class TemplateCard(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     network: str = "none"
 
 
+@prepared
 class Hardware(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What a machine is made of. What is left out is as the replica's settings say.
 

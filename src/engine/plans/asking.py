@@ -12,6 +12,7 @@ import msgspec
 
 from .. import errors
 from ..errors import Error, FailedError, NotFoundError
+from ..structs import prepared
 from . import survey
 from .found import Request
 from .store import Store
@@ -19,6 +20,7 @@ from .store import Store
 ANSWER_SECONDS = 120.0
 
 
+@prepared
 class Reply(msgspec.Struct, kw_only=True):
     """What comes back through a queue: the answer, or why there is none."""
 

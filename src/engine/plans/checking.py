@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from ..errors import Error, UsageError
+from ..structs import prepared
 from ..units import format_duration, parse_duration, parse_time
 from . import order, shaping
 from . import survey as survey_of
@@ -61,6 +62,7 @@ class Row(msgspec.Struct, kw_only=True):
     ends: float | None = None
 
 
+@prepared
 class Report(msgspec.Struct, kw_only=True):
     """What a check came to.
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from ..structs import prepared
 from .tables import Group, RunKind
 
 What = Literal["resolve", "look"]
@@ -70,6 +71,7 @@ class Proof(msgspec.Struct, kw_only=True):
     says: str = ""
 
 
+@prepared
 class Readiness(msgspec.Struct, kw_only=True):
     """How ready a replica is. None, "" and empty lists: not known, or nothing.
 
@@ -110,6 +112,7 @@ class Readiness(msgspec.Struct, kw_only=True):
     problems: list[Problem] = []
 
 
+@prepared
 class Request(msgspec.Struct, kw_only=True):
     """What a mount host is asked about a group.
 
@@ -128,6 +131,7 @@ class Request(msgspec.Struct, kw_only=True):
     places: list[str] = []
 
 
+@prepared
 class Resolved(msgspec.Struct, kw_only=True):
     """What a group means. points: name of a replica -> where it is to go, as text."""
 

@@ -25,7 +25,7 @@ from .asking import ask
 from .events import Event, RunState, fold
 from .found import Found, Resolved
 from .shape import Shape, Spec
-from .store import Store
+from .store import New, Store
 from .supervising import all_events, local_queue
 from .tables import FORWARD, Plan, RunKind
 
@@ -335,15 +335,16 @@ def request(
         StateError: The run has ended.
     """
     data = {"who": who or getpass.getuser(), "host": os.uname().nodename, "reason": reason}
-    run = state.spec.run
+    run, asked = state.spec.run, list[New]()
     if kind in ("retry", "skip"):
         keys = _keys(state, list(names), kind)
         if state.ended:
             if state.state == "done":
                 raise StateError(f"run {run} has ended, and nothing of it failed")
-            store.append(run, "reopened", data=data, once=f"reopened {state.reopened + 1}")
-        for key in keys:
-            store.append(run, kind, key, state.nodes[key].attempt, data)
+            once = f"reopened {state.reopened + 1}"
+            asked.append(New("reopened", data=data, once=once))
+        asked += [New(kind, key, state.nodes[key].attempt, data) for key in keys]
+        store.append_many(run, asked)
         return keys
     if state.ended:
         raise StateError(f"run {run} has ended: {state.state}", "begin another one: plan run")
@@ -355,7 +356,7 @@ def _keys(state: RunState, names: list[str], kind: str) -> list[str]:
     may = ("failed", "asking") if kind == "retry" else ("failed", "asking", "waiting")
     if not names:
         found = [key for key, node in state.nodes.items() if node.state in ("failed", "asking")]
-        if not found:
+        if not found and not (kind == "retry" and state.state == "cancelled"):
             raise UsageError(f"nothing of run {state.spec.run} failed", "name what is meant")
         return found
     keys = []

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ..structs import prepared
 from .tables import OnFailure, Plan, RunKind
 
 NodeKind = Literal["replica", "before", "after"]
@@ -71,6 +72,7 @@ class Shape(msgspec.Struct, kw_only=True):
         return next(group for group in self.groups if group.name == name)
 
 
+@prepared
 class Spec(msgspec.Struct, kw_only=True):
     """What a run is to do: the data of its first event.
 

@@ -26,7 +26,7 @@ from ..errors import ExistsError, NotFoundError, StateError
 from ..points import now_text
 from . import lives
 from .database import EVENTS, RUNS, Database, Result
-from .events import Event, EventKind
+from .events import Event, EventKind, RunWord
 from .lives import Holder, Life
 from .shape import Spec
 
@@ -191,6 +191,24 @@ class Store:
             StateError: It is to be gone on with, and another run of the plan has not ended.
         """
         return self.append_many(run, [New(kind, key, attempt, data, once)])[0]
+
+    def end(self, run: str, word: RunWord, seen: int) -> Event | None:
+        """Add the end of a run, if nothing has happened since the event number `seen`.
+
+        Returns:
+            The event; None: something has, and it is no end any more.
+        """
+
+        def work(connection: sa.Connection) -> Event | None:
+            connection.execute(RUNS.update().where(RUNS.c.run == run).values(seq=RUNS.c.seq))
+            newest = sa.select(sa.func.max(EVENTS.c.seq)).where(EVENTS.c.run == run)
+            if connection.execute(newest).scalar() != seen:
+                return None
+            new = New("ended", data={"state": word}, once=f"ended {seen}")
+            return _append(connection, run, [new], [_packed(new.data)], token)[0]
+
+        token = uuid.uuid4().hex
+        return self._written(work)
 
     def append_many(self, run: str, news: Sequence[New]) -> list[Event | None]:
         """Add all of them, in order and in one transaction; None for each that was there."""

@@ -55,8 +55,7 @@ def supervise(
     while state.state == "running" and state.reopened == opening:
         decision = decide(state.spec.shape, state, time.time_ns())
         if decision.end is not None:
-            once = f"ended {opening}"
-            store.append(run, "ended", data={"state": decision.end}, once=once)
+            store.end(run, decision.end, state.seq)  # unless somebody has asked for something
         rows: list[New] = []
         for key in decision.ask:
             attempt = state.nodes[key].attempt

@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from ..structs import prepared
+
 RunKind = Literal["test", "planned", "unplanned", "undo", "permanent", "failback", "commit"]
 FORWARD: tuple[RunKind, ...] = ("test", "planned", "unplanned")
 GateKind = Literal["heartbeat", "tcp", "http", "marker", "script"]
@@ -127,6 +129,7 @@ class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     datastores: dict[str, int] = {}
 
 
+@prepared
 class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The whole file.
 
