@@ -385,8 +385,6 @@ FIRST_USE = """
 import sys, threading
 import msgspec
 from rollpoint.config import Config
-from rollpoint.plans.ready import ready
-ready()
 sys.setswitchinterval(1e-6)
 barrier = threading.Barrier(16)
 def read():
@@ -401,7 +399,7 @@ for thread in threads:
 
 
 def test_sixteen_threads_may_read_their_first_table_at_once() -> None:
-    for _ in range(3):  # without ready, three of ten die by a segmentation fault
+    for _ in range(3):  # without structs.prepared, three of ten die by a segmentation fault
         done = subprocess.run([sys.executable, "-c", FIRST_USE], env=os.environ, check=False)
         assert done.returncode == 0
 

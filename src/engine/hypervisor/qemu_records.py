@@ -96,6 +96,3 @@ def given_back(known: Record) -> Record | None:
     if known.made:
         return None
     return msgspec.structs.replace(known, machine=known.former or known.machine, former=None)
-
-
-msgspec.json.Decoder(Record)  # imported on a thread, it is made ready here: plans/ready.py

@@ -123,6 +123,3 @@ def _words(note: Note) -> str:
     if note.former is not None or note.made:
         return f"{what}. Leave its disks and the next line as they are until it is let go."
     return f"{what}. It has its own disks."
-
-
-msgspec.json.Decoder(Note)  # imported on a thread, it is made ready here: plans/ready.py

@@ -181,6 +181,3 @@ def _check(hardware: Hardware) -> None:
             raise UsageError(f"bus {disk.bus} is of {kinds[spot]} and of {disk.controller}")
     if hardware.memory_bytes % (1 << 20) or hardware.cpus < 0 or hardware.cores_per_socket < 0:
         raise UsageError("memory is a whole number of MiB, and no count is negative")
-
-
-msgspec.json.Decoder(Hardware)  # imported on a thread, it is made ready here: plans/ready.py

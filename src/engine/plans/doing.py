@@ -35,7 +35,6 @@ from .outcomes import (
     same_task,
     trial_id,
 )
-from .ready import ready
 from .tables import RunKind
 
 if TYPE_CHECKING:
@@ -393,7 +392,3 @@ class _Doing:
             progress=self._progress,
         )
         return self._ended(deed.operation)
-
-
-# Here, where nobody else is yet: the modules that are imported for one operation only, too.
-ready()

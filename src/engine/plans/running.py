@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from .. import operation_report
-from ..errors import StateError, UsageError
+from ..errors import Error, StateError, UsageError
 from . import file, report, shaping, survey
 from .asking import ask
 from .events import Event, RunState, fold
@@ -264,7 +264,12 @@ def drive(
             finally:
                 host.close()
         if state.ended:
-            write_report(store, state, where)
+            try:
+                write_report(store, state, where)
+            except (Error, OSError) as error:  # the run is what it is without one
+                says = getattr(error, "message", str(error))
+                if tell is not None:
+                    tell(f"no report was written: {says}; rollpoint plan report writes it again")
     return state
 
 
@@ -347,7 +352,10 @@ def request(
         store.append_many(run, asked)
         return keys
     if state.ended:
-        raise StateError(f"run {run} has ended: {state.state}", "begin another one: plan run")
+        hint = "begin another one: rollpoint plan run"
+        if state.state != "done":
+            hint = f"rollpoint plan retry goes on with it; or {hint}"
+        raise StateError(f"run {run} has ended: {state.state}", hint)
     store.append(run, kind, data=data)
     return []
 
