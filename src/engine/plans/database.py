@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sqlite3
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from sqlalchemy import exc
 
 from ..errors import Error, NotFoundError, StorageError, UnsupportedError, UsageError, system_error
 from ..points import now_text
+from .database_errors import KNOWN, is_passing, says_of
 
 SCHEMA_VERSION = 1
 ENVIRONMENT = "ROLLPOINT_DATABASE"
@@ -35,8 +35,6 @@ PAUSE_SECONDS_MAX = 2.0
 RACES_MAX = 5
 # Tables are made by one process at a time; the number is any that nobody else has.
 _SCHEMA_LOCK = 0x526F6C6C706F696E
-# Names of PostgreSQL: the connection went, or it would be granted a little later.
-_PASSING_STATES = ("08", "57P", "53", "40001", "40P01", "55P03", "25006")
 _POSTGRES: dict[str, Any] = {
     "connect_timeout": 5,
     "application_name": "rollpoint",
@@ -215,7 +213,7 @@ class Database:
                     raise self.explain(error, since) from None
                 if not since:
                     since = now_text()
-                    self.tell(f"database {self.name} unreachable since {since}: {_says(error)}")
+                    self.tell(f"database {self.name} unreachable since {since}: {says_of(error)}")
                 time.sleep(pause)
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)
             else:
@@ -291,9 +289,9 @@ class Database:
 
     def explain(self, error: exc.SQLAlchemyError, since: str = "") -> Error:
         """The database's error as one of ours: what, where, and what to do."""
-        says = _says(error)
+        says = says_of(error)
         ago = f" since {since}" if since else ""
-        for words, message, hint in _KNOWN:
+        for words, message, hint in KNOWN:
             if any(word in says for word in words):
                 return StorageError(f"database {self.name}{ago}: {message}: {says}", hint)
         if self.kind == "sqlite":
@@ -306,80 +304,6 @@ class Database:
         else:
             hint = "look at PostgreSQL's log"
         return StorageError(f"database {self.name}{ago}: {says}", hint)
-
-
-# Words of the database's own message -> ours, and what to do.
-_KNOWN: list[tuple[tuple[str, ...], str, str]] = [
-    (
-        ("password authentication failed", "no password supplied", "fe_sendauth"),
-        "it does not take the password",
-        "put the right one in PGPASSWORD, or in ~/.pgpass",
-    ),
-    (
-        ("no pg_hba.conf entry", "Peer authentication failed", "Ident authentication failed"),
-        "it does not let this host and role in",
-        "add a line for them to the server's pg_hba.conf",
-    ),
-    (
-        ("permission denied for schema",),
-        "the role may not make tables",
-        "have the database's owner run: GRANT USAGE, CREATE ON SCHEMA public TO the role",
-    ),
-    (
-        ("permission denied",),
-        "the role lacks a right",
-        "have its owner grant SELECT, INSERT, UPDATE and DELETE on the tables rollpoint_*",
-    ),
-    (
-        ("readonly database", "unable to open database file"),
-        "the file cannot be written",
-        "check who owns the file and its directory, and their modes",
-    ),
-    (
-        ("file is not a database", "malformed"),
-        "the file is no database, or damaged",
-        "move it away and start again, or name another with --state",
-    ),
-    (
-        ("database or disk is full",),
-        "there is no room",
-        "make room on its file system; the run goes on where it was",
-    ),
-    (
-        ('role "',),
-        "there is no such role",
-        "have it made: createuser NAME",
-    ),
-    (
-        ('database "',),
-        "there is no such database",
-        "have it made: createdb NAME, owned by the role of the URL",
-    ),
-]  # fmt: skip
-
-
-def is_passing(error: exc.SQLAlchemyError) -> bool:
-    """Whether the same call may well work in a moment."""
-    if isinstance(error, exc.TimeoutError):  # of the pool
-        return True
-    if not isinstance(error, exc.DBAPIError):
-        return False
-    origin = error.orig
-    if isinstance(origin, sqlite3.Error):
-        return getattr(origin, "sqlite_errorcode", 0) & 0xFF in (
-            sqlite3.SQLITE_BUSY,
-            sqlite3.SQLITE_LOCKED,
-        )
-    state = getattr(origin, "sqlstate", None)
-    if state is not None:
-        return str(state).startswith(_PASSING_STATES)
-    return isinstance(error, exc.OperationalError | exc.InterfaceError)
-
-
-def _says(error: exc.SQLAlchemyError) -> str:
-    """The database's own words in one line, without the statement and what was in it."""
-    origin = getattr(error, "orig", None)
-    return " ".join(str(origin if origin is not None else error).split())[:300]
 
 
 def _version(connection: sa.Connection) -> int | None:
