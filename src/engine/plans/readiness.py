@@ -221,7 +221,7 @@ class _Look:
         done = rehearsal.load(self._replica.directory)
         if done is None:
             _add(row, "rehearsal", "no failover of it was ever rehearsed",
-                 f"rollpoint rehearse {row.directory}", stops=False)  # fmt: skip
+                 f"rollpoint replica rehearse {row.directory}", stops=False)  # fmt: skip
             return
         now_ns = parse_time(now_text())
         age = max(0.0, (now_ns - parse_time(done.time)) / 1e9)
@@ -240,11 +240,11 @@ class _Look:
                 for operation in self._manifest.history
             )
             _add(row, "rehearsal", f"the rehearsal of {done.time} failed: {done.error}",
-                 done.hint or f"mend that, then rollpoint rehearse {row.directory}",
+                 done.hint or f"mend that, then rollpoint replica rehearse {row.directory}",
                  stops=not later)  # fmt: skip
         elif age > OLD_REHEARSAL_SECONDS:
             _add(row, "rehearsal", f"it was rehearsed {format_duration(age)} ago",
-                 f"rollpoint rehearse {row.directory}", stops=False)  # fmt: skip
+                 f"rollpoint replica rehearse {row.directory}", stops=False)  # fmt: skip
 
     # ---- where it is to run ----
 

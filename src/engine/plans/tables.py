@@ -85,7 +85,7 @@ class Group(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         delay: From the moment when the groups in `after` are up.
         parallelism: Replicas at once; 0: no limit of the group's own.
         network: Of all cards, by name; or network of the source -> network here.
-        test_network: Isolated, for test runs; "": no wire.
+        test_network: Isolated, for test runs; "": as replica.toml says, "none": no wire.
         point: "latest", a moment, "common" or "common:GLOB" (the newest point that all of the
             group have, by its label), "app" (the newest application-consistent one).
         same_cut: All replicas at one cut.
