@@ -418,7 +418,9 @@ GROUPS = {"disk": ("info", "map", "check", "create", "convert", "compare", "comm
                       "browse", "rehearse", "remove"),
           "point": ("name", "pin", "unpin", "lock", "show"),
           "audit": ("verify", "show"),
-          "failback": ("start", "switch", "commit", "undo", "status")}  # fmt: skip
+          "failback": ("start", "switch", "commit", "undo", "status"),
+          "plan": ("check", "run", "status", "pause", "continue", "retry", "skip", "cancel", "undo",
+                   "permanent", "failback", "commit", "report", "events", "runs")}  # fmt: skip
 ALL = [(command,) for command in COMMANDS if command not in GROUPS] + [
     (group, command) for group, commands in GROUPS.items() for command in commands
 ]

@@ -26,6 +26,9 @@ def metrics(
             metavar="HOST:PORT", help="Serve them at http://HOST:PORT/metrics until SIGTERM."
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Errors are JSON; what is printed is OpenMetrics text.")
+    ] = False,
 ) -> None:
     """Show numbers of replicas for monitoring, as OpenMetrics text.
 
