@@ -27,7 +27,7 @@ def test_every_group_runs_and_leaves_its_results(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {row["what"].split()[0] for row in rows} == {
-        *("roll", "reopen", "scrub:", "NBD:", "ingest:", "failover:", "failback:"),
+        *("roll", "reopen", "scrub:", "NBD:", "ingest:", "failover:", "failback:", "plan"),
         *("convert:", "compare:", "commit:", "mount:"),
     }
     for row in rows:

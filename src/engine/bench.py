@@ -24,6 +24,7 @@ GROUPS = {
     "ingest": "bench_ingest.py",
     "failover": "bench_failover.py",
     "scale": "bench_failover_scale.py",
+    "plan": "bench_plan.py",
     "failback": "bench_failback.py",
     "mount": "bench_mount.py",
     "convert": "bench_convert.py",
