@@ -8,7 +8,6 @@ any moment, and another one drives it on.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import secrets
 import threading
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
-from .. import operation_report
+from .. import audit, operation_report
 from ..errors import Error, StateError, UsageError
 from . import file, report, shaping, survey
 from .asking import ask
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from .durable import Host
     from .task import OpenHypervisors
 
-ENDING: tuple[RunKind, ...] = ("undo", "permanent", "failback", "commit")
 POLL_SECONDS = 0.2
 DATABASE_ENV = "ROLLPOINT_DATABASE"
 STATE_ENV = "ROLLPOINT_STATE"
@@ -127,7 +125,7 @@ def start(
             shape = _ending(plan, kind, store, former, only)
         spec = Spec(
             run=run, kind=kind, plan=plan, plan_path=os.path.abspath(path), shape=shape,
-            who=who or getpass.getuser(), host=os.uname().nodename, reason=reason, of=of,
+            who=who or audit.who(), host=os.uname().nodename, reason=reason, of=of,
             skip=dict(skip or {}),
         )  # fmt: skip
         store.new_run(plan.name, run, spec)
@@ -339,7 +337,7 @@ def request(
         UsageError: No task is meant by a name, or one of which that cannot be asked.
         StateError: The run has ended.
     """
-    data = {"who": who or getpass.getuser(), "host": os.uname().nodename, "reason": reason}
+    data = {"who": who or audit.who(), "host": os.uname().nodename, "reason": reason}
     run, asked = state.spec.run, list[New]()
     if kind in ("retry", "skip"):
         keys = _keys(state, list(names), kind)
