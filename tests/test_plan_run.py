@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_world import Power, make_replica
+from plan_world import DISK_BYTES, GRAIN, Power, make_replica
 from rollpoint.errors import StateError, UsageError
 from rollpoint.plans import running
 from rollpoint.plans.events import RunState
@@ -206,3 +206,40 @@ def test_a_process_that_drives_is_killed_again_and_again_and_nothing_happens_twi
     assert set(site.states().values()) == {"Failover"}
     assert set(site.power.starts().values()) == {1}
     assert len(site.power.on()) == len(NAMES)
+
+
+def test_a_group_is_made_permanent_and_the_rest_is_undone(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    assert site.run("unplanned").state == "done"
+    kept = site.run("permanent", only=running.Only(groups=["db"]))
+    assert kept.state == "done", [node.error for node in kept.nodes.values()]
+    assert {site.states()[name] for name in ("db-1", "db-2")} == {"Permanent"}
+    undone = site.run("undo")
+    assert undone.state == "done"
+    assert set(undone.nodes) == {"web/web-1", "web/web-2", "web/web-3"}
+    assert {site.states()[name] for name in NAMES if name.startswith("web")} == {"Ready"}
+
+
+def test_a_site_goes_back_home_and_is_protected_again(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    for name in NAMES:
+        place = tmp_path / f"{name}.raw"
+        place.write_bytes(bytes(DISK_BYTES))
+        with (tmp_path / "replicas" / name / "replica.toml").open("a") as toml:
+            toml.write(f'[source]\nmachine = "home-{name}"\n[source.disks]\na = "{place}"\n')
+    home = Power(tmp_path / "home")
+    where = site.where._replace(hypervisors=lambda directory: (site.power, home))
+    site.where = where
+    assert site.run("unplanned").state == "done"
+    back = site.run("failback")
+    assert back.state == "done", [node.error for node in back.nodes.values()]
+    assert home.on() == {f"home-{name}" for name in NAMES}
+    assert not site.power.on()
+    for name in NAMES:
+        same = (tmp_path / f"{name}.raw").read_bytes() == bytes([2]) * GRAIN + bytes(
+            DISK_BYTES - GRAIN
+        )
+        assert same, name
+    assert site.run("commit").state == "done"
+    assert set(site.states().values()) == {"Ready"}
+    assert home.on() == {f"home-{name}" for name in NAMES}
