@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -27,6 +27,10 @@ from .plan_options import (
     settings,
     stored,
 )
+
+if TYPE_CHECKING:
+    from ..plans.events import RunState
+    from ..plans.store import Store
 
 
 def check(
@@ -114,8 +118,12 @@ def events(
                 print(msgspec.json.encode(event).decode())
                 seq = event.seq
             sys.stdout.flush()
-            at_end = not found if not follow else run_of(store, plan, run).ended != ""
+            at_end = not found if not follow else _has_ended(store, known)
             at_end = at_end and not store.events(known.spec.run, seq, 1)
+
+
+def _has_ended(store: Store, known: RunState) -> bool:
+    return any(row.ended for row in store.runs(known.spec.plan.name) if row.run == known.spec.run)
 
 
 def runs(
