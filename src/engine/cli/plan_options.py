@@ -108,13 +108,14 @@ def run_of(store: Store, plan: str, run: str = "") -> RunState:
         NotFoundError: There is none.
     """
     from ..plans import running
+    from ..plans.events import fold
+    from ..plans.supervising import all_events
 
     if not run:
         known = running.current(store, plan)
         if known is not None:
             return known
         raise NotFoundError(f"plan {plan} was never run", "rollpoint plan run begins a run")
-    for state in running.states(store, plan):
-        if state.spec.run == run:
-            return state
+    if any(row.run == run for row in store.runs(plan)):
+        return fold(all_events(store, run))
     raise NotFoundError(f"plan {plan} has no run {run}", "rollpoint plan runs lists them")

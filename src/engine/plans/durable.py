@@ -186,7 +186,6 @@ class Host:
 _host: Host | None = None  # DBOS finds workflows by their names, and they their process here
 
 
-
 class Client:
     """Hands work to whoever serves a queue."""
 
@@ -209,18 +208,15 @@ class Client:
         """What a workflow returned; None: nothing in that time."""
         deadline = time.monotonic() + timeout_seconds
         while True:
-            status = self._dbos.retrieve_workflow(id).get_status()
-            if status.status == "SUCCESS":
+            if self.require_alive(id) == "SUCCESS":
                 return self._dbos.retrieve_workflow(id).get_result()
-            if status.status in _DEAD:
-                raise FailedError(f"{id} ended: {status.status}: {status.error}")
             if time.monotonic() > deadline:
                 self._dbos.cancel_workflow(id)
                 return None
             time.sleep(POLL_SECONDS)
 
-    def require_alive(self, id: str) -> None:
-        """Refuse to wait for a workflow that has died.
+    def require_alive(self, id: str) -> str:
+        """What DBOS says of a workflow, unless that has died.
 
         Raises:
             FailedError: With its last words.
@@ -228,6 +224,7 @@ class Client:
         status = self._dbos.retrieve_workflow(id).get_status()
         if status.status in _DEAD:
             raise FailedError(f"{id} ended: {status.status}: {status.error}")
+        return str(status.status)
 
     def forget(self, runs: Sequence[str]) -> None:
         """Remove what DBOS keeps of runs that have ended: their events tell all of it."""

@@ -23,13 +23,13 @@ import threading
 import time
 import urllib.parse
 import uuid
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from ..closing import Closing
 from ..errors import Error, LockedError, StateError, system_error
 from ..points import now_text
 from .database import LIVES, Database
@@ -63,7 +63,7 @@ class Holder(NamedTuple):
     alive: bool
 
 
-class Life:
+class Life(Closing):
     """A name that this process has, until close. Any thread may call anything."""
 
     def __init__(self, database: Database, name: str, token: str, lock: _FileLock | _Session):
@@ -108,17 +108,6 @@ class Life:
         with contextlib.suppress(exc.SQLAlchemyError), self._database.engine.begin() as connection:
             connection.execute(row.values(ended=now_text()))
         self._lock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _is_taken(self, connection: sa.Connection) -> bool:
         asked = sa.select(LIVES.c.token).where(LIVES.c.name == self.name)

@@ -177,9 +177,9 @@ def ended_by(store: Store, plan: str, kind: RunKind) -> RunState:
     Raises:
         StateError: There is none.
     """
-    for state in states(store, plan):
-        if state.spec.kind in FORWARD and (kind == "undo" or state.spec.kind != "test"):
-            return state
+    for row in store.runs(plan):
+        if row.kind in FORWARD and (kind == "undo" or row.kind != "test"):
+            return fold(all_events(store, row.run))
     raise StateError(
         f"no run of plan {plan} is there to {kind}",
         "rollpoint plan runs lists those that there are",
@@ -192,9 +192,9 @@ def _ending(
     """The shape of a run that ends what another began: the replicas that came that far."""
     over = {
         key
-        for state in states(store, plan.name)
-        if state.spec.of == former.spec.run and state.spec.kind != "failback"
-        for key, node in state.nodes.items()
+        for row in store.runs(plan.name)
+        if row.of == former.spec.run and row.kind != "failback"
+        for key, node in fold(all_events(store, row.run)).nodes.items()
         if node.state == "done"
     }
     found: dict[str, list[Found]] = {}
@@ -216,11 +216,9 @@ def _ending(
             f"run {former.spec.run} of plan {plan.name} left nothing to {kind}",
             "each replica of it was ended already: rollpoint plan runs",
         )
-    known = {group.name for group in plan.group}
+    now = {group.name: group.queue for group in plan.group}
     for name in found:
-        if name not in known or queues[name] != next(
-            group.queue for group in plan.group if group.name == name
-        ):
+        if now.get(name) != queues[name]:
             raise UsageError(
                 f"group {name} of run {former.spec.run} is not in the plan any more, or on another "
                 "queue", "put it back: it has replicas that are failed over",

@@ -16,12 +16,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
 import sqlalchemy as sa
 
+from ..closing import Closing
 from ..errors import ExistsError, NotFoundError, StateError
 from ..points import now_text
 from . import lives
@@ -57,7 +57,7 @@ class RunRow(NamedTuple):
     state: str
 
 
-class Store:
+class Store(Closing):
     """Runs and their events. Any thread may call anything; after a fork open a new one."""
 
     def __init__(self, database: Database) -> None:
@@ -99,17 +99,6 @@ class Store:
 
     def close(self) -> None:
         self.database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # ---- runs ----
 
