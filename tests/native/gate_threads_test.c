@@ -113,6 +113,42 @@ cut_in_steps (void)
   return checks;
 }
 
+static void *
+come_late (void *argument)
+{
+  atomic_uint *come = argument;
+  struct rp_fault fault;
+
+  *come = 1;
+  OK (rp_gate_enter (gate, &fault));
+  *come = 2;
+  rp_gate_leave (gate);
+  return NULL;
+}
+
+/* The writers above mostly wait within the gate when a cut ends, where an
+ * alarm keeps them whatever the gate's state is: this one comes afterwards.
+ */
+static void
+nobody_comes_in_after_a_cut (void)
+{
+  struct rp_fault fault;
+  pthread_t thread;
+  atomic_uint come = 0;
+
+  rp_gate_alarm (gate);
+  OK (rp_gate_begin (gate, 0, &fault));
+  rp_gate_end (gate);
+  CHECK (pthread_create (&thread, NULL, come_late, &come) == 0);
+  while (come == 0)
+    usleep (100);
+  for (int i = 0; i < 50 && come == 1; i++)
+    usleep (1000);
+  CHECK (come == 1);
+  rp_gate_heed (gate);
+  CHECK (pthread_join (thread, NULL) == 0);
+}
+
 /* An alarm keeps newcomers out until it is heeded, without refusing them. */
 static unsigned
 alarms (void)
@@ -123,6 +159,7 @@ alarms (void)
   rp_gate_alarm (gate);
   CHECK (!rp_gate_is_alarmed (gate));         /* nobody watches */
   rp_gate_watch (gate, true);
+  nobody_comes_in_after_a_cut ();
   for (int round = 0; round < HOLDS / 4; round++) {
     const unsigned refused_before = refused;
     uint64_t before;
@@ -150,7 +187,7 @@ alarms (void)
   CHECK (!rp_gate_is_alarmed (gate));         /* it is closed anyway */
   rp_gate_release (gate);
   rp_gate_watch (gate, false);
-  return checks + 2;
+  return checks + 3;
 }
 
 static void *
