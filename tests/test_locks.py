@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from rollpoint import _native, locks
+from rollpoint import _native, locks, timers, trial_places
 from rollpoint.errors import LockedError
+from rollpoint.records import Timer
 
 
 @contextmanager
@@ -69,3 +71,26 @@ def test_a_lock_that_somebody_keeps_is_refused(
     other = directory.open("file", _native.OPEN_WRITE)
     with beside(), pytest.raises(LockedError):
         locks.patiently(other.lock)
+
+
+def test_whoever_only_looks_keeps_nobody_from_a_test_or_a_timer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = _native.Io.posix().open_dir(str(tmp_path))
+    timer = Timer(action="undo", due="", operation=str(uuid.UUID(int=1)), armed="")
+    places: dict[str, Callable[[], object]] = {
+        f"tests/t/{trial_places.USE_LOCK}": lambda: trial_places.used(directory, "t").__enter__(),
+        f"tests/t/{trial_places.DISKS_LOCK}": lambda: trial_places.serve(
+            trial_places.open_place(directory, "t")
+        ),
+        f"run/timer-{timer.operation}.lock": lambda: timers._lock(directory, timer),
+    }
+    trial_places.make(directory, "t").close()
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    for name, take in places.items():
+        folder = directory.io.open_dir(str((tmp_path / name).parent))
+        looking = folder.open(Path(name).name, _native.OPEN_WRITE | _native.OPEN_CREATE, 0o600)
+        looking.lock(exclusive=False)
+        monkeypatch.setattr(locks, "_sleep", lambda _, looking=looking: looking.close())
+        assert take() is not None

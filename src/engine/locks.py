@@ -18,7 +18,25 @@ from .errors import LockedError
 
 Result = TypeVar("Result")
 CHILD_SECONDS = 0.25
+LOOK_SECONDS = 0.25  # whoever asks whether a lock is taken has it for a moment
 _POLL_SECONDS = 0.002
+_sleep = time.sleep
+
+
+def within(take: Callable[[], Result], seconds: float) -> Result:
+    """What take returns, as soon as nobody else has the lock that it wants.
+
+    Raises:
+        LockedError: Somebody has had it for so long.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return take()
+        except LockedError:
+            if time.monotonic() >= deadline:
+                raise
+        _sleep(_POLL_SECONDS)
 
 
 def patiently(take: Callable[[], Result]) -> Result:
@@ -27,15 +45,8 @@ def patiently(take: Callable[[], Result]) -> Result:
     Raises:
         LockedError: Somebody has it, for longer than that.
     """
-    deadline = time.monotonic() + CHILD_SECONDS
-    while True:
-        try:
-            return take()
-        except LockedError:
-            # Alone, we started no child that is not a program by now.
-            if threading.active_count() == 1 or time.monotonic() >= deadline:
-                raise
-        time.sleep(_POLL_SECONDS)
+    # Alone, we started no child that is not a program by now.
+    return within(take, 0.0 if threading.active_count() == 1 else CHILD_SECONDS)
 
 
 def settled(paths: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from . import audit
+from . import audit, locks
 from ._native import OPEN_CREATE, OPEN_WRITE, Dir, File
 from .errors import Error, ExistsError, LockedError, NotFoundError, StateError
 from .manifest import RUN_DIRECTORY, TIMER_LOG_NAME, Manifest, Operation
@@ -153,7 +153,7 @@ def _lock(directory: Dir, timer: Timer) -> File:
     finally:
         folder.close()
     try:
-        file.lock()
+        locks.within(file.lock, locks.LOOK_SECONDS)
     except BaseException:
         file.close()
         raise

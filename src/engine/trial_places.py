@@ -100,7 +100,7 @@ def used(directory: Dir, id: str) -> Iterator[Dir]:
         lock = place.open(USE_LOCK, OPEN_WRITE | OPEN_CREATE, 0o600)
         try:
             try:
-                locks.patiently(lock.lock)
+                locks.within(lock.lock, locks.LOOK_SECONDS)
                 if not place.exists(USE_LOCK):  # whoever had it has cleared all away
                     raise LockedError("")
             except (LockedError, NotFoundError):
@@ -133,7 +133,7 @@ def serve(place: Dir) -> File:
     """
     file = place.open(DISKS_LOCK, OPEN_WRITE | OPEN_CREATE, 0o600)
     try:
-        locks.patiently(file.lock)
+        locks.within(file.lock, locks.LOOK_SECONDS)
     except BaseException:
         file.close()
         raise
