@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import ROOT
@@ -505,3 +505,22 @@ def test_what_makes_and_fills_a_replica_is_in_its_log(tmp_path: Path) -> None:
     rollpoint("audit", "verify", path)
     rollpoint("replica", "remove", path)
     assert not path.exists()
+
+
+def test_what_others_added_to_the_file_is_not_read_to_add_a_line() -> None:
+    read: list[int] = []
+
+    class Grown:
+        size_bytes = 1 << 40
+
+        def pread(self, length: int, offset: int) -> bytes:
+            read.append(length)
+            assert length < 1 << 20
+            return b"\n" * length
+
+        def pwrite(self, data: bytes, offset: int) -> None:
+            assert offset == self.size_bytes
+
+    head = AuditHead(lines=1, hash="", bytes=7, pending=["a line"])
+    audit._write(cast(_native.File, Grown()), head)
+    assert (read, head.bytes) == ([1], (1 << 40) + 7)

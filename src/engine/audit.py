@@ -298,7 +298,8 @@ def _write(file: File, head: AuditHead) -> None:
     """Written again even if it is there: a sync that failed may have been the last."""
     data = "".join(f"{line}\n" for line in head.pending).encode()
     size_bytes, at = file.size_bytes, head.bytes - len(data)
-    found = file.pread(size_bytes - at, at) if 0 <= at <= size_bytes else None
+    is_near = at >= 0 and 0 <= size_bytes - at <= len(data)  # what was torn is no longer
+    found = file.pread(size_bytes - at, at) if is_near else None
     if found is None or not _is_torn(found, data):
         # Somebody else wrote to it, or cut it: what is there stays as it is.
         at = size_bytes
