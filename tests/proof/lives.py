@@ -187,6 +187,9 @@ class Life:
             self._look_at_point(self.rng.choice(sorted(stage.points)))
             with stage.replica() as replica, replica.journals() as journals:
                 self.need(journals.held == manifest.held, "held in one place only")
+                for native in journals.natives:
+                    newest = max(native.point_cuts(), default=0)
+                    self.need(native.info()["root_entry"] >= newest, "Ready, and rolled back")
             return
         recovered = manifest.recovered
         assert recovered is not None
@@ -322,7 +325,8 @@ class Life:
         self.woken = False
         if name == "failover" and rng.random() < 0.2:
             visit_at, visit = rng.randrange(1, 26), lambda: self._source_wakes(plan)
-        plan = Plan(stage, die_at, visit_at, visit)
+        jam_at = rng.randrange(1, 5) if rng.random() < 0.1 else 0
+        plan = Plan(stage, die_at, visit_at, visit, jam_at)
         trouble: list[str] = []
         if rng.random() < 0.25:
             self._plan_trouble(trouble)
@@ -340,10 +344,10 @@ class Life:
             self.told[-1] += f": {type(error).__name__}: {error.message}"
             self.counts["failed"] += 1
             late = "clock: " in error.message and self.newest_ns > CLOCK.ahead_ns
-            in_the_way = trouble or late or self.woken or SOURCE in stage.world.on()
+            in_the_way = trouble or plan.jammed or late or self.woken or SOURCE in stage.world.on()
             self.need(in_the_way or not must, f"{name} is allowed, and: {error.message}")
-        if trouble:
-            self.told[-1] += f" [{', '.join(trouble)}]"
+        if trouble or plan.jammed:
+            self.told[-1] += f" [{', '.join(trouble)}{' storage' if plan.jammed else ''}]"
         if self.woken and self.stage.machine not in self.stage.world.on():
             stage.world.things[SOURCE].is_on = rng.random() < 0.5
         if plan.saved is not None:

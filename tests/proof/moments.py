@@ -8,6 +8,7 @@ directory and the world are what a process killed there leaves, and are kept as 
 
 from __future__ import annotations
 
+import errno
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import clock  # noqa: F401  # before the engine is imported
 from rollpoint import audit, bringing_up, interim, manifest, replica
+from rollpoint.errors import StorageError
 from rollpoint.manifest import Step
 from stage import Stage
 from worlds import Crash, Saved, World
@@ -26,6 +28,7 @@ class Plan:
     Args:
         die_at: The number of the moment at which the process is killed; 0: at none.
         visit_at: At that one somebody else tries his luck.
+        jam_at: The storage does not remove that overlay; 0: it removes all.
     """
 
     def __init__(
@@ -34,12 +37,15 @@ class Plan:
         die_at: int = 0,
         visit_at: int = 0,
         visit: Callable[[], object] = lambda: None,
+        jam_at: int = 0,
     ) -> None:
         self._stage = stage
+        self._jam_at, self._removals = jam_at, 0
         self._die_at, self._visit_at, self._visit = die_at, visit_at, visit
         self._quiet = False
         self.passed: list[str] = []
         self.saved: Saved | None = None
+        self.jammed = False
 
     def on_step(self, step: Step) -> None:
         self.come(f"{step.name} {step.state}")
@@ -59,6 +65,21 @@ class Plan:
         if len(self.passed) == self._die_at:
             self.saved = self._stage.save()
             raise Crash
+
+    def remove(self, descriptor: str) -> None:
+        """An overlay is about to go.
+
+        Raises:
+            StorageError: This one does not.
+        """
+        if self._quiet:
+            return
+        self._removals += 1
+        if self._removals == self._jam_at:
+            self.jammed = True
+            raise StorageError(
+                f"could not remove {descriptor}: input/output error", os_errno=errno.EIO
+            )
 
 
 class Hooks:
@@ -92,6 +113,8 @@ def install() -> None:
 
     def removed(directory: Any, descriptor: str) -> None:
         HOOKS.come("before an overlay goes")
+        if HOOKS.plan is not None:
+            HOOKS.plan.remove(descriptor)
         remove(directory, descriptor)
         HOOKS.come("after an overlay went")
 
