@@ -19,7 +19,7 @@ from rollpoint.plans import checking, file, readiness, running, survey
 from rollpoint.plans.events import NodeState, NodeWord, RunState
 from rollpoint.plans.found import Problem, Readiness
 from rollpoint.plans.shape import Shape, Spec
-from rollpoint.plans.tables import Group, Limits, Plan, RunKind, Script
+from rollpoint.plans.tables import Gate, Group, Limits, Plan, RunKind, Script
 from rollpoint.rehearsal import Rehearsal
 from rollpoint.replica import Replica
 from rollpoint.units import format_time
@@ -395,6 +395,31 @@ def test_networks_on_qemu(
     row = look(place, kind, **group)
     assert ("network" in stops(row)) is stopped
     assert row.networks == networks
+
+
+VSPHERE = '[hypervisor]\nkind = "vsphere"\nserver = "vc"\nuser = "u"\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "gate", "stopped"),
+    [
+        ("unplanned", "[machine]\nguest_agent = true\n", {"kind": "heartbeat"}, False),
+        ("unplanned", "", {"kind": "heartbeat"}, True),
+        ("test", "", {"kind": "heartbeat"}, True),
+        ("test", "", {"kind": "heartbeat", "on": ["unplanned"]}, False),
+        ("undo", "", {"kind": "heartbeat"}, False),
+        ("unplanned", "", {"kind": "marker", "marker": "login:"}, False),
+        ("unplanned", VSPHERE, {"kind": "heartbeat"}, False),
+        ("unplanned", VSPHERE, {"kind": "marker", "marker": "login:"}, True),
+    ],
+)
+def test_a_gate_that_nothing_can_open_stops_it(
+    place: Path, kind: RunKind, text: str, gate: dict[str, Any], stopped: bool
+) -> None:
+    toml(place, f'{text}[fencing]\naccept = ["none"]\n')
+    found = problem(look(place, kind, gate=[Gate(**gate)]), "gate")
+    assert (found is not None and found.stops) is stopped
+    assert found is None or found.hint
 
 
 class Server(Source):

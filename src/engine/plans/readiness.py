@@ -133,6 +133,7 @@ class _Look:
                     ("room", lambda: self._room(said)),
                     ("network", lambda: self._networks(said)),
                     ("source", lambda: self._source(said)),
+                    ("gate", lambda: self._gates(said)),
                 ]
         if self._kind in FORWARD:
             parts.append(("rehearsal", self._rehearsal))
@@ -286,6 +287,25 @@ class _Look:
             if not known:
                 _add(self._row, "hypervisor", f"{hypervisor.kind} knows no machine {table.machine}",
                      "correct [hypervisor].machine")  # fmt: skip
+
+    def _gates(self, said: Config) -> None:
+        """Gates that nothing on this hypervisor can open."""
+        asked = {
+            gate.kind
+            for gate in self._group.gate
+            if gate.each == "replica" and self._kind in gate.on
+        }
+        settings = config.machine_of(said, self._manifest.machine)
+        if "heartbeat" in asked and said.hypervisor.kind == "qemu" and not settings.guest_agent:
+            raise UsageError(
+                "a gate waits for its heartbeat, and it has no channel to a guest agent",
+                "set guest_agent = true in [machine] of replica.toml, or take another gate",
+            )
+        if "marker" in asked and said.hypervisor.kind == "vsphere":
+            raise UsageError(
+                "a gate waits for a line on its console, and vSphere keeps none",
+                "take a gate of the kind heartbeat",
+            )
 
     def _networks(self, said: Config) -> None:
         """What the cards get, and that there is such a network."""
