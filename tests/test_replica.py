@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import require_tool
 from replicas import SEGMENT_BYTES, digest, seen_by_qemu
+from rollpoint import _native, provision
 from rollpoint.disk import create_disk, open_disk
 from rollpoint.errors import (
     DamagedError,
@@ -309,3 +312,24 @@ def test_digests_of_a_base_do_not_change_by_looking(tmp_path: Path) -> None:
         assert len(replica.points) == 0
         list_replicas(tmp_path)
     assert before == {name: digest(tmp_path / "r" / name) for name in before}
+
+
+def test_a_creation_that_comes_second_leaves_the_first_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = provision._locked
+
+    @contextlib.contextmanager
+    def late(directory: _native.Dir) -> Iterator[None]:
+        monkeypatch.setattr(provision, "_locked", locked)
+        Replica.create(tmp_path / "r", [("one", 1 << 20)]).close()
+        with locked(directory):
+            yield
+
+    (tmp_path / "r").mkdir()
+    monkeypatch.setattr(provision, "_locked", late)
+    with pytest.raises(ExistsError):
+        Replica.create(tmp_path / "r", [("one", 1 << 20)])
+    with Replica.open(tmp_path / "r") as replica:
+        assert [disk.name for disk in replica.manifest.disks] == ["one"]
+        replica.journals().close()

@@ -244,12 +244,13 @@ def _make(directory: Dir, entries: list[DiskEntry], kind: Kind, keep: Retention)
         retention=keep,
     )
     audit.begin(manifest, manifest.begin(kind, now_text()))
-    for file in (audit.FILE_NAME, *(file for entry in entries for file in _files_to_be(entry))):
-        if directory.exists(file):
-            raise ExistsError(
-                f"{directory.path}/{file} exists", "move it away, or choose another name"
-            )
+    files = [file for entry in entries for file in _files_to_be(entry)]
     with _locked(directory):
+        for file in (manifests.FILE_NAME, audit.FILE_NAME, *files):  # now nobody else makes them
+            if directory.exists(file):
+                raise ExistsError(
+                    f"{directory.path}/{file} exists", "move it away, or choose another name"
+                )
         audit.store(directory, manifest)
         try:
             for entry in entries:
