@@ -233,3 +233,14 @@ def test_hold_and_release_by_hand_hold_and_release_it_too(path: Path) -> None:
             replication.hold(replica)
         assert replica.manifest.epoch == 2, "that of the first hold"
         assert not replication.is_held(replica)
+
+
+def test_what_is_on_this_host_is_asked_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLD_TOKEN", "canary-72")
+    proxy, peer = Replicator(), Replicator()
+    with serving(proxy) as other, serving(peer) as url:
+        monkeypatch.setenv("http_proxy", other)
+        monkeypatch.delenv("no_proxy", raising=False)
+        holds.hold(HoldTable(url=url, token_env="HOLD_TOKEN", timeout="20s"), at_once)
+    assert peer.held
+    assert not proxy.asked
