@@ -23,6 +23,7 @@ from rollpoint.errors import (
     ToolMissingError,
     UsageError,
 )
+from rollpoint.hypervisor import vsphere_session
 from rollpoint.hypervisor.base import Machine
 from rollpoint.hypervisor.vsphere import VSphere
 from rollpoint.hypervisor.vsphere_faults import LostError
@@ -257,16 +258,33 @@ def test_who_else_changes_the_power_is_not_in_the_way(bench: Bench) -> None:
     assert hypervisor.status(machine.id) == "running"
 
 
+@pytest.mark.parametrize("fault", ["NotAuthenticated", "NoPermission"])
+def test_a_machine_is_not_off_because_its_power_is_missing(bench: Bench, fault: str) -> None:
+    """As of a session that ends between a call and its answer; without the right to read it."""
+    machine = bench.machine("a")
+    hypervisor = bench.vcenter.new(port=bench.proxy.port)
+    hypervisor.start(machine)
+    inside = '<object type="VirtualMachine">vm-1</object><privilegeId>System.Read</privilegeId>'
+    bench.proxy.add("RetrievePropertiesEx", "missing", fault, inside)
+    if fault == "NoPermission":
+        with pytest.raises(HypervisorError, match="does not tell whether"):
+            hypervisor.status(machine.id)
+    else:
+        assert hypervisor.status(machine.id) == "running"
+    hypervisor.power_off(machine.id)
+    assert hypervisor.status(machine.id) == "off"
+
+
 def test_a_session_that_expired_is_renewed(certificates: Certificates, tmp_path: Path) -> None:
-    running = VCenter(certificates, tmp_path, idle="50ms")
+    running = VCenter(certificates, tmp_path, idle="150ms")
     proxy = Proxy(running)
     try:
         hypervisor = running.new(port=proxy.port)
         for _ in range(2):
             assert hypervisor.status("DC0_C0_RP0_VM0") == "running"
-            threading.Event().wait(0.3)  # the simulator looks every so often
+            threading.Event().wait(0.5)  # the simulator looks every so often
         for word in ("off", "running", "off"):
-            threading.Event().wait(0.15)
+            threading.Event().wait(0.4)
             if word == "running":
                 hypervisor.power_on("DC0_C0_RP0_VM0")
             else:
@@ -299,6 +317,27 @@ def test_a_session_is_renewed_while_something_is_watched(bench: Bench) -> None:
     hypervisor.start(machine)
     assert bench.files(machine.id) == ["a.vmdk"]
     assert bench.proxy.count("PowerOnVM_Task") == 1
+
+
+def test_a_server_that_is_down_is_not_asked_without_a_pause(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = bench.machine("a")
+    hypervisor = bench.vcenter.new(port=bench.proxy.port)
+    hypervisor.start(machine)
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        bench.proxy.rules.clear()
+
+    monkeypatch.setattr(vsphere_session.time, "sleep", sleep)
+    for _ in range(20):
+        bench.proxy.add("WaitForUpdatesEx", "cut before")
+    hypervisor.power_off(machine.id)
+    assert hypervisor.status(machine.id) == "off"
+    assert pauses
+    assert min(pauses) > 0
 
 
 def test_the_server_proves_who_it_is(vcenter: VCenter) -> None:

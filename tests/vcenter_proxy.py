@@ -19,8 +19,11 @@ from typing import Any, Literal, NamedTuple
 from vcenter import VCenter
 
 # before: the server never sees it. after: it does, and its answer is lost. half: a part of
-# the answer comes. silent: no answer comes, and the connection stays.
-Action = Literal["cut before", "cut after", "cut half", "silent", "fault", "task fault", "answer"]
+# the answer comes. silent: no answer comes, and the connection stays. missing: what the server
+# says of powers is missing from its answer.
+Action = Literal[
+    "cut before", "cut after", "cut half", "silent", "fault", "task fault", "answer", "missing"
+]
 
 _ENVELOPE = (
     '<?xml version="1.0" encoding="UTF-8"?><soapenv:Envelope'
@@ -28,6 +31,11 @@ _ENVELOPE = (
     ' xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
     ' xmlns:xsd="http://www.w3.org/2001/XMLSchema"><soapenv:Body>{}</soapenv:Body>'
     "</soapenv:Envelope>"
+)
+_POWER = re.compile(rb"<propSet><name>runtime.powerState</name>.*?</propSet>", re.DOTALL)
+_MISSING = (
+    '<missingSet><path>runtime.powerState</path><fault><fault xsi:type="{}">{}</fault>'
+    "<localizedMessage/></fault></missingSet>"
 )
 # A change that every machine refuses, as a task.
 _REFUSED = (
@@ -163,6 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
             rule = self.world.pending.pop()
             fault = f'<fault xsi:type="{rule.name}">{rule.xml}</fault>'.encode()
             answer = re.sub(rb"<fault [^>]*FileNotFound.*?</fault>", fault, answer, flags=re.DOTALL)
+        if rule is not None and action == "missing":
+            answer, found_some = _POWER.subn(b"", answer)
+            assert found_some, "only where powers are asked for"
+            missing = _MISSING.format(rule.name, rule.xml).encode()
+            answer = re.sub(rb"</(objects|objectSet)>", missing + rb"</\1>", answer)
         if action == "cut after":
             return self._cut()
         if action == "cut half":

@@ -44,7 +44,7 @@ def conflicts(
     for vm, values in session.inventory(vim.VirtualMachine, _PATHS):
         if found is not None and vm._moId == found.vm._moId:
             continue
-        if values.get("runtime.powerState", "poweredOff") == "poweredOff":
+        if values.get("runtime.powerState") == "poweredOff":
             continue
         where = f"machine {values.get('name')} at {session.server}"
         hardware = values.get("config.hardware.device") or []

@@ -59,7 +59,7 @@ class Found:
 
     @property
     def power(self) -> str:
-        return str(self.values.get("runtime.powerState", "poweredOff"))
+        return str(self.values["runtime.powerState"])
 
     @property
     def is_on(self) -> bool:
@@ -98,7 +98,12 @@ def find(session: Session, machine_id: str) -> Found | None:
 
 
 def look(session: Session, vm: Any) -> Found | None:
-    """A machine as it is now; None: it is gone."""
+    """A machine as it is now; None: it is gone.
+
+    Raises:
+        UsageError: It is a template.
+        HypervisorError: The server cannot be asked, or does not tell whether it is on.
+    """
     try:
         values = session.properties([vm], VM_PATHS)[0]
     except HypervisorError as error:
@@ -108,6 +113,11 @@ def look(session: Session, vm: Any) -> Found | None:
     if values.get("config.template"):
         raise UsageError(
             f"{values.get('name')} at {session.server} is a template", "name a machine"
+        )
+    if "runtime.powerState" not in values:
+        raise HypervisorError(
+            f"{session.server} does not tell whether {values.get('name', vm._moId)} is on",
+            "give the user of replica.toml the privileges System.View and System.Read on it",
         )
     return Found(vm, values)
 

@@ -25,6 +25,7 @@ from .vsphere_server import Server, tls_context
 VERSIONS_LIMIT_BYTES = 1 << 20
 WATCH_SECONDS = 10  # of one question whether something has changed
 ASK_TRIES = 3
+LOST_SECONDS = 0.2  # between two looks at a server that is not there
 LOGOUT_SECONDS = 5
 _Collector = vmodl.query.PropertyCollector
 
@@ -142,8 +143,11 @@ class Session:
                         return values, True
                 return values, False
             except HypervisorError as error:
-                if not self._is_stale(error) or self.clock() >= deadline:
+                left = deadline - self.clock()
+                if not self._is_stale(error) or left <= 0:
                     raise
+                if isinstance(error, LostError):  # a server that is down refuses at once
+                    time.sleep(min(LOST_SECONDS, left))
 
     def finish(self, task: Any, doing: str, timeout_seconds: float) -> Any:
         """Wait for a task to end; returns its result.
@@ -237,6 +241,7 @@ class Session:
         )
         while page is not None:
             for each in page.objects:
+                _require_session(each, str(self.server))
                 yield each.obj, {property.name: property.val for property in each.propSet}
             token = page.token
             page = token and self._bound(
@@ -333,7 +338,19 @@ def _changes_in(update: Any) -> Iterator[Any]:
             if each.kind == "leave":
                 fault = vmodl.fault.ManagedObjectNotFound(obj=each.obj)
                 raise faults.explain(fault, "watching", "the server") from fault
+            _require_session(each, "the server")
             yield from each.changeSet
+
+
+def _require_session(seen: Any, server: str) -> None:
+    """Properties that are missing since the session has ended are not said to have no value.
+
+    Raises:
+        HypervisorError: The session has ended.
+    """
+    for missing in seen.missingSet or ():
+        if faults.is_a(missing.fault, "NotAuthenticated"):
+            raise faults.explain(missing.fault, "asking", server) from missing.fault
 
 
 def _forget(call: Callable[[], Any]) -> None:
