@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rollpoint.guest.base import Nic
 from rollpoint.hypervisor import qemu_process
 from rollpoint.hypervisor.base import Bus, Card, Drive, Hypervisor, Machine
 from rollpoint.hypervisor.qemu import Qemu
+from rollpoint.hypervisor.qmp import Qmp
 
 MEMORY_BYTES = 16 << 20
 
@@ -292,3 +294,10 @@ def test_an_id_that_is_no_file_name_is_refused(qemu: Qemu, bad: str) -> None:
 def test_a_fifth_ide_disk_is_refused(tmp_path: Path, qemu: Qemu) -> None:
     with pytest.raises(UsageError, match="IDE takes 4"):
         qemu.start(machine(*[Drive(f"{tmp_path}/{i}.raw", "raw") for i in range(5)]))
+
+
+def test_a_machine_whose_directory_is_gone_does_not_answer(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(HypervisorError, match="no such file"):
+        Qmp(str(tmp_path / "gone"), "qmp.sock")
+    assert set(threading.enumerate()) == before

@@ -33,13 +33,18 @@ class Qmp:
     """
 
     def __init__(self, directory: str, name: str, timeout_seconds: float = 10.0) -> None:
+        try:
+            handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HypervisorError(
+                f"QEMU does not answer: {directory}: {(error.strerror or str(error)).lower()}"
+            ) from error
         self._client: Any = QMPClient("rollpoint")
         self._timeout_seconds = timeout_seconds
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._run(self._client.connect(f"/proc/self/fd/{handle}/{name}"), "connect")
             self._pump = asyncio.run_coroutine_threadsafe(self._take_events(), self._loop)
