@@ -368,6 +368,9 @@ def refused(url: str, kind: type[Error]) -> Error:
     [
         "postgresql://me:secret@db/plans",
         "postgresql://me@db/plans?password=secret",
+        "postgresql://me@db/plans?PASSWORD=secret",
+        "postgresql://me@db/plans?sslpassword=secret",
+        "postgresql://me:p@secret@db/plans",
         "mysql://db/plans",
         "postgresql://db",
         "sqlite:///relative.sqlite",
@@ -392,6 +395,21 @@ def test_a_password_may_come_with_the_url_from_the_environment(
     monkeypatch.delenv("ROLLPOINT_DATABASE")
     assert choose_url("", "/state") == "sqlite:////state/plans.sqlite"
     assert choose_url("x", "/state") == "x"
+
+
+@pytest.mark.parametrize("query", ["password", "pass%77ord", "PASSWORD", "sslpassword"])
+def test_a_password_in_the_query_is_in_no_error(
+    query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"postgresql://me@127.0.0.1:{free_port()}/plans?{query}=secret"
+    monkeypatch.setenv("ROLLPOINT_DATABASE", url)
+    refused(url, StorageError)
+
+
+def test_an_at_sign_that_is_not_quoted_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://me:p@secret@127.0.0.1/plans"
+    monkeypatch.setenv("ROLLPOINT_DATABASE", url)
+    refused(url, UsageError)
 
 
 def test_a_database_that_cannot_be_reached_is_said_so() -> None:

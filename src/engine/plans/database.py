@@ -120,7 +120,9 @@ def parse_url(text: str) -> sa.URL:
         url.render_as_string()
     except (exc.ArgumentError, ValueError):
         raise UsageError("the database's URL cannot be understood", hint) from None
-    has_password = url.password is not None or "password" in url.query
+    if "@" in (url.host or ""):  # the rest of a password that was not quoted: never shown
+        raise UsageError("the database's URL has an @ too many", "write %40 for one in a password")
+    has_password = url.password is not None or any(_is_secret(key) for key in url.query)
     if has_password and text != os.environ.get(ENVIRONMENT):
         raise UsageError(
             "the database's URL has a password in it, which others on this host could read",
@@ -137,6 +139,11 @@ def parse_url(text: str) -> sa.URL:
     raise UsageError(f"databases of the kind {url.drivername!r} are not known", hint)
 
 
+def _is_secret(key: str) -> bool:
+    """Whether a field of a URL's query holds a password: password, sslpassword."""
+    return "password" in key.lower()
+
+
 class Database:
     """An engine, and calls that are made again until the database answers.
 
@@ -151,7 +158,8 @@ class Database:
 
     def __init__(self, text: str) -> None:
         self.url = parse_url(text)
-        self.name = self.url.set(drivername=self.url.get_backend_name()).render_as_string()
+        shown = self.url.difference_update_query([key for key in self.url.query if _is_secret(key)])
+        self.name = shown.set(drivername=self.url.get_backend_name()).render_as_string()
         self.kind: Literal["sqlite", "postgresql"] = (
             "sqlite" if self.url.get_backend_name() == "sqlite" else "postgresql"
         )
