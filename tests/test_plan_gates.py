@@ -206,6 +206,16 @@ def test_what_is_seen_is_told_when_it_lasts_and_changes(
     ]
 
 
+def test_how_often_was_looked_is_told_where_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gates, "SAME_SECONDS", 0)
+    monkeypatch.setattr(gates, "TELL_SECONDS", 0)
+    rows: list[dict[str, Any]] = []
+    look(gate("script", command=["/bin/false"], retries=3), tell=rows.append)
+    assert [(row["tries"], row["of"]) for row in rows] == [(1, 4), (2, 4), (3, 4)]
+
+
 def test_what_stands_for_nothing_needs_no_second_look() -> None:
     nowhere = msgspec.structs.replace(PLACE, address="")
     row = look(gate("tcp", host="{address}", port=1, retries=9), nowhere)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from plan_world import DISK_BYTES, GRAIN, Power, make_replica
+from rollpoint.cli.plan_table import gate_of
 from rollpoint.errors import StateError, UsageError
-from rollpoint.plans import running
-from rollpoint.plans.events import RunState
+from rollpoint.plans import gates, running
+from rollpoint.plans.events import Event, RunState
 from rollpoint.replica import Replica
 
 PLAN = """version = 1
@@ -130,6 +131,28 @@ def test_somebody_is_asked_and_may_skip_while_the_run_goes_on(tmp_path: Path) ->
     assert answered
     assert state.nodes["db/db-2"].state == "skipped"
     assert {n.state for key, n in state.nodes.items() if key.startswith("web/")} == {"done"}
+
+
+def test_what_a_gate_sees_is_told_while_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "TELL_SECONDS", 0)
+    up = tmp_path / "up"
+    command = f'command = "test -e {up} || {{ echo not yet; exit 1; }}"\nshell = true'
+    more = f'kind = "script"\ninterval = "50ms"\nretries = 1000\n{command}'
+    site = Site(tmp_path, web=f'[[group.gate]]\neach = "group"\n{more}')
+    seen: list[str] = []
+
+    def watch(events: list[Event], state: RunState) -> None:
+        for event in events:
+            if event.kind == "gate" and event.data.get("says") == "exit code 1: not yet":
+                seen.append(gate_of(state.nodes[event.key]))
+                up.touch()
+
+    run = running.start(str(site.plan), "unplanned", site.where)
+    ended = running.drive("site", run, site.where, on_events=watch)
+    assert {node.state for node in ended.nodes.values()} == {"done"}
+    assert " of 1001: exit code 1: not yet" in seen[0]
 
 
 def test_one_run_of_a_plan_at_a_time_and_a_cancelled_one_begins_nothing(tmp_path: Path) -> None:

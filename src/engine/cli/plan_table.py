@@ -209,12 +209,14 @@ def rpo_of(node: NodeState) -> str:
 
 
 def gate_of(node: NodeState) -> str:
-    """The newest gate: how it stands, and how often it was looked at."""
+    """The newest gate: how it stands, how often it was looked at, and what it sees till then."""
     if not node.gates:
         return ""
     gate = node.gates[-1]
-    tries = f", {gate['tries']}×" if gate.get("tries") else ""
     name = str(gate.get("name", "")).removeprefix("gate ")
+    if gate.get("state") == "looking" and gate.get("of"):
+        return f"{name} {gate['tries']} of {gate['of']}: {gate.get('says', '')}"
+    tries = f", {gate['tries']}×" if gate.get("tries") else ""
     return f"{name} {gate.get('state', '')}{tries}"
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SAYS_LENGTH_MAX = 500
 TELL_SECONDS = 1.0  # between two rows for what is only on its way
+SAME_SECONDS = 10.0  # the same, where the looks see what they saw
 
 _ASK_SECONDS = 0.1
 _SCRIPT_SECONDS = 10.0  # until a script that was cut is gone
@@ -55,14 +56,15 @@ def wait(
     Args:
         hypervisor: Of the machine, for heartbeat and marker.
         gives_up: Whether nobody waits any more; asked ten times a second.
-        tell: Gets a row with the state "looking" when what is seen has changed.
+        tell: Gets a row with the state "looking", and "of", the looks there may be: when what
+            is seen has changed, and now and then while it has not.
 
     Returns:
         Of an event "gate": name, kind, state ("passed", "failed", "cancelled"), tries,
         seconds, says.
     """
     begun = time.monotonic()
-    looks, seen, told, tell_at = 0, Seen(False, ""), "", begun + TELL_SECONDS
+    looks, seen, told, told_at = 0, Seen(False, ""), "", begun
 
     def row(state: str) -> Row:
         seconds = round(time.monotonic() - begun, 3)
@@ -83,9 +85,10 @@ def wait(
             return row("passed")
         if seen.final or looks > gate.retries:
             return row("failed")
-        if seen.says != told and time.monotonic() >= tell_at:
-            told, tell_at = seen.says, time.monotonic() + TELL_SECONDS
-            tell(row("looking"))
+        pause = SAME_SECONDS if seen.says == told else TELL_SECONDS
+        if time.monotonic() >= told_at + pause:
+            told, told_at = seen.says, time.monotonic()
+            tell(row("looking") | {"of": gate.retries + 1})
         while (left := next_at - time.monotonic()) > 0 and not gives_up():
             time.sleep(min(left, _ASK_SECONDS))
     return row("cancelled")

@@ -148,7 +148,7 @@ class _Task:
                     self._place(),
                     hypervisor=hypervisor,
                     gives_up=self._around.stops_looking,
-                    tell=lambda row: None,
+                    tell=lambda seen: self._around.tell("gate", {**seen, "name": name}),
                 )
 
             row = {**self._around.once(name, self._caught(do)), "name": name}
